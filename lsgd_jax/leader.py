@@ -1,0 +1,350 @@
+"""Leader stochastic gradient descent (LSGD): the algorithm, to be read beside the paper.
+
+Teng, Gao, Chalus, Choromanska, Goldfarb, Weller, "Leader Stochastic Gradient Descent for Distributed Training of Deep
+Learning Models: Extension", https://arxiv.org/abs/1905.10395.
+
+Each of the l workers in each of n groups holds parameters x, which minimise jointly (eq. 1)
+
+    sum over workers of  E f(x)  +  lambda/2 ||x - x~^j||^2  +  lambda_G/2 ||x - x~||^2,
+
+x~^j the best worker of the group j (the local leader), x~ the best of all (the global leader). The stochastic gradient
+of that sum, with the leaders held fixed, is the update (eq. 2)
+
+    x  <-  x - eta g(x) - pull (x - x~^j) - global_pull (x - x~).
+
+Algorithm 1 takes it apart: a worker steps on its own, x <- x - eta g(x); every `period` steps it is pulled towards its
+local leader, x <- x - pull (x - x~^j), and every `global_period` steps then towards the global one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from lsgd_jax.exchange import NOBODY, AxisName, axis_names, broadcast_from, elect, when, worker_count, worker_index
+
+Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
+"""A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
+
+
+class LeaderState(NamedTuple):
+    """What a worker knows of its local leader, or of the global one."""
+
+    position: Int[Array, ""]
+    """The last leader's position among the workers who elected it; `NOBODY` before the first exchange, or if the
+    last exchange found no worker that could lead."""
+    distance: Float[Array, ""]
+    """||x - leader|| at the last exchange, before the pull; 0 if nobody led."""
+    exchanges: Int[Array, ""]
+    """How many exchanges there have been."""
+    stored: optax.Params | None
+    """A copy of the last leader's parameters, or None if there is no stale pull."""
+    has_stored: Bool[Array, ""]
+    """Whether a leader has been stored yet."""
+
+
+class LeaderPullState(NamedTuple):
+    """The state of `leader_pull`: one worker's, without a worker axis."""
+
+    step: Int[Array, ""]
+    """Updates so far."""
+    losses: Float[Array, " window"]
+    """The last losses, the newest at the end; zeros in front as long as there have been fewer."""
+    score: Float[Array, ""]
+    """The mean of the losses seen, which elections compare; infinite before the first update."""
+    leaders: tuple[LeaderState, ...]
+    """The leader of the worker's group and, where there are groups, the global leader: `leaders[-1]` leads all."""
+
+
+class _Level(NamedTuple):
+    """Among whom a leader is elected, how often, and how strongly it pulls."""
+
+    axis_names: tuple[str, ...]
+    period: int
+    pull: Pull
+    stale_pull: Pull
+
+
+def leader_pull(
+    pull: Pull,
+    *,
+    axis_name: AxisName,
+    period: int = 1,
+    group_axis_name: AxisName | None = None,
+    global_pull: Pull = 0.0,
+    global_period: int | None = None,
+    window: int = 10,
+    pull_at: Literal["after_step", "before_step"] = "after_step",
+    stale_pull: Pull = 0.0,
+    global_stale_pull: Pull = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Pull every worker towards the leader, the worker whose recent training loss is lowest (Algorithm 1).
+
+    The last link of an optax chain: the links before it make the worker's own step, :math:`x' = x + u`. On the updates
+    number `period`, 2 `period`, ... the workers exchange. The one with the lowest score leads, its parameters
+    :math:`\tilde x` are broadcast, and every worker moves to
+
+    .. math:: x' - pull \, (x' - \tilde x).
+
+    With groups, the leader is each group's own; on the updates number `global_period`, 2 `global_period`, ... the
+    points that leave this pull are pulled likewise, by `global_pull`, towards the leader of all workers.
+
+    - The score is the mean of the last `window` losses passed as `value`, or of all as long as there are fewer.
+    - A worker can lead if its score and all its outgoing parameters are finite; ties go to the lowest position. If no
+      worker can, nobody is pulled.
+    - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding, since
+      optax applies updates by adding them.
+    - Only parameters are exchanged: momentum and other optimiser state stay the worker's own.
+
+    `update` sees one worker, inside `jax.shard_map`, `jax.pmap` or `jax.vmap(..., axis_name=...)`. Whether an exchange
+    is due must be the same on all workers, or they wait for each other for ever: wrappers that skip updates for some
+    workers only (`optax.apply_if_finite`, `optax.MultiSteps`) go inside the chain, never around `leader_pull`.
+
+    Args:
+      pull: strength of the pull towards the (local) leader, dimensionless, in [0, 1]: a number, a schedule of the step,
+        or an array with the shape of the worker axes, groups first, of which each worker takes its own entry. To change
+        it during a run, `optax.inject_hyperparams(leader_pull, static_args=("period", "global_period", "window"))`.
+        In the objective form of eq. 1 it is the learning rate times lambda.
+      axis_name: the axis, or the axes, on which the workers of a group lie.
+      period: updates between (local) exchanges, tau.
+      group_axis_name: the axis, or the axes, on which the groups lie; None: one group, one leader.
+      global_pull: strength of the pull towards the global leader, like `pull`.
+      global_period: updates between global exchanges, tau_G, a multiple of `period`; None: every `period`.
+      window: losses in a score (10 in the paper for CIFAR-10, 64 for ImageNet).
+      pull_at: "after_step" pulls at the point after the worker's step, as Algorithm 1 does; "before_step" takes
+        eq. 2 literally, both pulls at :math:`x`.
+      stale_pull: between exchanges, pull by `stale_pull` / `period` on every update, before the exchange if one is due,
+        towards a stored copy of the last (local) leader. An option of the authors' code. A Python 0 stores no copy.
+      global_stale_pull: the same towards the global leader, by `global_stale_pull` / `global_period`.
+
+    Returns:
+      A gradient transformation. `update(updates, state, params, value=loss)` needs the params and the worker's scalar
+      training loss that came with the gradients. It takes an optional `step`, the number of updates made before this
+      one, by which exchanges and schedules are timed instead of by the state's own count: given unbatched, it lets
+      `jax.vmap` keep a branch that exchanges only when due. The state, `LeaderPullState`, holds the diagnostics.
+
+    Raises:
+      ValueError: for an option out of range here, and at `update` for missing params or value.
+      NameError: at `update`, if an axis is not bound there.
+
+    Example:
+      Four workers on f(x) = x^2, the one at 1 in the lead.
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.sgd(0.25), leader_pull(0.5, axis_name="worker"))
+      >>> def step(x, state):
+      ...     value, grad = jax.value_and_grad(lambda x: x**2)(x)
+      ...     updates, state = tx.update(grad, state, x, value=value)
+      ...     return optax.apply_updates(x, updates), state
+      >>> x = jnp.array([4.0, 1.0, -2.0, 2.0])
+      >>> x, (_, state) = jax.vmap(step, axis_name="worker")(x, jax.vmap(tx.init)(x))
+      >>> print(x, state.leaders[0].position)
+      [ 1.25  0.5  -0.25  0.75] [1 1 1 1]
+    """
+    _check_pulls(pull=pull, global_pull=global_pull, stale_pull=stale_pull, global_stale_pull=global_stale_pull)
+    if pull_at not in ("after_step", "before_step"):
+        raise ValueError(f'pull_at must be "after_step" or "before_step", got {pull_at!r}.')
+    _check_whole("period", period, "updates")
+    _check_whole("window", window, "losses")
+    levels = [_Level(axis_names(axis_name), period, pull, stale_pull)]
+    if group_axis_name is not None:
+        global_period = period if global_period is None else global_period
+        _check_whole("global_period", global_period, "updates")
+        if global_period % period:
+            raise ValueError(f"global_period must be a multiple of period, {period}, got {global_period}.")
+        everyone = axis_names(group_axis_name) + axis_names(axis_name)
+        levels.append(_Level(everyone, global_period, global_pull, global_stale_pull))
+    elif global_period is not None or not _may_be_zero(global_pull) or not _may_be_zero(global_stale_pull):
+        raise ValueError("global_pull, global_period and global_stale_pull need groups: pass group_axis_name too.")
+    worker_axes = levels[-1].axis_names
+    if len(set(worker_axes)) < len(worker_axes):
+        raise ValueError(f"the axes of workers and groups must have different names, got {worker_axes}.")
+
+    def init(params: optax.Params) -> LeaderPullState:
+        leaf = jax.tree.leaves(params)[0]
+        return LeaderPullState(
+            step=jnp.zeros((), jnp.int32),
+            losses=jnp.zeros_like(leaf, float, shape=window),
+            score=jnp.full_like(leaf, jnp.inf, float, shape=()),
+            leaders=tuple(_unknown_leader(level, params) for level in levels),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: LeaderPullState,
+        params: optax.Params | None = None,
+        *,
+        value: Float[Array, ""] | None = None,
+        step: Int[Array, ""] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LeaderPullState]:
+        del extra_args  # Other links of the chain may want them.
+        if params is None:
+            raise ValueError("leader_pull moves parameters: pass them, update(updates, state, params, value=loss).")
+        if value is None:
+            raise ValueError("leader_pull elects on the loss: pass it, update(updates, state, params, value=loss).")
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"value must be the scalar loss of one worker, got the shape {jnp.shape(value)};"
+                " call update inside the mapped function, where there is no worker axis."
+            )
+        step = state.step if step is None else step
+        losses = jnp.append(state.losses[1:], jnp.asarray(value, state.losses.dtype))
+        seen = jnp.minimum(optax.safe_increment(state.step), window)
+        score = jnp.where(jnp.arange(window) >= window - seen, losses, 0).sum() / seen
+
+        def point(updates: optax.Updates) -> optax.Params:
+            return params if pull_at == "before_step" else optax.apply_updates(params, updates)
+
+        def strength(pull: Pull) -> Float[Array, ""]:
+            return _own_pull(pull, step, worker_axes)
+
+        for level, leader in zip(levels, state.leaders, strict=True):
+            if leader.stored is not None:
+                stale = strength(level.stale_pull) / level.period
+                updates = _pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
+
+        def exchange(level: _Level, before: tuple[optax.Updates, LeaderState]) -> tuple[optax.Updates, LeaderState]:
+            updates, leader = before
+            x = point(updates)
+            position = elect(score, level.axis_names, eligible=_all_finite(x))
+            leader_x = broadcast_from(x, position, level.axis_names)
+            follows = (position != NOBODY) & (position != worker_index(level.axis_names))
+            updates = _pulled(updates, x, leader_x, strength(level.pull), follows)
+            return updates, _met(leader, position, leader_x, x)
+
+        leaders = []
+        for level, leader in zip(levels, state.leaders, strict=True):
+            due = (step + 1) % level.period == 0
+            updates, leader = when(due, partial(exchange, level), (updates, leader), worker_axes)
+            leaders.append(leader)
+        return updates, LeaderPullState(optax.safe_increment(state.step), losses, score, tuple(leaders))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def lsgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    axis_name: AxisName,
+    momentum: float | None = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 1e-4,
+    pull: Pull = 0.1,
+    period: int = 4,
+    group_axis_name: AxisName | None = None,
+    global_pull: Pull = 0.1,
+    global_period: int = 16,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """LSGD with the settings of the paper's CIFAR-10 experiments: SGD with Nesterov momentum, then `leader_pull`.
+
+    Args:
+      learning_rate: a number or a schedule of the step, eta.
+      axis_name: the axis, or the axes, on which the workers of a group lie.
+      momentum: the coefficient of the worker's own momentum; None: plain SGD.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: added to the gradient, times the parameters, before the momentum.
+      pull: strength of the pull towards the (local) leader, in [0, 1].
+      period: updates between (local) exchanges.
+      group_axis_name: the axis, or the axes, on which the groups lie; None: one group.
+      global_pull: strength of the pull towards the global leader; without groups there is none.
+      global_period: updates between global exchanges; without groups there are none.
+      **options: the other options of `leader_pull`.
+
+    Returns:
+      A gradient transformation; `update(grads, state, params, value=loss)`, as for `leader_pull`.
+
+    Raises:
+      ValueError: as `leader_pull` does.
+
+    Example:
+      >>> tx = lsgd(0.1, axis_name="worker", group_axis_name="group")
+    """
+    if group_axis_name is not None:
+        options |= {"group_axis_name": group_axis_name, "global_pull": global_pull, "global_period": global_period}
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum, nesterov),
+        leader_pull(pull, axis_name=axis_name, period=period, **options),
+    )
+
+
+def _unknown_leader(level: _Level, params: optax.Params) -> LeaderState:
+    leaf = jax.tree.leaves(params)[0]
+    off = isinstance(level.stale_pull, int | float) and level.stale_pull == 0
+    return LeaderState(
+        position=jnp.full_like(leaf, NOBODY, jnp.int32, shape=()),
+        distance=jnp.zeros_like(leaf, float, shape=()),
+        exchanges=jnp.zeros_like(leaf, jnp.int32, shape=()),
+        stored=None if off else jax.tree.map(jnp.asarray, params),
+        has_stored=jnp.zeros_like(leaf, bool, shape=()),
+    )
+
+
+def _met(leader: LeaderState, position: Int[Array, ""], leader_x: optax.Params, x: optax.Params) -> LeaderState:
+    """What is known after an exchange in which the worker stood at x."""
+    somebody = position != NOBODY
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, x, leader_x)).astype(leader.distance.dtype)
+    stored = leader.stored
+    if stored is not None:
+        stored = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), leader_x, stored)
+    return LeaderState(
+        position=position,
+        distance=jnp.where(somebody, distance, 0),
+        exchanges=optax.safe_increment(leader.exchanges),
+        stored=stored,
+        has_stored=leader.has_stored | somebody,
+    )
+
+
+def _pulled(
+    updates: optax.Updates, x: optax.Params, target: optax.Params, strength: Array, follows: Bool[Array, ""]
+) -> optax.Updates:
+    """The updates, less strength (x - target), where the worker follows; elsewhere the updates to the bit."""
+
+    def pulled(u: Array, x: Array, target: Array) -> Array:
+        return jnp.where(follows, u - (strength.astype(x.dtype) * (x - target)).astype(u.dtype), u)
+
+    return jax.tree.map(pulled, updates, x, target)
+
+
+def _own_pull(pull: Pull, step: Int[Array, ""], worker_axes: tuple[str, ...]) -> Float[Array, ""]:
+    """The worker's own pull at this step."""
+    pull = jnp.asarray(pull(step) if callable(pull) else pull)
+    if pull.ndim == 0:
+        return pull
+    sizes = tuple(worker_count(name) for name in worker_axes)
+    if pull.shape != sizes:
+        raise ValueError(f"pulls must have the shape of the worker axes {worker_axes}, {sizes}, got {pull.shape}.")
+    return pull[tuple(worker_index(name) for name in worker_axes)]
+
+
+def _all_finite(tree: optax.Params) -> Bool[Array, ""]:
+    # Zero times a number is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
+    return jnp.isfinite(jnp.stack([jnp.sum(x * 0) for x in jax.tree.leaves(tree)]).sum())
+
+
+def _check_pulls(**pulls: Pull) -> None:
+    for name, pull in pulls.items():
+        if callable(pull) or isinstance(pull, jax.core.Tracer):
+            continue
+        if not np.all((np.asarray(pull) >= 0) & (np.asarray(pull) <= 1)):
+            raise ValueError(f"{name} must lie in [0, 1], got {pull}.")
+
+
+def _check_whole(name: str, number: int, unit: str) -> None:
+    if not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} must be a whole number of {unit}, at least 1, got {number!r}.")
+
+
+def _may_be_zero(pull: Pull) -> bool:
+    """Whether a pull is 0 or, being traced, may be: `optax.inject_hyperparams` passes defaults as traced arrays."""
+    return isinstance(pull, jax.core.Tracer) or (not callable(pull) and not np.any(pull))

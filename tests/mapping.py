@@ -1,0 +1,41 @@
+"""The ways to put workers on a named axis, behind one call: what a test must not depend on."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+GROUPS, WORKERS = 2, 4
+MAPPINGS = ("vmap", "pmap", "shard_map", "slots")
+
+
+def over_workers(function: Callable, mapping: str) -> Callable:
+    """Map a function over the axes ("group", "worker") of arrays [GROUPS, WORKERS, ...] and jit it.
+
+    "pmap" has its groups vmapped, "slots" has its workers vmapped within a shard_map over the groups.
+    """
+    program = mapped(function, mapping)
+    # Two programs with collectives in flight can deadlock on simulated devices, which share a pool of threads.
+    return lambda *arguments: jax.block_until_ready(program(*arguments))
+
+
+def mapped(function: Callable, mapping: str) -> Callable:
+    inner = jax.vmap(function, axis_name="worker")
+    if mapping == "vmap":
+        return jax.jit(jax.vmap(inner, axis_name="group"))
+    if mapping == "pmap":
+        grouped = jax.vmap(function, axis_name="group")
+        return jax.pmap(grouped, axis_name="worker", in_axes=1, out_axes=1)
+    axes = ("group", "worker") if mapping == "shard_map" else ("group",)
+    sizes = (GROUPS, WORKERS)[: len(axes)]
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
+    spec = PartitionSpec(*axes)
+
+    def on_device(*stacked):
+        own = jax.tree.map(lambda x: x.reshape(x.shape[len(axes) :]), stacked)
+        result = function(*own) if mapping == "shard_map" else inner(*own)
+        return jax.tree.map(lambda x: x.reshape((1,) * len(axes) + x.shape), result)
+
+    checked = mapping == "shard_map"  # Collectives over a vmapped axis need the replication checks off.
+    return jax.jit(partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=checked)(on_device))

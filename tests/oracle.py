@@ -1,0 +1,107 @@
+"""Algorithm 1 and eq. 2 of arXiv:1905.10395 in plain NumPy loops, float64, written from the paper.
+
+It shares nothing with `lsgd_jax`: no vectorisation over workers, no JAX, no optax.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Worker = tuple[int, int]  # (group, position in the group)
+
+
+class Run(NamedTuple):
+    x: np.ndarray  # [steps, groups, workers, dimensions], after each step
+    local_leaders: list[list[int | None]]  # one entry an exchange: each group's leader
+    global_leaders: list[int | None]  # one entry a global exchange: the leader's position, groups first
+    scores: np.ndarray  # [steps, groups, workers]
+
+
+def lowest(scores: dict[Worker, float], x: dict[Worker, np.ndarray]) -> Worker | None:
+    """The worker with the lowest finite score whose parameters are finite; the first of several."""
+    best = None
+    for worker in sorted(scores):
+        able = math.isfinite(scores[worker]) and all(math.isfinite(number) for number in x[worker])
+        if able and (best is None or scores[worker] < scores[best]):
+            best = worker
+    return best
+
+
+def lsgd(
+    start: np.ndarray,
+    gradient: Callable[[np.ndarray, int, Worker], np.ndarray],
+    loss: Callable[[np.ndarray, int, Worker], float],
+    *,
+    steps: int,
+    eta: float,
+    pull: Callable[[int, Worker], float],
+    period: int,
+    global_pull: Callable[[int, Worker], float] | None = None,
+    global_period: int = 1,
+    window: int = 1,
+    pull_at_x: bool = False,
+    stale_pull: float = 0.0,
+    global_stale_pull: float = 0.0,
+) -> Run:
+    """Run all workers in step from `start`, [groups, workers, dimensions].
+
+    `gradient` and `loss` are called with a point, the step (from 0) and the worker. `pull_at_x` takes eq. 2 literally;
+    otherwise Algorithm 1 is run. Without `global_pull` there is no global leader.
+    """
+    groups, per_group = start.shape[:2]
+    everyone = [(j, i) for j in range(groups) for i in range(per_group)]
+    x = {worker: start[worker].astype(np.float64) for worker in everyone}
+    seen: dict[Worker, list[float]] = {worker: [] for worker in everyone}
+    stored: dict[int, np.ndarray] = {}
+    stored_global: np.ndarray | None = None
+    trajectory, local_leaders, global_leaders, all_scores = [], [], [], []
+
+    for t in range(steps):
+        before = {worker: x[worker].copy() for worker in everyone}
+        for worker in everyone:
+            seen[worker].append(loss(before[worker], t, worker))
+            x[worker] = x[worker] - eta * gradient(before[worker], t, worker)
+        scores = {worker: sum(seen[worker][-window:]) / len(seen[worker][-window:]) for worker in everyone}
+
+        def towards(target, strength, worker, before=before):
+            """One pull: at the point where the worker is, or at the point where it was."""
+            origin = before[worker] if pull_at_x else x[worker]
+            return x[worker] - strength * (origin - target)
+
+        for worker in everyone:
+            if stale_pull and worker[0] in stored:
+                x[worker] = towards(stored[worker[0]], stale_pull / period, worker)
+        for worker in everyone:
+            if global_stale_pull and stored_global is not None:
+                x[worker] = towards(stored_global, global_stale_pull / global_period, worker)
+
+        if (t + 1) % period == 0:
+            leaders: list[int | None] = []
+            for j in range(groups):
+                members = [worker for worker in everyone if worker[0] == j]
+                place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in members}
+                leader = lowest({worker: scores[worker] for worker in members}, place)
+                leaders.append(None if leader is None else leader[1])
+                if leader is not None:
+                    stored[j] = place[leader]
+                    for worker in members:
+                        if worker != leader:
+                            x[worker] = towards(place[leader], pull(t, worker), worker)
+            local_leaders.append(leaders)
+
+        if global_pull is not None and (t + 1) % global_period == 0:
+            place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in everyone}
+            leader = lowest(scores, place)
+            global_leaders.append(None if leader is None else leader[0] * per_group + leader[1])
+            if leader is not None:
+                stored_global = place[leader]
+                for worker in everyone:
+                    if worker != leader:
+                        x[worker] = towards(place[leader], global_pull(t, worker), worker)
+
+        trajectory.append([[x[j, i].copy() for i in range(per_group)] for j in range(groups)])
+        all_scores.append([[scores[j, i] for i in range(per_group)] for j in range(groups)])
+
+    return Run(np.array(trajectory), local_leaders, global_leaders, np.array(all_scores))
