@@ -1,0 +1,51 @@
+"""A run's picture: test errors against steps and wall-clock, and who led (the layout of the paper's F8)."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lsgd_jax.config import Config
+from lsgd_jax.run_folder import read_metrics
+
+
+def draw(run: Path) -> Path:
+    """Draw a run from its folder into the folder; returns the picture's path."""
+    config = Config.load(run)
+    evaluations = read_metrics(run, "evaluation")
+    exchanges = [entry for entry in read_metrics(run, "exchange") if "leader" in entry]
+    steps = np.array([entry["step"] for entry in evaluations])
+    seconds = np.array([entry["seconds"] for entry in evaluations])
+    center = 100 * np.array([entry["center_error"] for entry in evaluations])
+    workers = 100 * np.array([np.ravel(entry["worker_errors"]) for entry in evaluations])
+    exchange_steps = np.array([entry["step"] for entry in exchanges])
+    leaders = np.array([entry["leader"] for entry in exchanges])
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    (by_step, by_time), (identity, share) = figure.subplots(2, 2)
+    for axes, x, label in ((by_step, steps, "local steps"), (by_time, seconds, "seconds of training")):
+        axes.plot(x, workers, color="0.8", linewidth=0.8, label=["workers"] + [None] * (workers.shape[1] - 1))
+        if len(exchanges):
+            last = np.searchsorted(exchange_steps, steps, side="right") - 1
+            led = np.where(last >= 0, leaders[np.maximum(last, 0)], -1)
+            led_error = np.where(led >= 0, workers[np.arange(len(led)), led], np.nan)
+            axes.plot(x, led_error, color="tab:blue", linewidth=1, label="leader")
+        axes.plot(x, center, color="tab:red", linewidth=1.5, label="center")
+        axes.set(xlabel=label, ylabel="test error (%)", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.legend()
+    by_step.set_title(f"{config.dataset}, {config.groups} x {config.workers} workers, seed {config.seed}")
+    by_time.set_title(f"final test error of the center {center[-1]:.2f} %")
+
+    count = config.groups * config.workers
+    identity.plot(exchange_steps, leaders, ".", markersize=3)
+    identity.set(title="who led all", xlabel="local steps", ylabel="the leader's rank", yticks=np.arange(count))
+    bars = share.bar(np.arange(count), np.bincount(leaders[leaders >= 0], minlength=count))
+    share.bar_label(bars, fontsize=8)
+    share.set(
+        title=f"how often each led, of {len(leaders)}", xlabel="rank", ylabel="exchanges", xticks=np.arange(count)
+    )
+    path = run / "curves.png"
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return path
