@@ -1,0 +1,61 @@
+"""A run's folder: its configuration, its environment, its metrics (one JSON line an event), its pictures."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+
+
+class RunFolder:
+    """The folder that a run writes; made anew, so that nothing already written is lost."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Make the folder and write the configuration and the environment.
+
+        Raises:
+          UsageError: if the folder has files in it or can't be made.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UsageError(f"the run folder {path} is not empty: name another with --run-dir, or remove it.")
+            (path / "config.json").write_text(config.to_json() + "\n")
+            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            (path / "metrics.jsonl").touch()
+        except OSError as error:
+            raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append an event to the metrics; arrays are written as nested lists."""
+        line = json.dumps({"event": event} | values, default=lambda array: array.tolist())
+        with (self.path / "metrics.jsonl").open("a") as metrics:
+            metrics.write(line + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the configuration: versions, machine, devices, command."""
+    packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+    }
+
+
+def read_metrics(path: Path, event: str) -> list[dict[str, Any]]:
+    """The events of one kind that a run has logged, in order."""
+    with (path / "metrics.jsonl").open() as lines:
+        return [entry for entry in map(json.loads, lines) if entry["event"] == event]

@@ -1,0 +1,71 @@
+"""The command line, run as a user runs it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def lsgd(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "lsgd_jax", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "mnist2d"], "Unrecognized options: mnist2d"),
+        (["train", "mnist1d", "--perid", "4"], "Unrecognized options: --perid"),
+        (["train", "mnist1d", "--period", "0"], "period must be at least 1, got 0."),
+        (["train", "mnist1d", "--period", "four"], "invalid literal for int"),
+        (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of the period, 4, got 6."),
+        (["train", "mnist1d", "--pull", "1.5"], "pull must be in [0, 1], got 1.5."),
+        (["train", "mnist1d", "--model", "cnn"], "invalid choice 'cnn'"),
+        (["train", "mnist1d", "--batch-size", "5000"], "lower one of them"),
+        (["figure", "F99"], "invalid choice 'F99'"),
+        (["trian"], "Unrecognized options: trian"),
+        ([], "Missing subcommand"),
+    ],
+)
+def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, tmp_path):
+    done = lsgd(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_devices_than_workers(tmp_path):
+    done = lsgd("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    assert done.returncode == 2
+    assert done.stderr.startswith("lsgd: 2 x 4 workers need 8 devices, but there are 4 (cpu): lower groups or workers")
+    assert done.stderr.count("\n") == 1
+
+
+def test_train_and_a_second_time_into_the_same_folder(tmp_path):
+    done = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("test error of the center after 20 steps: ")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "curves.png",
+        "environment.json",
+        "metrics.jsonl",
+    ]
+    again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr == "lsgd: the run folder run is not empty: name another with --run-dir, or remove it.\n"
+
+
+def test_figure(tmp_path):
+    done = lsgd("figure", "trajectories", "--out", "drawn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "see drawn/trajectories.png" in done.stdout

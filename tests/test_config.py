@@ -1,0 +1,43 @@
+import dataclasses
+import json
+
+import pytest
+
+from lsgd_jax.config import Config
+from lsgd_jax.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_its_file(name, tmp_path):
+    (tmp_path / "config.json").write_text(PRESETS[name].to_json())
+    assert Config.load(tmp_path) == PRESETS[name]
+
+
+def test_unknown_fields_are_named():
+    text = json.dumps(dataclasses.asdict(PRESETS["digits"]) | {"perid": 4})
+    with pytest.raises(ValueError, match="unknown configuration fields: perid"):
+        Config.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps", 0, "steps must be at least 1, got 0"),
+        ("period", 0, "period must be at least 1, got 0"),
+        ("global_period", 6, "global_period must be a multiple of the period, 4, got 6"),
+        ("pull", 1.01, r"pull must be in \[0, 1\], got 1\.01"),
+        ("global_pull", float("nan"), r"global_pull must be in \[0, 1\], got nan"),
+        ("learning_rate", 0.0, r"learning_rate must be positive, got 0\.0"),
+        ("learning_rate_drops", (0.5, 1.0), r"learning_rate_drops must be fractions in \(0, 1\), got \(0\.5, 1\.0\)"),
+        ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
+        ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
+        ("seed", -1, "seed must be in"),
+    ],
+)
+def test_a_field_out_of_range_is_one_sentence(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PRESETS["mnist1d"], **{field: value})
+
+
+def test_one_group_has_no_global_period_to_check():
+    dataclasses.replace(PRESETS["mnist1d"], groups=1, global_period=6)
