@@ -18,7 +18,6 @@ local leader, x <- x - pull (x - x~^j), and every `global_period` steps then tow
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import chex
@@ -28,7 +27,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgd_jax.exchange import NOBODY, AxisName, axis_names, broadcast_from, elect, when, worker_count, worker_index
+from lsgd_jax.checks import check_strengths, check_whole
+from lsgd_jax.exchange import (
+    NOBODY,
+    AxisName,
+    all_finite,
+    axis_names,
+    broadcast_from,
+    elect,
+    own_entry,
+    when,
+    worker_index,
+)
 
 Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
 """A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
@@ -110,7 +120,7 @@ def leader_pull(
     Args:
       pull: strength of the pull towards the (local) leader, dimensionless, in [0, 1]: a number, a schedule of the step,
         or an array with the shape of the worker axes, groups first, of which each worker takes its own entry. To change
-        it during a run, `optax.inject_hyperparams(leader_pull, static_args=("period", "global_period", "window"))`.
+        it during a run, `optax.inject_hyperparams(leader_pull, static_args=...)` with all other options static.
         In the objective form of eq. 1 it is the learning rate times lambda.
       axis_name: the axis, or the axes, on which the workers of a group lie.
       period: updates between (local) exchanges, tau.
@@ -148,15 +158,15 @@ def leader_pull(
       >>> print(x, state.leaders[0].position)
       [ 1.25  0.5  -0.25  0.75] [1 1 1 1]
     """
-    _check_pulls(pull=pull, global_pull=global_pull, stale_pull=stale_pull, global_stale_pull=global_stale_pull)
+    check_strengths(pull=pull, global_pull=global_pull, stale_pull=stale_pull, global_stale_pull=global_stale_pull)
     if pull_at not in ("after_step", "before_step"):
         raise ValueError(f'pull_at must be "after_step" or "before_step", got {pull_at!r}.')
-    _check_whole("period", period, "updates")
-    _check_whole("window", window, "losses")
+    check_whole("period", period, "updates")
+    check_whole("window", window, "losses")
     levels = [_Level(axis_names(axis_name), period, pull, stale_pull)]
     if group_axis_name is not None:
         global_period = period if global_period is None else global_period
-        _check_whole("global_period", global_period, "updates")
+        check_whole("global_period", global_period, "updates")
         if global_period % period:
             raise ValueError(f"global_period must be a multiple of period, {period}, got {global_period}.")
         everyone = axis_names(group_axis_name) + axis_names(axis_name)
@@ -168,13 +178,8 @@ def leader_pull(
         raise ValueError(f"the axes of workers and groups must have different names, got {worker_axes}.")
 
     def init(params: optax.Params) -> LeaderPullState:
-        leaf = jax.tree.leaves(params)[0]
-        return LeaderPullState(
-            step=jnp.zeros((), jnp.int32),
-            losses=jnp.zeros_like(leaf, float, shape=window),
-            score=jnp.full_like(leaf, jnp.inf, float, shape=()),
-            leaders=tuple(_unknown_leader(level, params) for level in levels),
-        )
+        leaders = tuple(_unknown_leader(level, params) for level in levels)
+        return LeaderPullState(jnp.zeros((), jnp.int32), *init_losses(window, params), leaders)
 
     def update(
         updates: optax.Updates,
@@ -188,23 +193,14 @@ def leader_pull(
         del extra_args  # Other links of the chain may want them.
         if params is None:
             raise ValueError("leader_pull moves parameters: pass them, update(updates, state, params, value=loss).")
-        if value is None:
-            raise ValueError("leader_pull elects on the loss: pass it, update(updates, state, params, value=loss).")
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"value must be the scalar loss of one worker, got the shape {jnp.shape(value)};"
-                " call update inside the mapped function, where there is no worker axis."
-            )
+        losses, score = record_loss(state.losses, value, state.step)
         step = state.step if step is None else step
-        losses = jnp.append(state.losses[1:], jnp.asarray(value, state.losses.dtype))
-        seen = jnp.minimum(optax.safe_increment(state.step), window)
-        score = jnp.where(jnp.arange(window) >= window - seen, losses, 0).sum() / seen
 
         def point(updates: optax.Updates) -> optax.Params:
             return params if pull_at == "before_step" else optax.apply_updates(params, updates)
 
         def strength(pull: Pull) -> Float[Array, ""]:
-            return _own_pull(pull, step, worker_axes)
+            return own_entry(pull(step) if callable(pull) else pull, worker_axes)
 
         for level, leader in zip(levels, state.leaders, strict=True):
             if leader.stored is not None:
@@ -214,7 +210,7 @@ def leader_pull(
         def exchange(level: _Level, before: tuple[optax.Updates, LeaderState]) -> tuple[optax.Updates, LeaderState]:
             updates, leader = before
             x = point(updates)
-            position = elect(score, level.axis_names, eligible=_all_finite(x))
+            position = elect(score, level.axis_names, eligible=all_finite(x))
             leader_x = broadcast_from(x, position, level.axis_names)
             follows = (position != NOBODY) & (position != worker_index(level.axis_names))
             updates = _pulled(updates, x, leader_x, strength(level.pull), follows)
@@ -230,6 +226,42 @@ def leader_pull(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def leader_sgd(
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: AxisName,
+    period: int = 4,
+    pull: Pull = 0.1,
+    group_axis_name: AxisName | None = None,
+    global_pull: Pull | None = None,
+    global_period: int | None = None,
+    window: int = 10,
+) -> optax.GradientTransformationExtraArgs:
+    """LSGD with any optimiser and the paper's pulls: the optimiser, then `leader_pull`.
+
+    A NaN in one worker's loss or parameters stays with that worker, who can't lead.
+
+    Args:
+      optimizer: the worker's own.
+      axis_name: the axis, or the axes, on which the workers of a group lie.
+      period: updates between (local) exchanges.
+      pull: strength of the pull towards the (local) leader, in [0, 1].
+      group_axis_name: the axis, or the axes, on which the groups lie; None: one group, and nothing global.
+      global_pull: strength of the pull towards the global leader, in [0, 1]; None: 0.1 if there are groups.
+      global_period: updates between global exchanges; None: 4 * period if there are groups.
+      window: losses in the mean by which leaders are elected.
+
+    Raises:
+      ValueError: as `leader_pull` does.
+    """
+    levels: dict[str, Any] = {"group_axis_name": group_axis_name}
+    if global_pull is not None or group_axis_name is not None:
+        levels["global_pull"] = 0.1 if global_pull is None else global_pull
+    if global_period is not None or group_axis_name is not None:
+        levels["global_period"] = 4 * period if global_period is None else global_period
+    return optax.chain(optimizer, leader_pull(pull, axis_name=axis_name, period=period, window=window, **levels))
+
+
 def lsgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -237,14 +269,9 @@ def lsgd(
     momentum: float | None = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
-    pull: Pull = 0.1,
-    period: int = 4,
-    group_axis_name: AxisName | None = None,
-    global_pull: Pull = 0.1,
-    global_period: int = 16,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """LSGD with the settings of the paper's CIFAR-10 experiments: SGD with Nesterov momentum, then `leader_pull`.
+    """LSGD with the settings of the paper's CIFAR-10 experiments: SGD with Nesterov momentum in `leader_sgd`.
 
     Args:
       learning_rate: a number or a schedule of the step, eta.
@@ -252,12 +279,7 @@ def lsgd(
       momentum: the coefficient of the worker's own momentum; None: plain SGD.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: added to the gradient, times the parameters, before the momentum.
-      pull: strength of the pull towards the (local) leader, in [0, 1].
-      period: updates between (local) exchanges.
-      group_axis_name: the axis, or the axes, on which the groups lie; None: one group.
-      global_pull: strength of the pull towards the global leader; without groups there is none.
-      global_period: updates between global exchanges; without groups there are none.
-      **options: the other options of `leader_pull`.
+      **options: the options of `leader_sgd`.
 
     Returns:
       A gradient transformation; `update(grads, state, params, value=loss)`, as for `leader_pull`.
@@ -268,13 +290,47 @@ def lsgd(
     Example:
       >>> tx = lsgd(0.1, axis_name="worker", group_axis_name="group")
     """
-    if group_axis_name is not None:
-        options |= {"group_axis_name": group_axis_name, "global_pull": global_pull, "global_period": global_period}
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(learning_rate, momentum, nesterov),
-        leader_pull(pull, axis_name=axis_name, period=period, **options),
-    )
+    sgd = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
+    return leader_sgd(sgd, axis_name=axis_name, **options)
+
+
+def init_losses(window: int, params: optax.Params) -> tuple[Float[Array, " window"], Float[Array, ""]]:
+    """The last losses and their mean, the score, before any has been seen.
+
+    Args:
+      window: how many losses are kept.
+      params: a worker's; arrays that vary over the same axes are made.
+    """
+    leaf = jax.tree.leaves(params)[0]
+    return jnp.zeros_like(leaf, float, shape=window), jnp.full_like(leaf, jnp.inf, float, shape=())
+
+
+def record_loss(
+    losses: Float[Array, " window"], value: Float[Array, ""] | None, seen: Int[Array, ""]
+) -> tuple[Float[Array, " window"], Float[Array, ""]]:
+    """The last losses with one more, and the score: the mean of those really seen.
+
+    The mean is taken anew each time, so that a NaN goes with the window.
+
+    Args:
+      losses: the last losses, the newest at the end.
+      value: the new loss.
+      seen: how many losses there have been before.
+
+    Raises:
+      ValueError: if the value is missing or not a scalar.
+    """
+    if value is None:
+        raise ValueError("workers are compared by their losses: pass it, update(updates, state, params, value=loss).")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the scalar loss of one worker, got the shape {jnp.shape(value)};"
+            " call update inside the mapped function, where there is no worker axis."
+        )
+    window = len(losses)
+    losses = jnp.append(losses[1:], jnp.asarray(value, losses.dtype))
+    seen = jnp.minimum(optax.safe_increment(seen), window)
+    return losses, jnp.where(jnp.arange(window) >= window - seen, losses, 0).sum() / seen
 
 
 def _unknown_leader(level: _Level, params: optax.Params) -> LeaderState:
@@ -314,35 +370,6 @@ def _pulled(
         return jnp.where(follows, u - (strength.astype(x.dtype) * (x - target)).astype(u.dtype), u)
 
     return jax.tree.map(pulled, updates, x, target)
-
-
-def _own_pull(pull: Pull, step: Int[Array, ""], worker_axes: tuple[str, ...]) -> Float[Array, ""]:
-    """The worker's own pull at this step."""
-    pull = jnp.asarray(pull(step) if callable(pull) else pull)
-    if pull.ndim == 0:
-        return pull
-    sizes = tuple(worker_count(name) for name in worker_axes)
-    if pull.shape != sizes:
-        raise ValueError(f"pulls must have the shape of the worker axes {worker_axes}, {sizes}, got {pull.shape}.")
-    return pull[tuple(worker_index(name) for name in worker_axes)]
-
-
-def _all_finite(tree: optax.Params) -> Bool[Array, ""]:
-    # Zero times a number is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
-    return jnp.isfinite(jnp.stack([jnp.sum(x * 0) for x in jax.tree.leaves(tree)]).sum())
-
-
-def _check_pulls(**pulls: Pull) -> None:
-    for name, pull in pulls.items():
-        if callable(pull) or isinstance(pull, jax.core.Tracer):
-            continue
-        if not np.all((np.asarray(pull) >= 0) & (np.asarray(pull) <= 1)):
-            raise ValueError(f"{name} must lie in [0, 1], got {pull}.")
-
-
-def _check_whole(name: str, number: int, unit: str) -> None:
-    if not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"{name} must be a whole number of {unit}, at least 1, got {number!r}.")
 
 
 def _may_be_zero(pull: Pull) -> bool:

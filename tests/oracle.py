@@ -105,3 +105,94 @@ def lsgd(
         all_scores.append([[scores[j, i] for i in range(per_group)] for j in range(groups)])
 
     return Run(np.array(trajectory), local_leaders, global_leaders, np.array(all_scores))
+
+
+Layers = list[np.ndarray]
+
+
+def peer(
+    method: str,
+    start: list[Layers],
+    gradient: Callable[[Layers, int, int], Layers],
+    loss: Callable[[Layers, int, int], float],
+    *,
+    steps: int,
+    eta: float,
+    momentum: float,
+    period: int = 1,
+    pull: float = 0.0,
+    center_pull: float = 0.0,
+    prox: float = 0.0,
+    outer_learning_rate: float = 0.0,
+    outer_momentum: float = 0.0,
+    window: int = 1,
+) -> tuple[list[list[Layers]], Layers]:
+    """The methods LSGD is compared with, each from its paper's equations; local SGD with Nesterov momentum.
+
+    Returns every worker's layers after each step, and the model that the method reports at the end.
+    """
+    workers, layers = range(len(start)), range(len(start[0]))
+
+    def average(points: list[Layers]) -> Layers:
+        return [sum(points[i][k] for i in workers) / len(points) for k in layers]
+
+    x = [[layer.astype(np.float64) for layer in worker] for worker in start]
+    velocity = [[np.zeros_like(layer) for layer in worker] for worker in x]
+    center = average(x)
+    came_from = [list(worker) for worker in x]
+    outer_velocity = [np.zeros_like(layer) for layer in center]
+    losses: list[list[float]] = [[] for _ in workers]
+    averaged = False
+    trajectory = []
+
+    for t in range(steps):
+        for i in workers:
+            losses[i].append(loss(x[i], t, i))
+        g = [gradient(x[i], t, i) for i in workers]
+        if method == "data_parallel":
+            g = [average(g) for _ in workers]
+        for i in workers:
+            for k in layers:
+                velocity[i][k] = momentum * velocity[i][k] + g[i][k]
+                x[i][k] = x[i][k] - eta * (g[i][k] + momentum * velocity[i][k])
+                if method in ("mgrawa", "lgrawa") and averaged:
+                    x[i][k] = x[i][k] - prox * (x[i][k] - center[k])
+
+        if (t + 1) % period == 0 and method == "easgd":
+            mean = average(x)
+            for i in workers:
+                x[i] = [x[i][k] - pull * (x[i][k] - center[k]) for k in layers]
+            center = [center[k] + center_pull * (mean[k] - center[k]) for k in layers]
+        elif (t + 1) % period == 0 and method == "downpour":
+            for i in workers:
+                center = [center[k] + x[i][k] - came_from[i][k] for k in layers]
+            x = [list(center) for _ in workers]
+            came_from = [list(center) for _ in workers]
+        elif (t + 1) % period == 0 and method == "local_sgd":
+            mean = average(x)
+            x = [list(mean) for _ in workers]
+        elif (t + 1) % period == 0 and method == "diloco":
+            mean = average(x)
+            for k in layers:
+                outer_gradient = center[k] - mean[k]
+                outer_velocity[k] = outer_momentum * outer_velocity[k] + outer_gradient
+                center[k] = center[k] - outer_learning_rate * (outer_gradient + outer_momentum * outer_velocity[k])
+            x = [list(center) for _ in workers]
+        elif (t + 1) % period == 0 and method in ("mgrawa", "lgrawa"):
+            for k in layers:
+                of_model = [math.sqrt(sum((layer**2).sum() for layer in g[i])) for i in workers]
+                of_layer = [math.sqrt((g[i][k] ** 2).sum()) for i in workers]
+                inverse = [1 / norm for norm in (of_model if method == "mgrawa" else of_layer)]
+                center[k] = sum(inverse[i] / sum(inverse) * x[i][k] for i in workers)
+            averaged = True
+            for i in workers:
+                x[i] = [x[i][k] - pull * (x[i][k] - center[k]) for k in layers]
+
+        trajectory.append([[layer.copy() for layer in worker] for worker in x])
+
+    if method in ("easgd", "downpour", "diloco"):
+        return trajectory, center
+    if method == "independent":
+        scores = [sum(losses[i][-window:]) / len(losses[i][-window:]) for i in workers]
+        return trajectory, x[scores.index(min(scores))]
+    return trajectory, average(x)

@@ -451,7 +451,7 @@ def test_the_compiled_exchange_gathers_nobodys_parameters_but_the_leaders():
 
 
 def test_hyperparameters_can_be_changed_without_recompiling():
-    static = ("axis_name", "period", "global_period", "window")
+    static = ("axis_name", "period", "global_period", "window", "global_pull", "stale_pull", "global_stale_pull")
     tx = optax.inject_hyperparams(leader_pull, static_args=static)(0.5, axis_name="worker")
     x = jnp.array([[4.0], [2.0]])
     traces = 0
@@ -463,6 +463,7 @@ def test_hyperparameters_can_be_changed_without_recompiling():
 
     update = jax.jit(jax.vmap(update, axis_name="worker"))
     state = jax.vmap(tx.init)(x)
+    assert state.inner_state.leaders[0].stored is None
     for pull, moved in ((0.5, -1.0), (0.5, -1.0), (0.25, -0.5), (1.0, -2.0)):
         state.hyperparams["pull"] = jnp.full(2, pull)
         updates, state = update(x, state)
@@ -479,6 +480,8 @@ def test_lsgd_is_sgd_with_nesterov_momentum_weight_decay_and_the_pull(problem):
     assert run(lsgd(ETA, **GROUPED), *problem)[0].tobytes() == run(chain, *problem)[0].tobytes()
     single = run(lsgd(ETA, axis_name="worker"), *problem)
     assert len(single[2]) == 1
+    with pytest.raises(ValueError, match="need groups"):
+        lsgd(ETA, axis_name="worker", global_period=16)
 
 
 @pytest.mark.parametrize(
@@ -515,7 +518,7 @@ def test_missing_arguments_of_update_are_one_sentence():
     def update(**options):
         return jax.vmap(lambda x, state: tx.update(x, state, x, **options), axis_name="worker")(x, state)
 
-    with pytest.raises(ValueError, match="elects on the loss: pass it"):
+    with pytest.raises(ValueError, match="compared by their losses: pass it"):
         update()
     with pytest.raises(ValueError, match=r"scalar loss of one worker, got the shape \(2,\)"):
         update(value=jnp.ones(2))
@@ -524,5 +527,5 @@ def test_missing_arguments_of_update_are_one_sentence():
     with pytest.raises(NameError, match="no axis 'worker' here"):
         jax.vmap(lambda x, state: tx.update(x, state, x, value=x), axis_name="workers")(x, state)
     pulls = leader_pull(np.full(3, 0.1), axis_name="worker")
-    with pytest.raises(ValueError, match=r"shape of the worker axes \('worker',\), \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape of the axes \('worker',\), \(2,\), got \(3,\)"):
         jax.vmap(lambda x, state: pulls.update(x, state, x, value=x), axis_name="worker")(x, state)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from lsgd_jax.leader import leader_pull
-from lsgd_jax.methods import easgd
+from lsgd_jax.methods.easgd import easgd
 
 METHODS = ("EAGD", "LGD", "independent")
 COLORS = {"EAGD": "tab:orange", "LGD": "tab:blue", "independent": "tab:gray"}
@@ -33,7 +33,7 @@ def methods(eta: float, pull: float) -> dict[str, optax.GradientTransformation]:
     """Leader and elastic averaging gradient descent, both pulls taken at x as in eq. 2, and workers on their own."""
     sgd = optax.sgd(eta)
     return {
-        "EAGD": easgd(sgd, axis_name="worker", pull=pull, pull_at="before_step"),
+        "EAGD": easgd(sgd, axis_name="worker", period=1, pull=pull, pull_at="before_step"),
         "LGD": optax.chain(sgd, leader_pull(pull, axis_name="worker", window=1, pull_at="before_step")),
         "independent": sgd,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from lsgd_jax.methods import easgd
+from lsgd_jax.methods.easgd import easgd
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
 
 EVERYONE = ("group", "worker")
@@ -28,7 +28,7 @@ def test_follows_a_plain_loop(mapping, pull_at):
         for t in range(7):
             updates, state = tx.update(x, state, x, step=jnp.asarray(t))
             x = optax.apply_updates(x, updates)
-        return x, state.center, state.exchanges
+        return x, state.shared, state.exchanges
 
     x, center, exchanges = over_workers(train, mapping)(start)
 
@@ -49,14 +49,14 @@ def test_follows_a_plain_loop(mapping, pull_at):
 def test_the_forces_are_symmetric_by_default():
     """The workers are drawn by alpha to the centre, and the centre by n alpha to their mean."""
     x = jnp.array([1.0, 5.0, 0.0, 2.0])
-    tx = easgd(optax.sgd(0.0), axis_name="worker")
+    tx = easgd(optax.sgd(0.0), axis_name="worker", period=1)
     step = jax.vmap(lambda x, state: tx.update(x, state, x), axis_name="worker")
     updates, state = step(x, jax.vmap(tx.init)(x))
     alpha = 0.9**8 / 4
     np.testing.assert_allclose(updates, -alpha * (x - 2.0), rtol=1e-12)
-    np.testing.assert_allclose(state.center, np.full(4, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(state.shared, np.full(4, 2.0), rtol=1e-12)
     updates, state = step(x + 1, state)
-    np.testing.assert_allclose(state.center, np.full(4, 2.0 + 4 * alpha), rtol=1e-12)
+    np.testing.assert_allclose(state.shared, np.full(4, 2.0 + 4 * alpha), rtol=1e-12)
 
 
 def test_params_are_needed():

@@ -1,0 +1,46 @@
+"""Learning rates that differ from worker to worker, for any method."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import ArrayLike, Float
+
+from lsgd_jax.exchange import AxisName, own_entry
+
+
+def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """By what each worker's learning rate is multiplied, as in the code of the paper's authors.
+
+    Args:
+      kind: "linear" gives 1, 2, 3, ... and "powers" 1, 2, 4, ... by the worker's rank.
+      workers: the sizes of the worker axes, the shape of the result.
+
+    Example:
+      >>> print(rate_factors("powers", (2, 2)))
+      [[1. 2.]
+       [4. 8.]]
+    """
+    rank = np.arange(np.prod(workers), dtype=np.float32).reshape(workers)
+    return rank + 1 if kind == "linear" else 2**rank
+
+
+def scale_by_worker(factors: ArrayLike, *, axis_name: AxisName) -> optax.GradientTransformation:
+    """Scale each worker's updates by its own factor: after an optimiser, its learning rate.
+
+    Args:
+      factors: with the shape of the worker axes, or a scalar. To change them during a run without recompiling,
+        `optax.inject_hyperparams(scale_by_worker)`.
+      axis_name: the axis, or the axes, on which the workers lie.
+
+    Raises:
+      ValueError: at `update`, if the factors have another shape.
+    """
+
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
+        factor = own_entry(jnp.asarray(factors), axis_name)
+        return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)

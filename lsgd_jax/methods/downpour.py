@@ -1,0 +1,49 @@
+r"""DOWNPOUR: workers add what they have done to a centre and go on from it.
+
+Every `period` updates, with worker i having come from a to x,
+
+.. math:: c \leftarrow c + \sum_i (x^i - a^i), \qquad x^i \leftarrow c.
+
+It is the sum that is added: the mean would be local SGD.
+
+Dean et al., "Large scale distributed deep networks", NeurIPS 2012; here with all workers in step.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from lsgd_jax.exchange import AxisName, mean, worker_count
+from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
+
+
+def downpour(
+    optimizer: optax.GradientTransformation, *, axis_name: AxisName, period: int = 4
+) -> optax.GradientTransformationExtraArgs:
+    """DOWNPOUR with all workers in step.
+
+    The centre starts at the mean of the starts. A NaN in one worker's parameters reaches all at the next exchange; a
+    NaN loss has no effect.
+
+    Args:
+      optimizer: the worker's own. n workers together go n times as far as one: the learning rate wants to be smaller.
+      axis_name: the axis, or the axes, on which the workers lie.
+      period: updates between exchanges.
+
+    Raises:
+      ValueError: if the period is out of range.
+    """
+
+    def exchange(x: optax.Params, shared: tuple, grads: optax.Updates) -> tuple[optax.Updates, tuple]:
+        center, came_from = shared
+        sums = scaled(worker_count(axis_name), mean(difference(x, came_from), axis_name))
+        new_center = jax.tree.map(lambda c, d: c + d, center, sums)
+        return difference(new_center, x), (new_center, new_center)
+
+    return exchange_every(period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: (center, start))
+
+
+def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
+    """The centre."""
+    return mean(state.shared[0], axis_name)

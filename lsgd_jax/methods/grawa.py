@@ -1,0 +1,116 @@
+r"""GRAWA: workers are pulled towards their average weighted by inverse gradient norms, which favours flat regions.
+
+Every `period` updates
+
+.. math:: x^i \leftarrow x^i - \text{pull} \, (x^i - c), \qquad
+    c = \sum_i w^i x^i, \quad w^i \propto 1 / \|g^i\|,
+
+with the norm of the gradient of the whole model (MGRAWA) or of each layer, weighting each on its own (LGRAWA). Every
+update also draws the worker by `prox` to the last such c.
+
+Dimlioglu, Choromanska, "GRAWA: Gradient-based weighted averaging for distributed training of deep learning models",
+https://arxiv.org/abs/2403.04206. Defaults as in the authors' code; the norms here are of the gradients of the update on
+which the exchange falls.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from lsgd_jax.checks import check_strengths
+from lsgd_jax.exchange import AxisName, axis_names
+from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
+
+
+def mgrawa(
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: AxisName,
+    period: int = 32,
+    pull: float = 0.5,
+    prox: float = 0.01,
+) -> optax.GradientTransformationExtraArgs:
+    """GRAWA with one weight a worker, from the norm of its whole gradient.
+
+    A NaN in one worker's parameters or gradients reaches all at the next exchange; a NaN loss has no effect.
+
+    Args:
+      optimizer: the worker's own; the norms are those of the raw gradients that enter it.
+      axis_name: the axis, or the axes, on which the workers lie.
+      period: updates between exchanges.
+      pull: strength of the pull towards the weighted average, in [0, 1].
+      prox: strength of the pull towards the last average on every update after the first exchange, in [0, 1].
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    return _grawa(optimizer, _model_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+
+
+def lgrawa(
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: AxisName,
+    period: int = 32,
+    pull: float = 0.5,
+    prox: float = 0.01,
+) -> optax.GradientTransformationExtraArgs:
+    """GRAWA with a weight for each layer of each worker; a layer is one array of parameters.
+
+    A NaN in one worker's parameters or gradients reaches all at the next exchange; a NaN loss has no effect.
+
+    Args:
+      optimizer: the worker's own; the norms are those of the raw gradients that enter it.
+      axis_name: the axis, or the axes, on which the workers lie.
+      period: updates between exchanges.
+      pull: strength of the pull towards the weighted average, in [0, 1].
+      prox: strength of the pull towards the last average on every update after the first exchange, in [0, 1].
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    return _grawa(optimizer, _layer_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+
+
+def _model_norms(grads: optax.Updates) -> optax.Updates:
+    norm = optax.tree.norm(grads)
+    return jax.tree.map(lambda _: norm, grads)
+
+
+def _layer_norms(grads: optax.Updates) -> optax.Updates:
+    return jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
+
+
+def _grawa(
+    optimizer: optax.GradientTransformation,
+    norms_of: Callable[[optax.Updates], optax.Updates],
+    *,
+    axis_name: AxisName,
+    period: int,
+    pull: float,
+    prox: float,
+) -> optax.GradientTransformationExtraArgs:
+    check_strengths(pull=pull, prox=prox)
+    sum_of = partial(lax.psum, axis_name=axis_names(axis_name))
+
+    def weight(norm: Float[Array, ""]) -> Float[Array, ""]:
+        # A gradient of zero has all the weight there is, not an infinite one.
+        inverse = 1 / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny ** 0.5)
+        return inverse / sum_of(inverse)
+
+    def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
+        weights = jax.tree.map(weight, norms_of(grads))
+        center = jax.tree.map(lambda x, w: sum_of(w.astype(x.dtype) * x), x, weights)
+        return scaled(-pull, difference(x, center)), center
+
+    def draw(x: optax.Params, state: MethodState) -> optax.Updates:
+        return scaled(jnp.where(state.exchanges > 0, -prox, 0), difference(x, state.shared))
+
+    return exchange_every(
+        period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, each_step=draw
+    )
