@@ -9,6 +9,7 @@ import tyro
 
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ else:  # One subcommand a preset, its fields as options.
 
 
 def train(config: Preset, run_dir: Path | None = None) -> None:
-    """Train a preset with LSGD and write a run folder: configuration, environment, metrics, a picture.
+    """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
     Args:
       config: the preset and what to change in it.
@@ -35,6 +36,56 @@ def train(config: Preset, run_dir: Path | None = None) -> None:
     print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
 
 
+def compare(
+    config: Preset,
+    methods: str = ",".join(METHODS),
+    seeds: str = "0..4",
+    out: Path | None = None,
+    tune: bool = False,
+    target_error: float = 0.05,
+) -> None:
+    """Train several methods on a preset with several seeds; a table and a picture tell how they compare.
+
+    What has been trained into the folder before is not trained again, so that the same command goes on where it was
+    stopped.
+
+    Args:
+      config: the preset and what to change in it.
+      methods: names separated by commas.
+      seeds: numbers separated by commas, or a range like 0..4.
+      out: the folder to write; by default one under runs/ named after the data and the number of workers.
+      tune: choose each method's hyper-parameters from a small grid, on held-out training data.
+      target_error: tell how many steps and bytes it took to reach this test error, in [0, 1].
+    """
+    names, numbers = methods.split(","), _seeds(seeds)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise UsageError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    if not 0 <= target_error <= 1:
+        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    from lsgd_jax import distributed
+    from lsgd_jax.compare import compare as run_comparison
+
+    distributed.simulate_devices(config.groups * config.workers)
+    out = out or Path("runs") / f"compare-{config.dataset}-{config.groups * config.workers}"
+    run_comparison(config, names, numbers, out, tune=tune, target_error=target_error)
+    from lsgd_jax.figures import comparison
+
+    picture = comparison.draw(out, names, numbers)
+    print((out / "comparison.md").read_text() + f"see {picture}")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        first, dots, last = text.partition("..")
+        seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds must be different numbers in [0, 2^32), like 0,1,2 or 0..4, got {text!r}.")
+    return seeds
+
+
 def figure(
     name: Annotated[Literal["trajectories", "nonconvex", "matrix-completion", "analytic"], tyro.conf.Positional],
     out: Path = Path("figures"),
@@ -47,6 +98,12 @@ def figure(
     """
     from lsgd_jax.figures import analytic
 
+    try:  # Before the computation, not after.
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f".{name}").touch()
+        (out / f".{name}").unlink()
+    except OSError as error:
+        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
     figures = analytic()
     for each in figures if name == "analytic" else [name]:
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
@@ -56,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "figure": figure},
+            {"train": train, "compare": compare, "figure": figure},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,

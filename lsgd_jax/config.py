@@ -3,7 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+import tyro
+
+from lsgd_jax.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +22,23 @@ class Config:
     steps: int
     """Local steps of every worker."""
     learning_rate: float
-    """Of every worker's own SGD."""
+    """Of every worker's own optimiser."""
     learning_rate_drops: tuple[float, ...] = ()
     """Fractions of the training at which the learning rate is multiplied by 0.1."""
+    learning_rates: Literal["equal", "linear", "powers"] = "equal"
+    """How learning rates differ by worker: not, by factors of 1, 2, 3, ... or of 1, 2, 4, ..."""
+    local_optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    """Every worker's own optimiser."""
     momentum: float = 0.9
-    """Of every worker's own SGD; Nesterov's."""
+    """Of SGD (Nesterov's) and of LARS."""
     weight_decay: float = 1e-4
-    """Times the parameters, added to the gradient."""
+    """Times the parameters, added to the gradient; with AdamW and LARS as they have it."""
     batch_size: int = 32
-    """Examples that every worker takes a step."""
+    """Examples a step."""
+    batch: Literal["per_worker", "global"] = "per_worker"
+    """Whether every worker takes batch_size examples a step, or all workers together do."""
+    validation: float = 0.0
+    """The share of the training data that is held out; if it is not 0, it is used in place of the test data."""
     sampling: Literal["shards", "independent"] = "shards"
     """How the training data reaches the workers: each epoch is shuffled and dealt out in disjoint shards, or every
     worker goes through all the data in an order of its own."""
@@ -34,16 +46,27 @@ class Config:
     """Groups of workers, each with a local leader."""
     workers: int = 4
     """Workers in each group."""
-    pull: float = 0.1
-    """Strength of the pull towards the local leader, in [0, 1]."""
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "lsgd"
+    """How the workers exchange. Options that the method does not have are not used."""
     period: int = 4
-    """Local steps between exchanges in a group."""
-    global_pull: float = 0.1
-    """Strength of the pull towards the global leader, in [0, 1]; not used with one group."""
-    global_period: int = 16
-    """Local steps between exchanges among all workers, a multiple of the period; not used with one group."""
+    """Local steps between exchanges; with LSGD those in a group."""
+    pull: float | None = None
+    """Strength of the pull in [0, 1]: towards the local leader (LSGD), the centre (EASGD), the average (GRAWA)."""
+    global_pull: float | None = None
+    """Strength of LSGD's pull towards the global leader, in [0, 1]; with one group there is none."""
+    global_period: int | None = None
+    """Local steps between LSGD's exchanges among all workers, a multiple of the period; with one group there are
+    none."""
     window: int = 10
-    """Training losses in the mean by which leaders are elected."""
+    """Training losses in the mean by which leaders are elected and the best worker is found."""
+    center_pull: float | None = None
+    """Strength of the pull of EASGD's centre towards the mean, in [0, 1]."""
+    outer_learning_rate: float | None = None
+    """Of DiLoCo's outer step."""
+    outer_momentum: float | None = None
+    """Of DiLoCo's outer step, in [0, 1]."""
+    prox: float | None = None
+    """Strength of GRAWA's pull towards the last average on every step, in [0, 1]."""
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     seed: int = 0
@@ -51,10 +74,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every number's range."""
-        for name in ("steps", "batch_size", "groups", "workers", "period", "global_period", "window", "eval_every"):
+        for name in ("steps", "batch_size", "groups", "workers", "period", "window", "eval_every"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pull", "global_pull"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox"):
+            strength = getattr(self, name)
+            self._check(name, strength is None or 0 <= strength <= 1, "in [0, 1]")
+        self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
+        self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
+        rate = self.outer_learning_rate
+        self._check("outer_learning_rate", rate is None or 0 < rate < float("inf"), "positive")
+        workers = self.groups * self.workers
+        divisible = self.batch == "per_worker" or self.batch_size % workers == 0
+        self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
+        in_step = self.method != "data_parallel" or self.learning_rates == "equal"
+        self._check("learning_rates", in_step, "equal for data_parallel, whose workers are to stay together")
         self._check("learning_rate", 0 < self.learning_rate < float("inf"), "positive")
         self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
@@ -62,8 +95,10 @@ class Config:
             "learning_rate_drops", all(0 < drop < 1 for drop in self.learning_rate_drops), "fractions in (0, 1)"
         )
         self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
-        if self.groups > 1:
-            multiple = self.global_period % self.period == 0
+        drops = self.learning_rate_drops
+        self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
+        if self.groups > 1 and self.global_period is not None:
+            multiple = self.global_period >= 1 and self.global_period % self.period == 0
             self._check("global_period", multiple, f"a multiple of the period, {self.period}")
 
     def _check(self, name: str, right: bool, demand: str) -> None:
@@ -81,11 +116,21 @@ class Config:
         Raises:
           ValueError: if the text is not a configuration, or one of its values is out of range.
         """
-        fields: dict[str, Any] = json.loads(text)
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"a configuration is a JSON object, got {text[:40]!r}.")
         unknown = set(fields) - {field.name for field in dataclasses.fields(Config)}
         if unknown:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
-        return Config(**fields | {"learning_rate_drops": tuple(fields.get("learning_rate_drops", ()))})
+        try:
+            return Config(**fields | {"learning_rate_drops": tuple(fields.get("learning_rate_drops", ()))})
+        except TypeError as error:
+            raise ValueError(f"not a configuration: {error}.") from None
+
+    @property
+    def worker_batch_size(self) -> int:
+        """Examples that every worker takes a step."""
+        return self.batch_size if self.batch == "per_worker" else self.batch_size // (self.groups * self.workers)
 
     @staticmethod
     def load(run: Path) -> "Config":

@@ -25,7 +25,10 @@ def worker_mesh(groups: int, workers: int) -> Mesh:
     Raises:
       UsageError: if there are fewer devices than workers.
     """
-    needed, devices = groups * workers, jax.devices()
+    try:
+        needed, devices = groups * workers, jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"JAX finds no devices ({error}): set JAX_PLATFORMS=cpu, or what there is.") from None
     if len(devices) < needed:
         raise UsageError(
             f"{groups} x {workers} workers need {needed} devices, but there are {len(devices)} ({devices[0].platform}):"

@@ -30,13 +30,15 @@ def sinc_rings(x: Float[Array, " 2"]) -> Float[Array, ""]:
 
 def matrix_completion(x: Float[Array, "d rank"], target: Float[Array, "d d"]) -> Float[Array, ""]:
     r"""Low-rank matrix completion, :math:`F(X) = \frac14 \|M - X X^T\|_F^2` with M the target, fully observed."""
-    return jnp.sum((target - x @ x.T) ** 2) / 4
+    return jnp.sum((target - jnp.matmul(x, x.T, precision="highest")) ** 2) / 4
 
 
 def matrix_completion_problem(
     key: PRNGKeyArray, dimension: int, rank: int, workers: int
 ) -> tuple[Float[Array, "d d"], Float[Array, "workers d rank"]]:
     """A target X* X*^T and starts for `matrix_completion`, with X* and the starts standard normal.
+
+    The same numbers are drawn in single and in double precision.
 
     Args:
       key: for X* and the starts; the first start does not depend on how many there are.
@@ -48,10 +50,10 @@ def matrix_completion_problem(
       The target and the starts, the worker axis first.
     """
     target_key, start_key = jax.random.split(key)
-    solution = jax.random.normal(target_key, (dimension, rank))
+    solution = jax.random.normal(target_key, (dimension, rank), jnp.float32).astype(float)
     start_keys = jax.vmap(lambda i: jax.random.fold_in(start_key, i))(jnp.arange(workers))
-    starts = jax.vmap(lambda k: jax.random.normal(k, (dimension, rank)))(start_keys)
-    return solution @ solution.T, starts
+    starts = jax.vmap(lambda k: jax.random.normal(k, (dimension, rank), jnp.float32))(start_keys).astype(float)
+    return jnp.matmul(solution, solution.T, precision="highest"), starts
 
 
 class Quadratic(NamedTuple):
@@ -68,12 +70,15 @@ class Quadratic(NamedTuple):
 
     def value(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """f(x), without noise."""
-        return (x - self.minimiser) @ self.hessian @ (x - self.minimiser) / 2
+        return jnp.vdot(x - self.minimiser, self._times_hessian(x - self.minimiser), precision="highest") / 2
 
     def gradient(self, x: Float[Array, " d"], key: PRNGKeyArray) -> Float[Array, " d"]:
         """An unbiased gradient with variance sigma^2."""
         noise = jax.random.normal(key, x.shape, x.dtype) * self.noise / jnp.sqrt(x.size).astype(x.dtype)
-        return self.hessian @ (x - self.minimiser) + noise
+        return self._times_hessian(x - self.minimiser) + noise
+
+    def _times_hessian(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.matmul(self.hessian, x, precision="highest")
 
 
 def quadratic(
@@ -99,5 +104,5 @@ def quadratic(
     orientation_key, minimiser_key = jax.random.split(key)
     eigenvalues = jnp.geomspace(strong_convexity, smoothness, dimension)
     axes = jax.random.orthogonal(orientation_key, dimension)
-    hessian = (axes * eigenvalues[None]) @ axes.T
+    hessian = jnp.matmul(axes * eigenvalues[None], axes.T, precision="highest")
     return Quadratic(hessian, jax.random.normal(minimiser_key, (dimension,)), strong_convexity, smoothness, noise)

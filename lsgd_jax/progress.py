@@ -9,15 +9,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """A context that shows a run's steps, loss, test error, leader and speed."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
+    def __init__(self, steps: int, *, lines: bool = True) -> None:
         """Show nothing yet.
 
         Args:
           steps: of the whole run.
-          console: where to; None: the standard error.
+          lines: whether to print a line an evaluation where there is no terminal.
         """
-        self._console = console or Console(stderr=True)
-        self._steps = steps
+        self._console = Console(stderr=True)
+        self._steps, self._lines = steps, lines
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -26,6 +26,7 @@ class RunProgress:
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
+            transient=True,
         )
         self._task = self._bar.add_task("", total=steps, status="compiling")
 
@@ -40,17 +41,18 @@ class RunProgress:
         """Leave the bar as it is."""
         self._bar.stop()
 
-    def show(self, step: int, *, loss: float, error: float, leader: int, steps_per_second: float) -> None:
+    def show(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
         """Show where the run is, after an evaluation.
 
         Args:
           step: local steps done.
-          loss: the workers' mean of their last training losses.
+          loss: the workers' mean training loss since the last evaluation.
           error: the center's test error, in [0, 1].
-          leader: the position of the last leader of all.
+          leader: the position of the last leader of all, if the method has one.
           steps_per_second: local steps of every worker.
         """
-        status = f"loss {loss:.4f}  test error {error:.2%}  leader {leader}  {steps_per_second:.0f} steps/s"
+        led = "" if leader is None else f"leader {leader}  "
+        status = f"loss {loss:.4f}  test error {error:.2%}  {led}{steps_per_second:.0f} steps/s"
         self._bar.update(self._task, completed=step, status=status)
-        if not self._console.is_terminal:
+        if self._lines and not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
@@ -28,17 +29,26 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise UsageError(f"the run folder {path} is not empty: name another with --run-dir, or remove it.")
-            (path / "config.json").write_text(config.to_json() + "\n")
+            with (path / "config.json").open("x") as file:  # Of two that come at once, one fails.
+                file.write(config.to_json() + "\n")
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
             (path / "metrics.jsonl").touch()
         except OSError as error:
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append an event to the metrics; arrays are written as nested lists."""
-        line = json.dumps({"event": event} | values, default=lambda array: array.tolist())
+        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null."""
+        line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
         with (self.path / "metrics.jsonl").open("a") as metrics:
-            metrics.write(line + "\n")
+            metrics.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        array = array.astype(object)
+        array[~np.isfinite(np.asarray(value, float))] = None
+    return array.tolist()
 
 
 def environment() -> dict[str, Any]:

@@ -33,22 +33,31 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-class StepMetrics(NamedTuple):
-    """What a step tells; the axes ("group", "worker") come first in every array."""
+class Leaders(NamedTuple):
+    """What a method with leaders tells; the axes ("group", "worker") come first in every array."""
 
     score: Float[Array, "group worker"]
     """The mean of the last training losses, by which leaders are elected."""
-    leaders: Int[Array, "group worker level"]
-    """The positions of the last local and, with groups, global leader."""
+    positions: Int[Array, "group worker level"]
+    """Of the last local and, with groups, global leader."""
     distances: Float[Array, "group worker level"]
     """To these leaders when they were elected."""
+
+
+class StepMetrics(NamedTuple):
+    """What local steps tell."""
+
+    loss: Float[Array, "group worker"]
+    """The mean training loss."""
+    leaders: Leaders | None
+    """None for methods without leaders."""
 
 
 class Evaluation(NamedTuple):
     """On the test data; errors are shares of them, in [0, 1]."""
 
     center_error: Float[Array, ""]
-    """Of the mean of all workers."""
+    """Of the model that the method reports. An example with a logit that is not finite counts as wrong."""
     center_loss: Float[Array, ""]
     worker_errors: Float[Array, "group worker"]
 
@@ -68,7 +77,7 @@ def local_steps(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
     Returns:
       A jitted function of the state, the training x and y (shared by all workers), the indices of the examples
       [group, worker, steps, batch] and the number of the first step; it returns the new state, in place of the old, and
-      the last step's `StepMetrics`. A single step is no loop: on the CPU, the gradients of convolutions are an order of
+      the `StepMetrics`. A single step is no loop: on the CPU, the gradients of convolutions are an order of
       magnitude slower in one (https://github.com/jax-ml/jax/issues/12868).
     """
     graphdef = nnx.graphdef(_as_mode(model, training=True))
@@ -86,9 +95,7 @@ def local_steps(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
         (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, value=loss, step=number)
         state = TrainState(optax.apply_updates(state.params, updates), rest, optimizer_state)
-        pulled = _leader_pull_state(optimizer_state)
-        positions, distances = (jnp.stack([leader[i] for leader in pulled.leaders]) for i in range(2))
-        return state, StepMetrics(pulled.score, positions, distances)
+        return state, StepMetrics(loss, _leaders(optimizer_state))
 
     def steps(state: TrainState, train_x: Array, train_y: Array, batches: Array, first: Array) -> tuple:
         state, batches = _own((state, batches))
@@ -97,17 +104,24 @@ def local_steps(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
             state, metrics = one_step(state, (first, batches[0]))
         else:
             state, metrics = lax.scan(one_step, state, (first + jnp.arange(len(batches)), batches))
-            metrics = jax.tree.map(lambda x: x[-1], metrics)
+            last = jax.tree.map(lambda x: x[-1], metrics.leaders)
+            metrics = StepMetrics(metrics.loss.mean(0), last)
         return _stacked((state, metrics))
 
     in_specs = (STACKED, SHARED, SHARED, STACKED, SHARED)
     return jax.jit(jax.shard_map(steps, mesh=mesh, in_specs=in_specs, out_specs=STACKED), donate_argnums=0)
 
 
-def evaluation(model: nnx.Module, mesh: Mesh, data: Dataset) -> Callable[[TrainState], Evaluation]:
+def evaluation(model: nnx.Module, center: Callable, mesh: Mesh, data: Dataset) -> Callable[[TrainState], Evaluation]:
     """A jitted function from the state to its `Evaluation` on the test data.
 
     Every worker's own model is tested on all test data; of the center's test each worker does its share.
+
+    Args:
+      model: of the workers.
+      center: from params, optimiser state and axes to the model that the method reports.
+      mesh: of the workers.
+      data: of which the test examples are used.
     """
     graphdef = nnx.graphdef(_as_mode(model, training=False))
     count, workers = len(data.test_y), mesh.size
@@ -119,15 +133,17 @@ def evaluation(model: nnx.Module, mesh: Mesh, data: Dataset) -> Callable[[TrainS
     def wrong_and_loss(params: optax.Params, rest: nnx.State, x: Array, y: Array) -> Float[Array, " 2"]:
         logits = nnx.merge(graphdef, params, rest, copy=True)(x)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
-        return jnp.where(y >= 0, jnp.stack([jnp.argmax(logits, -1) != y, losses]), 0).sum(1) / count
+        wrong = (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
+        return jnp.where((y >= 0)[None], jnp.stack([wrong, losses]), 0).sum(1) / count
 
     def evaluate(state: TrainState, test_x: Array, test_y: Array) -> tuple[Array, Array, Array]:
         state = _own(state)
         own = wrong_and_loss(state.params, state.model, test_x, test_y)
-        center = mean((state.params, state.model), AXES)
+        center_params = center(state.params, state.optimizer, AXES)
+        center_model = mean(state.model, AXES)
         start = worker_index(AXES) * share
         x, y = (lax.dynamic_slice_in_dim(a, start, share) for a in (test_x, test_y))
-        error, loss = mean(wrong_and_loss(*center, x, y), AXES) * worker_count(AXES)
+        error, loss = mean(wrong_and_loss(center_params, center_model, x, y), AXES) * worker_count(AXES)
         return error, loss, _stacked(own[0])
 
     out_specs = (SHARED, SHARED, STACKED)
@@ -142,12 +158,14 @@ def _as_mode(model: nnx.Module, *, training: bool) -> nnx.Module:
     return model
 
 
-def _leader_pull_state(state: optax.OptState) -> LeaderPullState:
-    return next(
-        s
-        for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, LeaderPullState))
-        if isinstance(s, LeaderPullState)
-    )
+def _leaders(state: optax.OptState) -> Leaders | None:
+    """What the `leader_pull` in an optimiser's state tells, if there is one."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, LeaderPullState))
+    for part in parts:
+        if isinstance(part, LeaderPullState):
+            positions, distances = (jnp.stack([leader[i] for leader in part.leaders]) for i in range(2))
+            return Leaders(part.score, positions, distances)
+    return None
 
 
 def _own(stacked: Tree) -> Tree:

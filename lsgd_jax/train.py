@@ -1,5 +1,6 @@
 """The training loop."""
 
+import inspect
 import math
 import time
 from collections import deque
@@ -13,16 +14,19 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lsgd_jax.config import Config
-from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.data import BatchIndices, Dataset, hold_out, load
 from lsgd_jax.distributed import worker_mesh
-from lsgd_jax.leader import lsgd
+from lsgd_jax.errors import UsageError
+from lsgd_jax.learning_rates import rate_factors, scale_by_worker
+from lsgd_jax.ledger import bytes_sent
+from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder
-from lsgd_jax.step import SHARED, STACKED, StepMetrics, evaluation, init_state, local_steps
+from lsgd_jax.step import AXES, SHARED, STACKED, StepMetrics, evaluation, init_state, local_steps
 
 
-def train_and_evaluate(config: Config, run_dir: Path) -> float:
+def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> float:
     """Train with the configuration and write the run's folder.
 
     The same configuration gives the same bits on the same platform and versions. All that is random comes from the
@@ -32,6 +36,7 @@ def train_and_evaluate(config: Config, run_dir: Path) -> float:
     Args:
       config: what the run depends on.
       run_dir: a folder that is empty or does not exist.
+      lines: whether to print a line an evaluation where there is no terminal.
 
     Returns:
       The center's last test error, in [0, 1].
@@ -41,18 +46,21 @@ def train_and_evaluate(config: Config, run_dir: Path) -> float:
     """
     mesh = worker_mesh(config.groups, config.workers)
     data = load(config.dataset)
+    if config.validation:
+        data = hold_out(data, config.validation)
     batches = BatchIndices(
         examples=len(data.train_y),
         workers=mesh.size,
-        batch_size=config.batch_size,
+        batch_size=config.worker_batch_size,
         sampling=config.sampling,
         seed=config.seed,
     )
-    model = MODELS[config.model](data.train_x.shape[1:], data.classes, rngs=nnx.Rngs(config.seed))
+    model = make_model(config, data)
     optimizer = make_optimizer(config)
     folder = RunFolder(run_dir, config)
 
     state = init_state(model, optimizer, mesh)
+    parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     train_x, train_y = jax.device_put((data.train_x, data.train_y), NamedSharding(mesh, SHARED))
     at_once = steps_at_once(config)
     workers = (config.groups, config.workers)
@@ -61,14 +69,15 @@ def train_and_evaluate(config: Config, run_dir: Path) -> float:
         stacked = np.stack([batches(step + i).reshape(*workers, -1) for i in range(at_once)], axis=2)
         return jax.device_put(stacked, NamedSharding(mesh, STACKED))
 
-    # Compiled before the clock starts, and only once: another signature would be an error.
-    program = local_steps(model, optimizer, mesh)
-    take_steps = program.lower(state, train_x, train_y, indices(0), np.int32(0)).compile()
-    evaluate = evaluation(model, mesh, data)
+    with RunProgress(config.steps, lines=lines) as progress:
+        # Compiled before the clock starts, and only once: another signature would be an error.
+        program = local_steps(model, optimizer, mesh)
+        take_steps = program.lower(state, train_x, train_y, indices(0), np.int32(0)).compile()
+        evaluate = evaluation(model, METHODS[config.method].center, mesh, data)
 
-    seconds, started = 0.0, time.perf_counter()
-    pending: deque[tuple[int, StepMetrics]] = deque()
-    with RunProgress(config.steps) as progress:
+        seconds, started = 0.0, time.perf_counter()
+        losses: list[jax.Array] = []
+        exchanges: deque[tuple[int, StepMetrics]] = deque()
         for step in range(at_once, config.steps + 1, at_once):
             batch = indices(step - at_once)
             if mesh.devices.flat[0].platform == "cpu":
@@ -76,51 +85,86 @@ def train_and_evaluate(config: Config, run_dir: Path) -> float:
                 # threads that wait for each other.
                 jax.block_until_ready(state)
             state, metrics = take_steps(state, train_x, train_y, batch, np.int32(step - at_once))
-            if step % config.period == 0:
-                pending.append((step, metrics))
-            while len(pending) > 2:  # Logged behind the computation, so that it need not wait.
-                _log_exchange(folder, config, *pending.popleft())
+            losses.append(metrics.loss)
+            if metrics.leaders is not None and step % config.period == 0:
+                exchanges.append((step, metrics))
+            while len(exchanges) > 2:  # Logged behind the computation, so that it need not wait.
+                _log_exchange(folder, config, *exchanges.popleft())
             if step % config.eval_every == 0 or step == config.steps:
-                while pending:
-                    _log_exchange(folder, config, *pending.popleft())
+                while exchanges:
+                    _log_exchange(folder, config, *exchanges.popleft())
                 jax.block_until_ready(state)
                 seconds += time.perf_counter() - started
                 result = jax.device_get(evaluate(state))
+                train_losses = np.mean(jax.device_get(losses), axis=0)
+                losses.clear()
                 folder.log(
                     "evaluation",
                     step=step,
                     seconds=seconds,
+                    bytes_sent=bytes_sent(config, parameter_bytes, step),
+                    train_losses=train_losses,
                     center_error=result.center_error,
                     center_loss=result.center_loss,
                     worker_errors=result.worker_errors,
                 )
                 progress.show(
                     step,
-                    loss=float(np.mean(metrics.score)),
+                    loss=float(np.mean(train_losses)),
                     error=float(result.center_error),
-                    leader=int(metrics.leaders[0, 0, -1]),
+                    leader=None if metrics.leaders is None else int(metrics.leaders.positions[0, 0, -1]),
                     steps_per_second=step / seconds,
                 )
                 started = time.perf_counter()
     return float(result.center_error)
 
 
+def make_model(config: Config, data: Dataset) -> nnx.Module:
+    """The network at the start that the seed gives.
+
+    Raises:
+      UsageError: if the network is not one for such data.
+    """
+    build, dimensions = MODELS[config.model]
+    shape = data.train_x.shape[1:]
+    if dimensions is not None and len(shape) != dimensions:
+        fit = [name for name, (_, needed) in MODELS.items() if needed in (None, len(shape))]
+        raise UsageError(
+            f"the model {config.model} is not for the data set {config.dataset}, whose examples have the shape"
+            f" {shape}: use {' or '.join(fit)}."
+        )
+    return build(shape, data.classes, rngs=nnx.Rngs(config.seed))
+
+
 def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Every worker's optimiser and its exchanges, over the axes ("group", "worker")."""
-    drops = {int(drop * config.steps): 0.1 for drop in config.learning_rate_drops}
-    groups: dict[str, Any] = {}
-    if config.groups > 1:
-        groups = {"group_axis_name": "group", "global_pull": config.global_pull, "global_period": config.global_period}
-    return lsgd(
-        optax.piecewise_constant_schedule(config.learning_rate, drops),
-        axis_name="worker" if config.groups > 1 else ("group", "worker"),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        pull=config.pull,
-        period=config.period,
-        window=config.window,
-        **groups,
-    )
+    """Every worker's optimiser within the method, over the axes ("group", "worker")."""
+    method = METHODS[config.method]
+    options = inspect.signature(method.build).parameters.values()
+    own: dict[str, Any] = {"axis_name": AXES}
+    for option in options:
+        value = getattr(config, option.name, None)
+        of_groups = option.name in ("global_pull", "global_period") and config.groups == 1
+        if option.kind is option.KEYWORD_ONLY and value is not None and not of_groups:
+            own[option.name] = value
+    if config.groups > 1 and "group_axis_name" in inspect.signature(method.build).parameters:
+        own |= {"axis_name": "worker", "group_axis_name": "group"}
+    return method.build(_local_optimizer(config), **own)
+
+
+def _local_optimizer(config: Config) -> optax.GradientTransformation:
+    drops = {round(drop * config.steps): 0.1 for drop in config.learning_rate_drops}
+    rate = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    if config.local_optimizer == "adamw":
+        optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
+    elif config.local_optimizer == "lars":
+        optimizer = optax.lars(rate, config.weight_decay, momentum=config.momentum)
+    else:
+        decay = optax.add_decayed_weights(config.weight_decay)
+        optimizer = optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
+    if config.learning_rates != "equal":
+        factors = rate_factors(config.learning_rates, (config.groups, config.workers))
+        optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=AXES))
+    return optimizer
 
 
 def steps_at_once(config: Config) -> int:
@@ -135,10 +179,10 @@ def steps_at_once(config: Config) -> int:
 
 def _log_exchange(folder: RunFolder, config: Config, step: int, metrics: StepMetrics) -> None:
     """Log a step on which an exchange was due."""
-    scores, leaders, distances = jax.device_get(metrics)
+    scores, positions, distances = jax.device_get(metrics.leaders)
     levels: dict[str, Any] = {}
     if config.groups > 1:
-        levels = {"local_leaders": leaders[:, 0, 0], "local_distances": distances[:, :, 0]}
-    if config.groups == 1 or step % config.global_period == 0:
-        levels |= {"leader": leaders[0, 0, -1], "distances": distances[:, :, -1]}
+        levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}
+    if config.groups == 1 or step % (config.global_period or 4 * config.period) == 0:
+        levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
     folder.log("exchange", step=step, scores=scores, **levels)

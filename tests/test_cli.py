@@ -30,6 +30,11 @@ def lsgd(*arguments, cwd, **environment):
         (["train", "mnist1d", "--pull", "1.5"], "pull must be in [0, 1], got 1.5."),
         (["train", "mnist1d", "--model", "cnn"], "invalid choice 'cnn'"),
         (["train", "mnist1d", "--batch-size", "5000"], "lower one of them"),
+        (["train", "digits", "--model", "conv1d"], "use mlp"),
+        (["train", "digits", "--method", "sgd"], "method must be one of lsgd, easgd, "),
+        (["compare", "digits", "--methods", "lsgd,adam"], "there is no method 'adam'; there are lsgd, easgd, "),
+        (["compare", "digits", "--seeds", "3..1"], "like 0,1,2 or 0..4, got '3..1'"),
+        (["compare", "digits", "--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
         (["figure", "F99"], "invalid choice 'F99'"),
         (["trian"], "Unrecognized options: trian"),
         ([], "Missing subcommand"),
@@ -48,6 +53,21 @@ def test_fewer_devices_than_workers(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("lsgd: 2 x 4 workers need 8 devices, but there are 4 (cpu): lower groups or workers")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for command in (["figure", "trajectories"], ["compare", "digits"]):
+        done = lsgd(*command, "--out", "file", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "can't be written" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_ends_before_anybody_led_is_drawn(tmp_path):
+    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "curves.png").exists()
 
 
 def test_train_and_a_second_time_into_the_same_folder(tmp_path):

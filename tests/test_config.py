@@ -29,6 +29,10 @@ def test_unknown_fields_are_named():
         ("global_pull", float("nan"), r"global_pull must be in \[0, 1\], got nan"),
         ("learning_rate", 0.0, r"learning_rate must be positive, got 0\.0"),
         ("learning_rate_drops", (0.5, 1.0), r"learning_rate_drops must be fractions in \(0, 1\), got \(0\.5, 1\.0\)"),
+        ("learning_rate_drops", (0.5, 0.5), "learning_rate_drops must be different from each other"),
+        ("method", "sgd", "method must be one of lsgd, easgd, downpour, .*, got sgd"),
+        ("validation", 0.6, r"validation must be in \[0, 0\.5\], got 0\.6"),
+        ("outer_learning_rate", 0.0, r"outer_learning_rate must be positive, got 0\.0"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("seed", -1, "seed must be in"),
@@ -37,6 +41,24 @@ def test_unknown_fields_are_named():
 def test_a_field_out_of_range_is_one_sentence(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PRESETS["mnist1d"], **{field: value})
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"dataset": "digits"}', "no JSON"])
+def test_what_is_no_configuration_is_a_value_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011 - one of three, JSON's own among them.
+        Config.from_json(text)
+
+
+def test_a_global_batch_is_divided_among_the_workers():
+    config = dataclasses.replace(PRESETS["mnist1d"], batch="global", batch_size=32)
+    assert config.worker_batch_size == 4
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 8 workers, if it is global, got 30"):
+        dataclasses.replace(config, batch_size=30)
+
+
+def test_data_parallel_workers_stay_together():
+    with pytest.raises(ValueError, match="learning_rates must be equal for data_parallel"):
+        dataclasses.replace(PRESETS["mnist1d"], method="data_parallel", learning_rates="linear")
 
 
 def test_one_group_has_no_global_period_to_check():

@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.data import BatchIndices, hold_out, load
 from lsgd_jax.errors import UsageError
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 30), st.integers(0, 99))
-def test_shards_of_an_epoch_are_disjoint_and_change_with_the_epoch(workers, batch_size, spare, seed):
+@settings(deadline=None, derandomize=True)
+def test_shards_of_an_epoch_are_disjoint(workers, batch_size, spare, seed):
     examples = workers * batch_size * 3 + spare
     batches = BatchIndices(examples=examples, workers=workers, batch_size=batch_size, sampling="shards", seed=seed)
     epoch = np.concatenate([batches(step) for step in range(batches.steps_per_epoch)])
@@ -16,8 +17,23 @@ def test_shards_of_an_epoch_are_disjoint_and_change_with_the_epoch(workers, batc
     assert len(np.unique(epoch)) == epoch.size > examples - workers * batch_size
     assert epoch.min() >= 0
     assert epoch.max() < examples
-    if examples > 20:
-        assert (batches(0) != batches(batches.steps_per_epoch)).any()
+
+
+def test_epochs_are_dealt_out_anew():
+    batches = BatchIndices(examples=100, workers=4, batch_size=5, sampling="shards", seed=0)
+    first, second = ([batches(5 * epoch + step) for step in range(5)] for epoch in range(2))
+    assert (np.stack(first) != np.stack(second)).any()
+
+
+def test_held_out_examples_are_training_examples_and_always_the_same():
+    data = load("digits")
+    one, other = hold_out(data, 0.25), hold_out(data, 0.25)
+    assert (len(one.train_y), len(one.test_y)) == (1078, 359)
+    rows = {row.tobytes() for row in data.train_x}
+    assert all(row.tobytes() in rows for row in one.test_x)
+    both = np.sort(np.concatenate([one.train_y, one.test_y]))
+    np.testing.assert_array_equal(both, np.sort(data.train_y))
+    np.testing.assert_array_equal(one.test_x, other.test_x)
 
 
 def test_independent_workers_each_see_all_the_data():

@@ -18,8 +18,8 @@ def draw(run: Path) -> Path:
     seconds = np.array([entry["seconds"] for entry in evaluations])
     center = 100 * np.array([entry["center_error"] for entry in evaluations])
     workers = 100 * np.array([np.ravel(entry["worker_errors"]) for entry in evaluations])
-    exchange_steps = np.array([entry["step"] for entry in exchanges])
-    leaders = np.array([entry["leader"] for entry in exchanges])
+    exchange_steps = np.array([entry["step"] for entry in exchanges], int)
+    leaders = np.array([entry["leader"] for entry in exchanges], int)
 
     figure = Figure(figsize=(12, 8), layout="constrained")
     (by_step, by_time), (identity, share) = figure.subplots(2, 2)
@@ -35,7 +35,9 @@ def draw(run: Path) -> Path:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend()
-    by_step.set_title(f"{config.dataset}, {config.groups} x {config.workers} workers, seed {config.seed}")
+    by_step.set_title(
+        f"{config.method} on {config.dataset}, {config.groups} x {config.workers} workers, seed {config.seed}"
+    )
     by_time.set_title(f"final test error of the center {center[-1]:.2f} %")
 
     count = config.groups * config.workers

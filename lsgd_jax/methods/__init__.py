@@ -6,7 +6,7 @@ the axis, gives the model that the method reports, the same on all workers.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 
@@ -17,7 +17,7 @@ from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.grawa import lgrawa, mgrawa
 from lsgd_jax.methods.local_sgd import local_sgd
 
-__all__ = ["METHODS", "Method", "MethodState"]
+__all__ = ["METHODS", "Method", "MethodState", "mean_of_workers"]
 
 
 class Method(NamedTuple):
@@ -27,19 +27,23 @@ class Method(NamedTuple):
     """From the worker's optimiser, `axis_name` and the method's own options, all by keyword."""
     center: Callable[[optax.Params, Any, Any], optax.Params]
     """From a worker's params, the method's state and `axis_name`: the model that the method reports."""
+    exchanges: Literal["period", "step", "never"]
+    """When the workers exchange: every period, every step or never."""
     grid: dict[str, tuple]
-    """The values of its own options that a comparison tries; beside learning rates."""
+    """The values of its own option that a tuned comparison tries."""
+    adds_up: bool = False
+    """Whether n workers go n times as far as one; a tuned comparison then divides its learning rates by n."""
 
 
 METHODS: dict[str, Method] = {
-    "lsgd": Method(leader_sgd, mean_of_workers, {"pull": (0.05, 0.1, 0.3)}),
-    "easgd": Method(easgd.easgd, easgd.center, {"pull": (0.05, None, 0.2)}),
-    "downpour": Method(downpour.downpour, downpour.center, {}),
-    "local_sgd": Method(local_sgd, mean_of_workers, {}),
-    "data_parallel": Method(data_parallel, mean_of_workers, {}),
-    "diloco": Method(diloco.diloco, diloco.center, {"outer_learning_rate": (0.4, 0.7, 1.0)}),
-    "mgrawa": Method(mgrawa, mean_of_workers, {"pull": (0.1, 0.3, 0.5)}),
-    "lgrawa": Method(lgrawa, mean_of_workers, {"pull": (0.1, 0.3, 0.5)}),
-    "independent": Method(independent.independent, independent.center, {}),
+    "lsgd": Method(leader_sgd, mean_of_workers, "period", {"pull": (0.1, 0.3)}),
+    "easgd": Method(easgd.easgd, easgd.center, "period", {"pull": (None, 0.3)}),
+    "downpour": Method(downpour.downpour, downpour.center, "period", {}, adds_up=True),
+    "local_sgd": Method(local_sgd, mean_of_workers, "period", {}),
+    "data_parallel": Method(data_parallel, mean_of_workers, "step", {}),
+    "diloco": Method(diloco.diloco, diloco.center, "period", {"outer_learning_rate": (0.7, 1.0)}),
+    "mgrawa": Method(mgrawa, mean_of_workers, "period", {"pull": (0.5, 0.2)}),
+    "lgrawa": Method(lgrawa, mean_of_workers, "period", {"pull": (0.5, 0.2)}),
+    "independent": Method(independent.independent, independent.center, "never", {}),
 }
 """By name; LSGD and its peers. `easgd` with Nesterov momentum in the optimiser is EAMSGD."""

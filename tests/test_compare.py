@@ -1,0 +1,140 @@
+"""Comparisons of a few steps on the smoke preset."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from lsgd_jax import compare
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.figures import comparison
+from lsgd_jax.ledger import bytes_sent
+from lsgd_jax.methods import METHODS
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.run_folder import read_metrics
+
+FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
+
+
+def run(out, methods=("lsgd", "independent"), seeds=(0, 1), *, config=FAST, tune=False):
+    return compare.compare(config, list(methods), list(seeds), out, tune=tune, target_error=0.5)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The folders that are really trained into."""
+    trained, train = [], compare.train_and_evaluate
+
+    def counting(config, path, **options):
+        trained.append(path)
+        return train(config, path, **options)
+
+    monkeypatch.setattr(compare, "train_and_evaluate", counting)
+    return trained
+
+
+def test_the_second_time_nothing_is_trained(tmp_path, counted):
+    first = run(tmp_path)
+    assert len(counted) == 4
+    assert run(tmp_path) == first
+    assert len(counted) == 4
+    run(tmp_path, methods=("lsgd", "local_sgd"))
+    assert len(counted) == 6
+
+
+def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path, monkeypatch):
+    train = compare.train_and_evaluate
+
+    def stopped(config, path, **options):
+        train(config, path, **options)
+        if config.seed == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train_and_evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, methods=("lsgd",))
+    kept = (tmp_path / "lsgd" / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
+    assert not (tmp_path / "lsgd" / "seed-1").exists()
+    monkeypatch.setattr(compare, "train_and_evaluate", train)
+    run(tmp_path, methods=("lsgd",))
+    assert (tmp_path / "lsgd" / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == kept
+    assert sorted(path.name for path in (tmp_path / "lsgd").iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_the_summary_is_what_the_runs_say(tmp_path):
+    summary = run(tmp_path, methods=("lsgd", "data_parallel", "independent"))
+    for method, of in summary["methods"].items():
+        finals = [read_metrics(tmp_path / method / f"seed-{s}", "evaluation")[-1]["center_error"] for s in (0, 1)]
+        assert of["final_error"]["values"] == finals
+        np.testing.assert_allclose(of["final_error"]["mean"], np.mean(finals))
+        # The t-interval of two values is 12.706 standard errors.
+        np.testing.assert_allclose(of["final_error"]["half_width"], 12.7062 * abs(finals[0] - finals[1]) / 2, rtol=1e-4)
+    at_last = [read_metrics(tmp_path / "lsgd" / f"seed-{s}", "evaluation")[-1] for s in (0, 1)]
+    np.testing.assert_allclose(summary["matched_megabytes"], at_last[0]["bytes_sent"] / 1e6)
+    # Data parallel had sent as much as LSGD in all after a quarter of its steps.
+    early = [read_metrics(tmp_path / "data_parallel" / f"seed-{s}", "evaluation")[0] for s in (0, 1)]
+    assert early[0]["bytes_sent"] == at_last[0]["bytes_sent"]
+    assert summary["methods"]["data_parallel"]["matched_error"]["values"] == [e["center_error"] for e in early]
+
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["lsgd", "data_parallel", "independent"]
+    assert (tmp_path / "comparison.md").read_text().count("\n") == 5
+    assert json.loads((tmp_path / "comparison.json").read_text()) == summary
+    assert comparison.draw(tmp_path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
+    """Before the first exchange all that exchange every period have done the same."""
+    run(tmp_path, methods=("easgd", "local_sgd", "independent"), config=dataclasses.replace(FAST, period=6))
+    losses = [
+        read_metrics(tmp_path / method / "seed-0", "evaluation")[0]["train_losses"]
+        for method in ("easgd", "local_sgd", "independent")
+    ]
+    np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
+
+
+def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path):
+    assert len({len(compare.grid(dataclasses.replace(FAST, method=method))) for method in METHODS}) == 1
+    summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
+    tried = summary["methods"]["lsgd"]["tried"]
+    for i, values in enumerate(tried):
+        config = Config.load(tmp_path / "lsgd" / f"tune-{i}")
+        assert (config.validation, config.learning_rate, config.pull) == (0.2, values["learning_rate"], values["pull"])
+    best = min(tried, key=lambda values: values["validation_error"])
+    chosen = Config.load(tmp_path / "lsgd" / "seed-0")
+    assert (chosen.validation, chosen.learning_rate, chosen.pull) == (0, best["learning_rate"], best["pull"])
+
+
+def test_rates_are_divided_among_workers_whose_steps_add_up():
+    config = dataclasses.replace(FAST, workers=4, learning_rate=0.1)
+    alone, summed = (
+        [values["learning_rate"] for values in compare.grid(dataclasses.replace(config, method=method))]
+        for method in ("local_sgd", "downpour")
+    )
+    np.testing.assert_allclose(np.array(alone) / 4, summed)
+
+
+def test_a_folder_with_another_comparison_or_other_files_is_left_alone(tmp_path):
+    run(tmp_path / "a", methods=("independent",), seeds=(0,))
+    with pytest.raises(UsageError, match="another configuration"):
+        run(tmp_path / "a", config=dataclasses.replace(FAST, steps=16))
+    with pytest.raises(UsageError, match="another configuration"):
+        run(tmp_path / "a", methods=("independent",), seeds=(0,), config=dataclasses.replace(FAST, learning_rate=0.2))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").touch()
+    with pytest.raises(UsageError, match="not empty and holds no comparison"):
+        run(tmp_path / "b")
+
+
+def test_bytes_by_formula():
+    grouped = dataclasses.replace(PRESETS["mnist1d"], period=2, global_period=8)  # 2 groups of 4.
+    assert bytes_sent(grouped, 800, 16) == 8 * 2 * 3 / 4 * 800 + 2 * 2 * 7 / 8 * 800
+    single = dataclasses.replace(grouped, groups=1)
+    assert bytes_sent(single, 800, 17) == 8 * 2 * 3 / 4 * 800
+    assert bytes_sent(dataclasses.replace(single, method="data_parallel"), 800, 16) == 16 * 2 * 3 / 4 * 800
+    assert bytes_sent(dataclasses.replace(single, method="independent"), 800, 16) == 0
+    assert bytes_sent(dataclasses.replace(grouped, method="easgd"), 800, 16) == 8 * 2 * 7 / 8 * 800
