@@ -4,18 +4,27 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo figures test lint types benchmark lock clean
+.PHONY: install demo comparison figures notebooks test lint types benchmark lock clean
 
 install: $(INSTALLED)
 
-demo: $(INSTALLED) ## The main job: LSGD on the embedded data, with its picture.
-	$(BIN)/lsgd train mnist1d
+demo: $(INSTALLED) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
+	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
+	  --steps 2000 --eval-every 50 --seeds 0..1 --out runs/demo
+
+comparison: $(INSTALLED) ## The committed comparisons, tuned, at 4 and 16 workers: about an hour on two cores.
+	$(BIN)/lsgd compare mnist1d --groups 1 --workers 4 --steps 2000 --eval-every 50 --tune --out runs/mnist1d-4
+	$(BIN)/lsgd compare mnist1d --groups 1 --workers 16 --steps 1000 --eval-every 25 --tune --out runs/mnist1d-16
 
 figures: $(INSTALLED) ## The paper's analytic figures, where their results are committed.
 	$(BIN)/lsgd figure analytic --out benchmarks/paper/results
 
-test: lint types ## Lint, types and tests.
-	$(BIN)/pytest -n 2
+test: lint types ## Lint, types, tests and notebooks.
+	$(BIN)/pytest -n 2 --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)
+
+notebooks: $(INSTALLED) ## Renew the notebooks and their outputs from their paired scripts.
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN notebooks/*.ipynb
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

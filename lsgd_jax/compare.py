@@ -24,6 +24,8 @@ RATES_ALONE = (0.1, 0.3, 0.6, 1.0, 2.0, 3.0)
 """For methods without an option of their own: as many cells."""
 VALIDATION = 0.2
 """The share of the training data held out in tuning."""
+TUNING_SEEDS = 2
+"""How many of the seeds tuning uses: what is good with one seed alone is often about to diverge."""
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
@@ -46,8 +48,8 @@ def compare(
       methods: names in `METHODS`.
       seeds: of the starts and the data's orders.
       out: the folder: one run folder a cell, and the summary as JSON, CSV and markdown.
-      tune: whether to choose each method's hyper-parameters from its `grid`, by the last error on held-out training
-        data, with the first seed.
+      tune: whether to choose each method's hyper-parameters from its `grid`, by the mean of the last errors on held-out
+        training data with the first seeds.
       target_error: the test error, in [0, 1], of which it is told when it was reached.
 
     Returns:
@@ -57,7 +59,8 @@ def compare(
       UsageError: if the folder holds a comparison with another configuration, or a run does not fit the machine.
     """
     _claim(out, config)
-    cells = len(methods) * (len(seeds) + (len(grid(config)) if tune else 0))
+    tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
+    cells = len(methods) * (len(seeds) + len(grid(config)) * len(tuning_seeds))
     done = 0
 
     def cell(path: Path, config: Config) -> float:
@@ -79,8 +82,12 @@ def compare(
         chosen, tried = dataclasses.replace(config, method=method), []
         if tune:
             for i, values in enumerate(grid(chosen)):
-                candidate = dataclasses.replace(chosen, **values, seed=seeds[0], validation=VALIDATION)
-                tried.append(values | {"validation_error": cell(out / method / f"tune-{i}", candidate)})
+                candidate = dataclasses.replace(chosen, **values, validation=VALIDATION)
+                errors = [
+                    cell(out / method / f"tune-{i}-seed-{seed}", dataclasses.replace(candidate, seed=seed))
+                    for seed in tuning_seeds
+                ]
+                tried.append(values | {"validation_error": float(np.mean(errors))})
             best = min(tried, key=lambda values: values["validation_error"])
             chosen = dataclasses.replace(chosen, **{k: v for k, v in best.items() if k != "validation_error"})
         for seed in seeds:

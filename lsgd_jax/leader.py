@@ -111,6 +111,8 @@ def leader_pull(
       worker can, nobody is pulled.
     - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding, since
       optax applies updates by adding them.
+    - A worker is one position on the axes, and its parameters are whole there: what is spread over further mesh axes
+      would be judged finite, and its distance taken, piece by piece.
     - Only parameters are exchanged: momentum and other optimiser state stay the worker's own.
 
     `update` sees one worker, inside `jax.shard_map`, `jax.pmap` or `jax.vmap(..., axis_name=...)`. Whether an exchange

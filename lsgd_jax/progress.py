@@ -28,7 +28,7 @@ class RunProgress:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=steps, status="compiling")
+        self._task = self._bar.add_task("", total=steps, status="starting")
 
     def __enter__(self) -> "RunProgress":
         """Show the bar."""
@@ -40,6 +40,10 @@ class RunProgress:
     ) -> None:
         """Leave the bar as it is."""
         self._bar.stop()
+
+    def say(self, status: str) -> None:
+        """Show what the run is doing, where there is a terminal."""
+        self._bar.update(self._task, status=status)
 
     def show(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
         """Show where the run is, after an evaluation.

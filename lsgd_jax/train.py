@@ -70,11 +70,12 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
         return jax.device_put(stacked, NamedSharding(mesh, STACKED))
 
     with RunProgress(config.steps, lines=lines) as progress:
-        # Compiled before the clock starts, and only once: another signature would be an error.
+        progress.say("compiling")  # Before the clock starts, and only once: another signature would be an error.
         program = local_steps(model, optimizer, mesh)
         take_steps = program.lower(state, train_x, train_y, indices(0), np.int32(0)).compile()
         evaluate = evaluation(model, METHODS[config.method].center, mesh, data)
 
+        progress.say("training")
         seconds, started = 0.0, time.perf_counter()
         losses: list[jax.Array] = []
         exchanges: deque[tuple[int, StepMetrics]] = deque()

@@ -102,7 +102,7 @@ def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_pat
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
     for i, values in enumerate(tried):
-        config = Config.load(tmp_path / "lsgd" / f"tune-{i}")
+        config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-0")
         assert (config.validation, config.learning_rate, config.pull) == (0.2, values["learning_rate"], values["pull"])
     best = min(tried, key=lambda values: values["validation_error"])
     chosen = Config.load(tmp_path / "lsgd" / "seed-0")
