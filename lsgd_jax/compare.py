@@ -14,9 +14,10 @@ from scipy import stats
 
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
+from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
 from lsgd_jax.run_folder import environment, read_metrics
-from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.train import prepare, train_and_evaluate
 
 RATES = (0.3, 1.0, 3.0)
 """Learning rates that tuning tries, as multiples of the preset's, with both values of the method's own option."""
@@ -31,7 +32,7 @@ TUNING_SEEDS = 2
 def grid(config: Config) -> list[dict[str, Any]]:
     """The hyper-parameters that tuning tries for a configuration's method; the same number for every method."""
     method = METHODS[config.method]
-    rate = config.learning_rate / (config.groups * config.workers if method.adds_up else 1)
+    rate = _with_own_rate(config, config.method).learning_rate
     if not method.grid:
         return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
     [(name, values)] = method.grid.items()
@@ -58,10 +59,12 @@ def compare(
     Raises:
       UsageError: if the folder holds a comparison with another configuration, or a run does not fit the machine.
     """
-    _claim(out, config)
+    chosen = {method: _with_own_rate(config, method) for method in methods}
+    for method_config in chosen.values():
+        prepare(method_config)  # Whatever does not fit is said before anything is trained or written.
+    _claim(out, config, tune)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
-    cells = len(methods) * (len(seeds) + len(grid(config)) * len(tuning_seeds))
-    done = 0
+    done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
 
     def cell(path: Path, config: Config) -> float:
         nonlocal done
@@ -71,33 +74,44 @@ def compare(
             shutil.rmtree(unfinished, ignore_errors=True)
             train_and_evaluate(config, unfinished, lines=False)
             unfinished.rename(path)
-        elif Config.load(path) != config:
-            raise UsageError(f"{path} holds a run with another configuration: name another folder with --out.")
+        elif _config_in(path) != config:
+            raise UsageError(f"{path} holds a run with another configuration: remove it, or name another --out.")
         error = read_metrics(path, "evaluation")[-1]["center_error"]
         print(f"[{done}/{cells}] {path.relative_to(out)}: {error:.2%}", flush=True)
         return error
 
-    summary: dict[str, Any] = {"target_error": target_error, "seeds": seeds, "methods": {}}
+    tried: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for method in methods:
-        chosen, tried = dataclasses.replace(config, method=method), []
         if tune:
-            for i, values in enumerate(grid(chosen)):
-                candidate = dataclasses.replace(chosen, **values, validation=VALIDATION)
+            for i, values in enumerate(grid(dataclasses.replace(config, method=method))):
+                candidate = dataclasses.replace(config, method=method, **values, validation=VALIDATION)
                 errors = [
                     cell(out / method / f"tune-{i}-seed-{seed}", dataclasses.replace(candidate, seed=seed))
                     for seed in tuning_seeds
                 ]
-                tried.append(values | {"validation_error": float(np.mean(errors))})
-            best = min(tried, key=lambda values: values["validation_error"])
-            chosen = dataclasses.replace(chosen, **{k: v for k, v in best.items() if k != "validation_error"})
+                tried[method].append({"values": values, "validation_error": float(np.mean(errors))})
+            best = min(tried[method], key=lambda trial: trial["validation_error"])
+            chosen[method] = dataclasses.replace(config, method=method, **best["values"])
         for seed in seeds:
-            cell(out / method / f"seed-{seed}", dataclasses.replace(chosen, seed=seed))
-        runs = [out / method / f"seed-{seed}" for seed in seeds]
-        summary["methods"][method] = _summary(runs, target_error) | {
-            "hyper-parameters": {k: getattr(chosen, k) for k in grid(chosen)[0]} | _timing(chosen),
-            "tried": tried,
+            cell(out / method / f"seed-{seed}", dataclasses.replace(chosen[method], seed=seed))
+
+    # What sends more than the thriftiest is trained once more, for as many steps as send the same.
+    totals = {method: bytes_sent(chosen[method], 1, config.steps) for method in methods}
+    thriftiest = min((total for total in totals.values() if total), default=0.0)
+    summary: dict[str, Any] = {"target_error": target_error, "seeds": seeds, "methods": {}}
+    for method in methods:
+        runs = matched = [out / method / f"seed-{seed}" for seed in seeds]
+        if totals[method] > thriftiest:
+            steps = int(config.steps * thriftiest / totals[method])
+            shorter = dataclasses.replace(chosen[method], steps=steps, eval_every=min(config.eval_every, steps))
+            cells += len(seeds)
+            matched = [out / method / f"matched-bytes-seed-{seed}" for seed in seeds]
+            for seed, path in zip(seeds, matched, strict=True):
+                cell(path, dataclasses.replace(shorter, seed=seed))
+        summary["methods"][method] = _summary(runs, matched, target_error) | {
+            "hyper-parameters": {name: getattr(chosen[method], name) for name in grid(chosen[method])[0]},
+            "tried": tried[method],
         }
-    _match_bytes(summary, out)
     summary["environment"] = environment()
     (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n")
     rows = list(table(summary))
@@ -115,23 +129,26 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
         "method",
         "hyper-parameters",
         "final error (95 %)",
+        "median",
         "best error (95 %)",
         "final error of the best worker",
-        f"error at {summary['matched_megabytes']:.1f} MB sent",
+        "final error at equal bytes",
         f"steps to {target}",
         f"MB sent to {target}",
     ]
     for method, of in summary["methods"].items():
-        hyper = ", ".join(f"{k} {v if v is None else f'{v:g}'}" for k, v in of["hyper-parameters"].items())
+        hyper = [f"{name} {'default' if v is None else f'{v:g}'}" for name, v in of["hyper-parameters"].items()]
+        some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
         steps, megabytes = of["steps_to_target"], of["megabytes_to_target"]
         yield [
             method,
-            hyper.replace("None", "default"),
+            ", ".join(hyper),
             _percent(of["final_error"]),
+            f"{100 * of['final_error']['median']:.2f} %",
             _percent(of["best_error"]),
             _percent(of["final_best_worker_error"]),
-            _percent(of["matched_error"]),
-            "not reached" if steps is None else f"{steps:.0f}",
+            _percent(of["final_error_at_equal_bytes"]),
+            ("not reached" if steps is None else f"{steps:.0f}") + some,
             "not reached" if megabytes is None else f"{megabytes:.1f}",
         ]
 
@@ -144,7 +161,7 @@ def curves(runs: list[Path]) -> dict[str, np.ndarray]:
         return np.array([[entry[name] for entry in run] for run in evaluations], float)
 
     worker_errors = np.array([[np.ravel(entry["worker_errors"]) for entry in run] for run in evaluations])
-    # The worker with the lowest training loss, as a leader has it; null where a loss is not finite.
+    # The worker with the lowest training loss since the evaluation before; null where a loss is not finite.
     losses = np.array([[np.ravel(entry["train_losses"]) for entry in run] for run in evaluations]).astype(float)
     best = np.nan_to_num(losses, nan=np.inf).argmin(-1)
     best_worker_error = np.take_along_axis(worker_errors, best[..., None], -1)[..., 0]
@@ -152,49 +169,66 @@ def curves(runs: list[Path]) -> dict[str, np.ndarray]:
     return {name: of(name) for name in names} | {"best_worker_error": best_worker_error}
 
 
-def _claim(out: Path, config: Config) -> None:
+def _with_own_rate(config: Config, method: str) -> Config:
+    """The configuration for a method; where the workers' steps add up, with an n-th of the learning rate.
+
+    Raises:
+      UsageError: if the method can't be run with the configuration.
+    """
+    rate = config.learning_rate / (config.groups * config.workers if METHODS[method].adds_up else 1)
+    try:
+        return dataclasses.replace(config, method=method, learning_rate=rate)
+    except ValueError as error:
+        raise UsageError(f"{method}: {error}") from None
+
+
+def _claim(out: Path, config: Config, tune: bool) -> None:
     """Make the folder for comparisons of this configuration."""
-    common = json.loads(dataclasses.replace(config, method="lsgd", seed=0).to_json())
+    claim = {"config": json.loads(dataclasses.replace(config, method="lsgd", seed=0).to_json()), "tune": tune}
+    path = out / "comparison-config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        path = out / "config.json"
         if not path.exists():
             if any(out.iterdir()):
                 raise UsageError(f"the folder {out} is not empty and holds no comparison: name another with --out.")
-            path.write_text(json.dumps(common, indent=2) + "\n")
+            path.write_text(json.dumps(claim, indent=2) + "\n")
+        claimed = json.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
-    if json.loads(path.read_text()) != common:
+    except json.JSONDecodeError:
+        raise UsageError(f"{path} is not what a comparison has written: name another folder with --out.") from None
+    if claimed != claim:
         raise UsageError(f"{out} holds a comparison with another configuration: name another folder with --out.")
 
 
-def _summary(runs: list[Path], target_error: float) -> dict[str, Any]:
+def _config_in(run: Path) -> Config | None:
+    try:
+        return Config.load(run)
+    except (OSError, ValueError):
+        return None
+
+
+def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict[str, Any]:
     of = curves(runs)
     error = of["center_error"]
-    reached = error <= target_error
-    first = reached.argmax(1)
-    often = reached.any(1).mean() >= 0.5
-    at = [i for i in range(len(runs)) if reached[i].any()]
+    reached: np.ndarray = error <= target_error
+    first, ever = reached.argmax(1), np.atleast_1d(reached.any(1))
+
+    def at_target(name: str) -> float | None:
+        """The median over seeds, of which some may never get there."""
+        middle = float(np.median([of[name][i, first[i]] if ever[i] else np.inf for i in range(len(runs))]))
+        return middle if math.isfinite(middle) else None
+
+    megabytes = at_target("bytes_sent")
     return {
         "final_error": _interval(error[:, -1]),
         "best_error": _interval(error.min(1)),
         "final_best_worker_error": _interval(of["best_worker_error"][:, -1]),
-        "seeds_at_target": len(at),
-        "steps_to_target": float(np.median([of["step"][i, first[i]] for i in at])) if often else None,
-        "megabytes_to_target": float(np.median([of["bytes_sent"][i, first[i]] for i in at])) / 1e6 if often else None,
+        "final_error_at_equal_bytes": _interval(curves(matched)["center_error"][:, -1]),
+        "seeds_at_target": int(ever.sum()),
+        "steps_to_target": at_target("step"),
+        "megabytes_to_target": None if megabytes is None else megabytes / 1e6,
     }
-
-
-def _match_bytes(summary: dict[str, Any], out: Path) -> None:
-    """Add every method's error when a worker had sent as much as the thriftiest method that exchanges in all."""
-    all_curves = {m: curves([out / m / f"seed-{seed}" for seed in summary["seeds"]]) for m in summary["methods"]}
-    totals = [of["bytes_sent"][0, -1] for of in all_curves.values()]
-    budget = min((total for total in totals if total > 0), default=0.0)
-    summary["matched_megabytes"] = budget / 1e6
-    for method, of in all_curves.items():
-        within = np.flatnonzero(of["bytes_sent"][0] <= budget)
-        matched = _interval(of["center_error"][:, within[-1]]) if len(within) else None
-        summary["methods"][method]["matched_error"] = matched
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
@@ -202,15 +236,10 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
     half = None
     if len(values) > 1:
         half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return {"mean": float(values.mean()), "half_width": half, "values": values.tolist()}
+    numbers = {"mean": float(values.mean()), "median": float(np.median(values)), "half_width": half}
+    return numbers | {"values": values.tolist()}
 
 
-def _percent(interval: dict[str, Any] | None) -> str:
-    if interval is None:
-        return "not evaluated by then"
+def _percent(interval: dict[str, Any]) -> str:
     half = interval["half_width"]
     return f"{100 * interval['mean']:.2f} %" + ("" if half is None else f" ± {100 * half:.2f}")
-
-
-def _timing(config: Config) -> dict[str, int]:
-    return {"period": config.period} if METHODS[config.method].exchanges == "period" else {}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lsgd_jax.leader import default_global_period
 from lsgd_jax.methods import METHODS
 
 
@@ -66,7 +67,11 @@ class Config:
     outer_momentum: float | None = None
     """Of DiLoCo's outer step, in [0, 1]."""
     prox: float | None = None
-    """Strength of GRAWA's pull towards the last average on every step, in [0, 1]."""
+    """Strength of GRAWA's pull towards the last average, in [0, 1], spread over the steps of a period."""
+    stale_pull: float | None = None
+    """Strength of LSGD's pull towards the stored local leader, in [0, 1], spread over the steps of a period."""
+    global_stale_pull: float | None = None
+    """The same towards the stored global leader; with one group there is none."""
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     seed: int = 0
@@ -76,9 +81,12 @@ class Config:
         """Check every number's range."""
         for name in ("steps", "batch_size", "groups", "workers", "period", "window", "eval_every"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox"):
+        for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox", "stale_pull", "global_stale_pull"):
             strength = getattr(self, name)
             self._check(name, strength is None or 0 <= strength <= 1, "in [0, 1]")
+        if self.method == "easgd" and self.pull is not None and self.center_pull is None:
+            most = 1 / (self.groups * self.workers)
+            self._check("pull", self.pull <= most, f"at most 1 / workers, {most:g}, if there is no center_pull")
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
         rate = self.outer_learning_rate
@@ -126,6 +134,18 @@ class Config:
             return Config(**fields | {"learning_rate_drops": tuple(fields.get("learning_rate_drops", ()))})
         except TypeError as error:
             raise ValueError(f"not a configuration: {error}.") from None
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """Among how many workers there are exchanges, and every how many steps; those in a group first."""
+        exchanges, workers = METHODS[self.method].exchanges, self.groups * self.workers
+        if exchanges == "never":
+            return []
+        if exchanges == "step":
+            return [(workers, 1)]
+        if self.method == "lsgd" and self.groups > 1:
+            return [(self.workers, self.period), (workers, self.global_period or default_global_period(self.period))]
+        return [(workers, self.period)]
 
     @property
     def worker_batch_size(self) -> int:

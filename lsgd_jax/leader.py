@@ -238,6 +238,9 @@ def leader_sgd(
     global_pull: Pull | None = None,
     global_period: int | None = None,
     window: int = 10,
+    pull_at: Literal["after_step", "before_step"] = "after_step",
+    stale_pull: Pull = 0.0,
+    global_stale_pull: Pull = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """LSGD with any optimiser and the paper's pulls: the optimiser, then `leader_pull`.
 
@@ -250,18 +253,37 @@ def leader_sgd(
       pull: strength of the pull towards the (local) leader, in [0, 1].
       group_axis_name: the axis, or the axes, on which the groups lie; None: one group, and nothing global.
       global_pull: strength of the pull towards the global leader, in [0, 1]; None: 0.1 if there are groups.
-      global_period: updates between global exchanges; None: 4 * period if there are groups.
+      global_period: updates between global exchanges; None: `default_global_period` if there are groups.
       window: losses in the mean by which leaders are elected.
+      pull_at: "after_step" or "before_step", as for `leader_pull`.
+      stale_pull: towards the stored local leader, as for `leader_pull`.
+      global_stale_pull: towards the stored global leader, as for `leader_pull`.
 
     Raises:
       ValueError: as `leader_pull` does.
     """
-    levels: dict[str, Any] = {"group_axis_name": group_axis_name}
-    if global_pull is not None or group_axis_name is not None:
-        levels["global_pull"] = 0.1 if global_pull is None else global_pull
-    if global_period is not None or group_axis_name is not None:
-        levels["global_period"] = 4 * period if global_period is None else global_period
-    return optax.chain(optimizer, leader_pull(pull, axis_name=axis_name, period=period, window=window, **levels))
+    if global_pull is None:
+        global_pull = 0.0 if group_axis_name is None else 0.1
+    if global_period is None and group_axis_name is not None:
+        global_period = default_global_period(period)
+    pulls = leader_pull(
+        pull,
+        axis_name=axis_name,
+        period=period,
+        group_axis_name=group_axis_name,
+        global_pull=global_pull,
+        global_period=global_period,
+        window=window,
+        pull_at=pull_at,
+        stale_pull=stale_pull,
+        global_stale_pull=global_stale_pull,
+    )
+    return optax.chain(optimizer, pulls)
+
+
+def default_global_period(period: int) -> int:
+    """The paper's ratio: a global exchange with every fourth local one."""
+    return 4 * period
 
 
 def lsgd(

@@ -1,7 +1,6 @@
 """What a method sends, by formula."""
 
 from lsgd_jax.config import Config
-from lsgd_jax.methods import METHODS
 
 
 def bytes_sent(config: Config, parameter_bytes: int, steps: int) -> float:
@@ -21,13 +20,4 @@ def bytes_sent(config: Config, parameter_bytes: int, steps: int) -> float:
       >>> bytes_sent(PRESETS["mnist1d"], 1_000_000, steps=16)  # 4 exchanges among 4 workers and one among all 8.
       7750000.0
     """
-    workers = config.groups * config.workers
-
-    def all_reduces(count: int, among: int) -> float:
-        return count * 2 * (among - 1) / among * parameter_bytes
-
-    exchanges = {"period": steps // config.period, "step": steps, "never": 0}[METHODS[config.method].exchanges]
-    if config.method == "lsgd" and config.groups > 1:
-        global_period = config.global_period or 4 * config.period
-        return all_reduces(exchanges, config.workers) + all_reduces(steps // global_period, workers)
-    return all_reduces(exchanges, workers)
+    return sum(steps // period * 2 * (among - 1) / among * parameter_bytes for among, period in config.levels)

@@ -3,15 +3,15 @@
 import inspect
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Dataset, hold_out, load
@@ -44,19 +44,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
     """
-    mesh = worker_mesh(config.groups, config.workers)
-    data = load(config.dataset)
-    if config.validation:
-        data = hold_out(data, config.validation)
-    batches = BatchIndices(
-        examples=len(data.train_y),
-        workers=mesh.size,
-        batch_size=config.worker_batch_size,
-        sampling=config.sampling,
-        seed=config.seed,
-    )
-    model = make_model(config, data)
-    optimizer = make_optimizer(config)
+    mesh, data, batches, model, optimizer = prepare(config)
     folder = RunFolder(run_dir, config)
 
     state = init_state(model, optimizer, mesh)
@@ -120,6 +108,37 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
     return float(result.center_error)
 
 
+class Prepared(NamedTuple):
+    """What a configuration asks for, before any of it is on a device."""
+
+    mesh: Mesh
+    data: Dataset
+    batches: BatchIndices
+    model: nnx.Module
+    """At the start that the seed gives."""
+    optimizer: optax.GradientTransformationExtraArgs
+
+
+def prepare(config: Config) -> Prepared:
+    """What the configuration asks for.
+
+    Raises:
+      UsageError: if the configuration does not fit the machine or the data.
+    """
+    mesh = worker_mesh(config.groups, config.workers)
+    data = load(config.dataset)
+    if config.validation:
+        data = hold_out(data, config.validation)
+    batches = BatchIndices(
+        examples=len(data.train_y),
+        workers=mesh.size,
+        batch_size=config.worker_batch_size,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+    return Prepared(mesh, data, batches, make_model(config, data), make_optimizer(config))
+
+
 def make_model(config: Config, data: Dataset) -> nnx.Module:
     """The network at the start that the seed gives.
 
@@ -144,7 +163,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     own: dict[str, Any] = {"axis_name": AXES}
     for option in options:
         value = getattr(config, option.name, None)
-        of_groups = option.name in ("global_pull", "global_period") and config.groups == 1
+        of_groups = option.name.startswith("global_") and config.groups == 1
         if option.kind is option.KEYWORD_ONLY and value is not None and not of_groups:
             own[option.name] = value
     if config.groups > 1 and "group_axis_name" in inspect.signature(method.build).parameters:
@@ -153,8 +172,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def _local_optimizer(config: Config) -> optax.GradientTransformation:
-    drops = {round(drop * config.steps): 0.1 for drop in config.learning_rate_drops}
-    rate = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    drops = Counter(round(drop * config.steps) for drop in config.learning_rate_drops)
+    rate = optax.piecewise_constant_schedule(config.learning_rate, {step: 0.1**n for step, n in drops.items()})
     if config.local_optimizer == "adamw":
         optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
     elif config.local_optimizer == "lars":
@@ -184,6 +203,7 @@ def _log_exchange(folder: RunFolder, config: Config, step: int, metrics: StepMet
     levels: dict[str, Any] = {}
     if config.groups > 1:
         levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}
-    if config.groups == 1 or step % (config.global_period or 4 * config.period) == 0:
+    _, widest_period = config.levels[-1]
+    if step % widest_period == 0:
         levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
     folder.log("exchange", step=step, scores=scores, **levels)

@@ -156,7 +156,7 @@ def peer(
                 velocity[i][k] = momentum * velocity[i][k] + g[i][k]
                 x[i][k] = x[i][k] - eta * (g[i][k] + momentum * velocity[i][k])
                 if method in ("mgrawa", "lgrawa") and averaged:
-                    x[i][k] = x[i][k] - prox * (x[i][k] - center[k])
+                    x[i][k] = x[i][k] - prox / period * (x[i][k] - center[k])
 
         if (t + 1) % period == 0 and method == "easgd":
             mean = average(x)

@@ -72,12 +72,15 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
         np.testing.assert_allclose(of["final_error"]["mean"], np.mean(finals))
         # The t-interval of two values is 12.706 standard errors.
         np.testing.assert_allclose(of["final_error"]["half_width"], 12.7062 * abs(finals[0] - finals[1]) / 2, rtol=1e-4)
-    at_last = [read_metrics(tmp_path / "lsgd" / f"seed-{s}", "evaluation")[-1] for s in (0, 1)]
-    np.testing.assert_allclose(summary["matched_megabytes"], at_last[0]["bytes_sent"] / 1e6)
-    # Data parallel had sent as much as LSGD in all after a quarter of its steps.
-    early = [read_metrics(tmp_path / "data_parallel" / f"seed-{s}", "evaluation")[0] for s in (0, 1)]
-    assert early[0]["bytes_sent"] == at_last[0]["bytes_sent"]
-    assert summary["methods"]["data_parallel"]["matched_error"]["values"] == [e["center_error"] for e in early]
+    # What sends more, every step, is trained for as many steps as send the same, and its schedule ends there.
+    assert summary["methods"]["lsgd"]["final_error_at_equal_bytes"] == summary["methods"]["lsgd"]["final_error"]
+    whole, matched = (
+        read_metrics(tmp_path / folder, "evaluation")[-1]
+        for folder in ("lsgd/seed-1", "data_parallel/matched-bytes-seed-1")
+    )
+    assert (matched["step"], matched["bytes_sent"]) == (3, whole["bytes_sent"])
+    at_equal = summary["methods"]["data_parallel"]["final_error_at_equal_bytes"]["values"]
+    assert at_equal[1] == matched["center_error"]
 
     with (tmp_path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -101,12 +104,37 @@ def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_pat
     assert len({len(compare.grid(dataclasses.replace(FAST, method=method))) for method in METHODS}) == 1
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
-    for i, values in enumerate(tried):
+    for i, trial in enumerate(tried):
         config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-0")
-        assert (config.validation, config.learning_rate, config.pull) == (0.2, values["learning_rate"], values["pull"])
-    best = min(tried, key=lambda values: values["validation_error"])
+        assert config.validation == 0.2
+        assert {"learning_rate": config.learning_rate, "pull": config.pull} == trial["values"]
+    best = min(tried, key=lambda trial: trial["validation_error"])["values"]
     chosen = Config.load(tmp_path / "lsgd" / "seed-0")
     assert (chosen.validation, chosen.learning_rate, chosen.pull) == (0, best["learning_rate"], best["pull"])
+
+
+def test_the_median_step_to_the_target_counts_seeds_that_never_get_there(tmp_path):
+    runs = []
+    for seed, errors in enumerate(([0.4, 0.1], [0.9, 0.1], [0.9, 0.9])):
+        runs.append(tmp_path / str(seed))
+        runs[-1].mkdir()
+        with (runs[-1] / "metrics.jsonl").open("w") as file:
+            for i, error in enumerate(errors):
+                entry = {"event": "evaluation", "step": 10 * (i + 1), "seconds": 1.0, "bytes_sent": 1e6 * (i + 1)}
+                entry |= {"center_error": error, "worker_errors": [[error]], "train_losses": [[error]]}
+                file.write(json.dumps(entry) + "\n")
+    summary = compare._summary(runs, runs, 0.5)
+    assert (summary["steps_to_target"], summary["megabytes_to_target"], summary["seeds_at_target"]) == (20, 2, 2)
+    assert compare._summary(runs, runs, 0.2)["steps_to_target"] == 20
+    assert compare._summary(runs[2:], runs, 0.5)["steps_to_target"] is None
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match="lower one of them"):
+        run(tmp_path / "a", config=dataclasses.replace(FAST, batch_size=5000))
+    with pytest.raises(UsageError, match="data_parallel: learning_rates must be equal"):
+        run(tmp_path / "a", ("lsgd", "data_parallel"), config=dataclasses.replace(FAST, learning_rates="linear"))
+    assert not (tmp_path / "a").exists()
 
 
 def test_rates_are_divided_among_workers_whose_steps_add_up():

@@ -33,6 +33,7 @@ def test_unknown_fields_are_named():
         ("method", "sgd", "method must be one of lsgd, easgd, downpour, .*, got sgd"),
         ("validation", 0.6, r"validation must be in \[0, 0\.5\], got 0\.6"),
         ("outer_learning_rate", 0.0, r"outer_learning_rate must be positive, got 0\.0"),
+        ("stale_pull", -1.0, r"stale_pull must be in \[0, 1\], got -1\.0"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("seed", -1, "seed must be in"),
@@ -54,6 +55,14 @@ def test_a_global_batch_is_divided_among_the_workers():
     assert config.worker_batch_size == 4
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 8 workers, if it is global, got 30"):
         dataclasses.replace(config, batch_size=30)
+
+
+def test_easgd_is_told_what_its_pull_may_be_at_most():
+    with pytest.raises(
+        ValueError, match=r"pull must be at most 1 / workers, 0\.125, if there is no center_pull, got 0\.2"
+    ):
+        dataclasses.replace(PRESETS["mnist1d"], method="easgd", pull=0.2)
+    dataclasses.replace(PRESETS["mnist1d"], method="easgd", pull=0.2, center_pull=0.9)
 
 
 def test_data_parallel_workers_stay_together():

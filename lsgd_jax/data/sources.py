@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from lsgd_jax.errors import UsageError
+
 
 class Dataset(NamedTuple):
     """A classification data set, examples first."""
@@ -18,7 +20,13 @@ class Dataset(NamedTuple):
 
 
 def hold_out(data: Dataset, share: float) -> Dataset:
-    """The data with a share of the training examples, always the same, in place of the test examples."""
+    """The data with a share of the training examples, always the same, in place of the test examples.
+
+    Raises:
+      UsageError: if that leaves no example for the one or the other.
+    """
+    if not 0 < round(share * len(data.train_y)) < len(data.train_y):
+        raise UsageError(f"validation holds out none or all of {len(data.train_y)} examples, got {share}.")
     order = np.random.default_rng(0).permutation(len(data.train_y))
     held, kept = np.split(order, [round(share * len(order))])
     return Dataset(data.train_x[kept], data.train_y[kept], data.train_x[held], data.train_y[held], data.classes)

@@ -1,5 +1,6 @@
 """A comparison's picture: test error of each method's center against steps, bytes and wall-clock (as in F4 to F7)."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +14,7 @@ def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
     """Draw a comparison from its folder into the folder; returns the picture's path."""
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colors = matplotlib.color_sequences["tab10"]
+    colors = itertools.cycle(matplotlib.color_sequences["tab10"])
     for method, color in zip(methods, colors, strict=False):
         of = curves([out / method / f"seed-{seed}" for seed in seeds])
         error = 100 * of["center_error"]
@@ -23,6 +24,8 @@ def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
             if x.any():  # Without any bytes there is nothing to draw against them.
                 axes.plot(x, middle, color=color, linewidth=1.2, label=method)
                 axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+        best = np.median(100 * of["best_worker_error"], axis=0)
+        panels[0].plot(of["step"][0], best, ":", color=color, linewidth=0.8)
     for axes, label in zip(panels, ("local steps", "MB sent by each worker", "seconds of training"), strict=True):
         axes.set(xlabel=label, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -30,6 +33,7 @@ def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
         axes.grid(alpha=0.2, which="both")
     panels[1].set_xscale("log")
     panels[0].set_ylabel(f"test error of the center (%), median and range of {len(seeds)} seeds")
+    panels[0].set_title("dotted: the worker with the lowest training loss", fontsize=10)
     panels[0].legend()
     path = out / "comparison.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lsgd_jax.config import Config
@@ -21,8 +22,10 @@ def draw(run: Path) -> Path:
     exchange_steps = np.array([entry["step"] for entry in exchanges], int)
     leaders = np.array([entry["leader"] for entry in exchanges], int)
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    (by_step, by_time), (identity, share) = figure.subplots(2, 2)
+    rows = 2 if len(exchanges) else 1  # The second tells who led.
+    figure = Figure(figsize=(12, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False)
+    by_step, by_time = panels[0]
     for axes, x, label in ((by_step, steps, "local steps"), (by_time, seconds, "seconds of training")):
         axes.plot(x, workers, color="0.8", linewidth=0.8, label=["workers"] + [None] * (workers.shape[1] - 1))
         if len(exchanges):
@@ -40,14 +43,18 @@ def draw(run: Path) -> Path:
     )
     by_time.set_title(f"final test error of the center {center[-1]:.2f} %")
 
-    count = config.groups * config.workers
-    identity.plot(exchange_steps, leaders, ".", markersize=3)
+    if len(exchanges):
+        _draw_leaders(panels[1, 0], panels[1, 1], exchange_steps, leaders, config.groups * config.workers)
+    path = run / "curves.png"
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return path
+
+
+def _draw_leaders(identity: Axes, share: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
+    identity.plot(steps, leaders, ".", markersize=3)
     identity.set(title="who led all", xlabel="local steps", ylabel="the leader's rank", yticks=np.arange(count))
     bars = share.bar(np.arange(count), np.bincount(leaders[leaders >= 0], minlength=count))
     share.bar_label(bars, fontsize=8)
     share.set(
         title=f"how often each led, of {len(leaders)}", xlabel="rank", ylabel="exchanges", xticks=np.arange(count)
     )
-    path = run / "curves.png"
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return path

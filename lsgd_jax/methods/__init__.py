@@ -37,7 +37,7 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "lsgd": Method(leader_sgd, mean_of_workers, "period", {"pull": (0.1, 0.3)}),
-    "easgd": Method(easgd.easgd, easgd.center, "period", {"pull": (None, 0.3)}),
+    "easgd": Method(easgd.easgd, easgd.center, "period", {"center_pull": (None, 0.9)}),
     "downpour": Method(downpour.downpour, downpour.center, "period", {}, adds_up=True),
     "local_sgd": Method(local_sgd, mean_of_workers, "period", {}),
     "data_parallel": Method(data_parallel, mean_of_workers, "step", {}),

@@ -37,19 +37,26 @@ def easgd(
       optimizer: the worker's own.
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
-      pull: strength alpha of the workers' pull towards the centre, in [0, 1]; None: 0.9^8 / workers, the paper's.
-      center_pull: strength beta of the centre's pull towards the mean, in [0, 1]; None: workers * pull, so that forces
-        are symmetric.
+      pull: strength alpha of the workers' pull towards the centre, in [0, 1]; None: center_pull / workers, so that
+        forces are symmetric.
+      center_pull: strength beta of the centre's pull towards the mean, in [0, 1]; None: workers * pull likewise, or
+        0.9^8, the paper's choice, if there is no pull either.
       pull_at: "after_step" pulls at the point after the worker's step, "before_step" at the point before it.
 
     Raises:
-      ValueError: if an option is out of range.
+      ValueError: if an option is out of range; at `update`, if workers * pull is more than 1 where it stands for
+        center_pull.
     """
     check_strengths(pull=0 if pull is None else pull, center_pull=0 if center_pull is None else center_pull)
 
     def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
-        alpha = 0.9**8 / worker_count(axis_name) if pull is None else pull
-        beta = alpha * worker_count(axis_name) if center_pull is None else center_pull
+        workers = worker_count(axis_name)
+        beta = center_pull
+        if beta is None:
+            beta = 0.9**8 if pull is None else workers * pull
+        if beta > 1:
+            raise ValueError(f"workers * pull must be at most 1, got {workers} * {pull}: give center_pull, too.")
+        alpha = beta / workers if pull is None else pull
         towards_mean = difference(mean(x, axis_name), center)
         new_center = jax.tree.map(lambda c, d: c + d, center, scaled(beta, towards_mean))
         return scaled(-alpha, difference(x, center)), new_center

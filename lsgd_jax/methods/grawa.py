@@ -6,11 +6,12 @@ Every `period` updates
     c = \sum_i w^i x^i, \quad w^i \propto 1 / \|g^i\|,
 
 with the norm of the gradient of the whole model (MGRAWA) or of each layer, weighting each on its own (LGRAWA). Every
-update also draws the worker by `prox` to the last such c.
+update also draws the worker by `prox` / `period` to the last such c.
 
 Dimlioglu, Choromanska, "GRAWA: Gradient-based weighted averaging for distributed training of deep learning models",
-https://arxiv.org/abs/2403.04206. Defaults as in the authors' code; the norms here are of the gradients of the update on
-which the exchange falls.
+https://arxiv.org/abs/2403.04206. Period, pull and prox are by default as in the authors' code. The norms here are of
+the gradients of the update on which the exchange falls; that code smooths them over exchanges, and for MGRAWA adds up
+the norms of the layers.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def mgrawa(
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
-      prox: strength of the pull towards the last average on every update after the first exchange, in [0, 1].
+      prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
 
     Raises:
       ValueError: if an option is out of range.
@@ -69,7 +70,7 @@ def lgrawa(
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
-      prox: strength of the pull towards the last average on every update after the first exchange, in [0, 1].
+      prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
 
     Raises:
       ValueError: if an option is out of range.
@@ -109,7 +110,8 @@ def _grawa(
         return scaled(-pull, difference(x, center)), center
 
     def draw(x: optax.Params, state: MethodState) -> optax.Updates:
-        return scaled(jnp.where(state.exchanges > 0, -prox, 0), difference(x, state.shared))
+        drawn = scaled(-prox / period, difference(x, state.shared))
+        return jax.tree.map(lambda d: jnp.where(state.exchanges > 0, d, 0), drawn)
 
     return exchange_every(
         period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, each_step=draw

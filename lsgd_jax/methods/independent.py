@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.exchange import AxisName, broadcast_from, elect
+from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect
 from lsgd_jax.leader import init_losses, record_loss
 
 
@@ -63,5 +63,6 @@ def independent(
 
 
 def center(params: optax.Params, state: IndependentState, axis_name: AxisName) -> optax.Params:
-    """The best worker's parameters; the first worker's if nobody has a finite score."""
-    return broadcast_from(params, jnp.maximum(elect(state.score, axis_name), 0), axis_name)
+    """The parameters of the best worker who is finite; the first worker's if nobody is."""
+    best = elect(state.score, axis_name, eligible=all_finite(params))
+    return broadcast_from(params, jnp.maximum(best, 0), axis_name)

@@ -59,6 +59,13 @@ def test_the_forces_are_symmetric_by_default():
     np.testing.assert_allclose(state.shared, np.full(4, 2.0 + 4 * alpha), rtol=1e-12)
 
 
+def test_a_pull_that_would_make_the_centre_overshoot_is_one_sentence():
+    tx = easgd(optax.sgd(0.1), axis_name="worker", pull=0.3)
+    x = jnp.ones(4)
+    with pytest.raises(ValueError, match=r"workers \* pull must be at most 1, got 4 \* 0\.3: give center_pull, too"):
+        jax.vmap(lambda x, state: tx.update(x, state, x), axis_name="worker")(x, jax.vmap(tx.init)(x))
+
+
 def test_params_are_needed():
     tx = easgd(optax.sgd(0.1), axis_name="worker")
     x = jnp.ones(2)

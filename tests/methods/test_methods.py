@@ -58,7 +58,7 @@ def build(name, inner=None, **changed):
 
 
 def trained(tx, name, start, loss_noise, gradient_noise, mapping="vmap"):
-    """All points [group, worker, step, ...] by layer, the reported model, and the last state."""
+    """All points [group, worker, step, ...] by layer, the reported model, and LSGD's leaders after each step."""
 
     def train(x, loss_noise, gradient_noise):
         def step(carry, now):
@@ -68,12 +68,13 @@ def trained(tx, name, start, loss_noise, gradient_noise, mapping="vmap"):
             grads = {k: CURVATURES[k] * x[k] + gradient_noise[k] for k in x}
             updates, state = tx.update(grads, state, x, value=loss, step=t)
             x = optax.apply_updates(x, updates)
-            return (x, state), x
+            leaders = state[-1].leaders[0].position if name == "lsgd" else None
+            return (x, state), (x, leaders)
 
         # With replication checks on, the state that `init` makes must have the types that `update` returns.
         noises = (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
-        (x, state), path = jax.lax.scan(step, (x, tx.init(x)), noises)
-        return path, METHODS[name].center(x, state, AXES), state
+        (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(x)), noises)
+        return path, METHODS[name].center(x, state, AXES), leaders
 
     return jax.tree.map(np.asarray, over_workers(train, mapping)(start, loss_noise, gradient_noise))
 
@@ -89,9 +90,9 @@ def test_all_methods_have_one_shape_and_the_same_names(name):
     assert all(option.kind is option.KEYWORD_ONLY for option in options)
     names = [option.name for option in options]
     assert names[0] == "axis_name"
-    known = ["axis_name", "period", "pull", "center_pull", "prox", "outer_learning_rate", "outer_momentum", "pull_at"]
-    known += ["group_axis_name", "global_pull", "global_period", "window"]
-    assert set(names) <= set(known)
+    known = {"axis_name", "period", "pull", "center_pull", "prox", "outer_learning_rate", "outer_momentum", "pull_at"}
+    known |= {"group_axis_name", "global_pull", "global_period", "window", "stale_pull", "global_stale_pull"}
+    assert set(names) <= known
     assert set(METHODS[name].grid) <= set(names)
     update = list(inspect.signature(build(name).update).parameters)
     assert update[:3] == ["updates", "state", "params"]
@@ -100,7 +101,7 @@ def test_all_methods_have_one_shape_and_the_same_names(name):
     assert "NaN" in METHODS[name].build.__doc__
 
 
-def flat(tree, step=None):
+def flat(tree):
     """[group * worker, ...] by layer, in the order of the layers' names."""
     return [np.reshape(tree[k], (GROUPS * WORKERS, *tree[k].shape[2:])) for k in sorted(tree)]
 
@@ -134,7 +135,7 @@ def test_lsgd_follows_its_oracle_leaders_first(problem):
     """In one layer; the oracle of Algorithm 1 has no momentum."""
     start, loss_noise, gradient_noise = ({"a": p["a"]} if isinstance(p, dict) else p for p in problem)
     tx = build("lsgd", optax.sgd(ETA))
-    path, center, state = trained(tx, "lsgd", start, loss_noise, gradient_noise)
+    path, center, leaders = trained(tx, "lsgd", start, loss_noise, gradient_noise)
     everyone = (1, GROUPS * WORKERS)
     expected = oracle.lsgd(
         start["a"].reshape(*everyone, -1),
@@ -146,7 +147,7 @@ def test_lsgd_follows_its_oracle_leaders_first(problem):
         period=3,
         window=4,
     )
-    assert state[-1].leaders[0].position[0, 0] == expected.local_leaders[-1][0]
+    np.testing.assert_array_equal(leaders[0, 0, 2::3], np.ravel(expected.local_leaders))
     np.testing.assert_allclose(flat(path)[0].swapaxes(0, 1), expected.x[:, 0], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(center["a"][1, 2], expected.x[-1, 0].mean(0), rtol=1e-9, atol=1e-10)
 
@@ -232,6 +233,22 @@ def test_a_nan_loss_moves_nobody_and_is_not_reported(name, problem):
     loss_noise[0, 3, 10:] = np.nan
     path, center, _ = trained(build(name), name, start, loss_noise, gradient_noise)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((path, center)))
+    if name == "independent":
+        assert (np.abs(center["a"][0, 0] - path["a"][0, 3, -1]) > 1e-6).all()
+
+
+def test_independent_reports_the_best_worker_who_is_finite():
+    """The best losses are of a worker whose parameters have gone, and the next best have a NaN among them."""
+    tx = build("independent")
+    losses = np.array([[0.1, 0.4, 0.3, 0.6], [np.nan, 0.2, 0.5, 0.7]])
+    x = np.arange(8.0).reshape(GROUPS, WORKERS)
+    x[0, 0] = np.nan
+
+    def report(x, loss):
+        _, state = tx.update(x, tx.init(x), x, value=loss)
+        return METHODS["independent"].center(x, state, AXES)
+
+    np.testing.assert_array_equal(over_workers(report, "shard_map")(x, losses), np.full((GROUPS, WORKERS), x[1, 1]))
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
@@ -277,6 +294,7 @@ def test_learning_rates_of_another_shape_are_one_sentence():
     ("name", "options", "message"),
     [
         ("easgd", {"period": 0}, "period must be a whole number of updates, at least 1, got 0"),
+        ("easgd", {"center_pull": 1.5}, r"center_pull must lie in \[0, 1\], got 1\.5"),
         ("easgd", {"pull": 1.5}, r"pull must lie in \[0, 1\], got 1\.5"),
         ("diloco", {"outer_momentum": -0.1}, r"outer_momentum must lie in \[0, 1\], got -0\.1"),
         ("mgrawa", {"prox": 2.0}, r"prox must lie in \[0, 1\], got 2\.0"),
