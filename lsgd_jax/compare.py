@@ -112,6 +112,9 @@ def compare(
             "hyper-parameters": {name: getattr(chosen[method], name) for name in grid(chosen[method])[0]},
             "tried": tried[method],
         }
+    finals = {method: np.array(of["final_error"]["values"]) for method, of in summary["methods"].items()}
+    for method, of in summary["methods"].items():  # Seed by seed, since starts and data are the same.
+        of["difference_to_first"] = _interval(finals[method] - finals[methods[0]])
     summary["environment"] = environment()
     (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n")
     rows = list(table(summary))
@@ -130,6 +133,7 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
         "hyper-parameters",
         "final error (95 %)",
         "median",
+        f"minus {next(iter(summary['methods']))}, seed by seed (95 %)",
         "best error (95 %)",
         "final error of the best worker",
         "final error at equal bytes",
@@ -145,6 +149,7 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
             ", ".join(hyper),
             _percent(of["final_error"]),
             f"{100 * of['final_error']['median']:.2f} %",
+            _percent(of["difference_to_first"]),
             _percent(of["best_error"]),
             _percent(of["final_best_worker_error"]),
             _percent(of["final_error_at_equal_bytes"]),

@@ -36,7 +36,7 @@ from lsgd_jax.objectives import quadratic
 
 for name, method in METHODS.items():
     options = list(inspect.signature(method.build).parameters)[2:]
-    print(f"{name:14} exchanges every {method.exchanges:7} options: {', '.join(options) or 'none'}")
+    print(f"{name:14} exchanges by {method.exchanges:7} options: {', '.join(options) or 'none'}")
 
 # %% [markdown]
 # ## One loop for all
@@ -99,4 +99,6 @@ folder = next(p for p in (Path("benchmarks/paper/results"), Path("../benchmarks/
 summary = json.loads((folder / "mnist1d-4" / "comparison.json").read_text())
 for name, of in summary["methods"].items():
     error = of["final_error"]
-    print(f"{name:14} final test error {error['mean']:.2%} ± {error['half_width']:.2%}")
+    print(
+        f"{name:14} final test error: median {error['median']:.2%}, mean {error['mean']:.2%} ± {error['half_width']:.2%}"
+    )

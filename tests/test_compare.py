@@ -70,6 +70,8 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
         finals = [read_metrics(tmp_path / method / f"seed-{s}", "evaluation")[-1]["center_error"] for s in (0, 1)]
         assert of["final_error"]["values"] == finals
         np.testing.assert_allclose(of["final_error"]["mean"], np.mean(finals))
+        difference = np.array(finals) - summary["methods"]["lsgd"]["final_error"]["values"]
+        assert of["difference_to_first"]["values"] == difference.tolist()
         # The t-interval of two values is 12.706 standard errors.
         np.testing.assert_allclose(of["final_error"]["half_width"], 12.7062 * abs(finals[0] - finals[1]) / 2, rtol=1e-4)
     # What sends more, every step, is trained for as many steps as send the same, and its schedule ends there.
