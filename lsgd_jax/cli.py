@@ -61,9 +61,8 @@ def compare(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise UsageError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
-    preset = next(preset for preset in PRESETS.values() if preset.dataset == config.dataset)
     for name in ("method", "seed", "validation"):
-        if getattr(config, name) != getattr(preset, name):
+        if getattr(config, name) != getattr(Config, name):  # The field's default.
             raise UsageError(f"compare chooses the {name} itself: use --methods, --seeds and --tune.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")

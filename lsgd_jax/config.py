@@ -87,6 +87,7 @@ class Config:
         if self.method == "easgd" and self.pull is not None and self.center_pull is None:
             most = 1 / (self.groups * self.workers)
             self._check("pull", self.pull <= most, f"at most 1 / workers, {most:g}, if there is no center_pull")
+        self._check("window", self.window <= 1_000_000, "at most 1,000,000")
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
         rate = self.outer_learning_rate

@@ -2,7 +2,7 @@
 
     lsgd train digits
 
-Every method gets about 2.5 % test error here: it tells whether training works, not which method is better.
+The data are easy: it tells whether training works, not which method is better.
 """
 
 from lsgd_jax.config import Config
