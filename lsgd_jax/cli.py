@@ -18,19 +18,20 @@ else:  # One subcommand a preset, its fields as options.
     Preset = tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(PRESETS)]
 
 
-def train(config: Preset, run_dir: Path | None = None) -> None:
+def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = None) -> None:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
     Args:
       config: the preset and what to change in it.
       run_dir: the folder to write; by default one under runs/ named after the data and the time.
+      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     from lsgd_jax import distributed
     from lsgd_jax.train import train_and_evaluate
 
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    error = train_and_evaluate(config, run_dir)
+    error = train_and_evaluate(config, run_dir, data_dir=data_dir)
     from lsgd_jax.figures import run
 
     print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
@@ -43,6 +44,7 @@ def compare(
     out: Path | None = None,
     tune: bool = False,
     target_error: float = 0.05,
+    data_dir: Path | None = None,
 ) -> None:
     """Train several methods on a preset with several seeds; a table and a picture tell how they compare.
 
@@ -53,9 +55,11 @@ def compare(
       config: the preset and what to change in it.
       methods: names separated by commas.
       seeds: numbers separated by commas, or a range like 0..4.
-      out: the folder to write; by default one under runs/ named after the data and the number of workers.
+      out: the folder to write; by default one under runs/ named after the network, the data and the number of
+        workers.
       tune: choose each method's hyper-parameters from a small grid, on held-out training data.
       target_error: tell how many steps and bytes it took to reach this test error, in [0, 1].
+      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names, numbers = methods.split(","), _seeds(seeds)
     unknown = [name for name in names if name not in METHODS]
@@ -70,8 +74,8 @@ def compare(
     from lsgd_jax.compare import compare as run_comparison
 
     distributed.simulate_devices(config.groups * config.workers)
-    out = out or Path("runs") / f"compare-{config.dataset}-{config.groups * config.workers}"
-    run_comparison(config, names, numbers, out, tune=tune, target_error=target_error)
+    out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
+    run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
     from lsgd_jax.figures import comparison
 
     picture = comparison.draw(out, names, numbers)
@@ -90,16 +94,25 @@ def _seeds(text: str) -> list[int]:
 
 
 def figure(
-    name: Annotated[Literal["trajectories", "nonconvex", "matrix-completion", "analytic"], tyro.conf.Positional],
+    name: Annotated[
+        Literal["trajectories", "nonconvex", "matrix-completion", "analytic", "F4", "F5", "F6", "F7", "F8"],
+        tyro.conf.Positional,
+    ],
     out: Path = Path("figures"),
+    runs: Path = Path("runs"),
+    model: str | None = None,
+    dataset: str | None = None,
 ) -> None:
-    """Compute and draw a figure of the paper: a picture, its curves (CSV) and its numbers (JSON).
+    """Draw a figure of the paper: a picture, its curves (CSV) and its numbers (JSON).
 
     Args:
-      name: which figure; analytic: the three of them.
+      name: which figure; analytic: the three that are computed here; F4 to F8 are drawn from runs.
       out: the folder to write to.
+      runs: the folder in which F4 to F8 look for runs, and in the folders in it.
+      model: the network that F4 to F8 look for; by default the paper's.
+      dataset: the data that F4 to F8 look for; by default the paper's.
     """
-    from lsgd_jax.figures import analytic
+    from lsgd_jax.figures import analytic, networks
 
     try:  # Before the computation, not after.
         out.mkdir(parents=True, exist_ok=True)
@@ -107,16 +120,37 @@ def figure(
         (out / f".{name}").unlink()
     except OSError as error:
         raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
+    if name in networks.FIGURES:
+        print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
+        return
     figures = analytic()
     for each in figures if name == "analytic" else [name]:
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
+
+
+def data(
+    action: Annotated[Literal["prepare"], tyro.conf.Positional],
+    name: Annotated[Literal["cifar10", "cifar100", "mnist", "imagenet2012"], tyro.conf.Positional],
+    data_dir: Path | None = None,
+) -> None:
+    """Prepare a data set once: from archives in downloads/manual in the data folder, or else by download.
+
+    Args:
+      action: what to do with it.
+      name: which data set. ImageNet's archives have to be there; see lsgd_jax/data/preparation.py for their names.
+      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    from lsgd_jax.data import preparation
+
+    already = "already " if preparation.is_prepared(name, data_dir) else ""
+    print(f"{name} is {already}prepared in {preparation.prepare(name, data_dir)}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "compare": compare, "figure": figure},
+            {"train": train, "compare": compare, "figure": figure, "data": data},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,

@@ -14,6 +14,7 @@ from scipy import stats
 
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
+from lsgd_jax.leader import default_global_period
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
 from lsgd_jax.run_folder import environment, read_metrics
@@ -30,8 +31,16 @@ TUNING_SEEDS = 2
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
-    """The hyper-parameters that tuning tries for a configuration's method; the same number for every method."""
+    """The hyper-parameters that tuning tries for a configuration's method.
+
+    By default the same number for every method. A preset's own rates and periods are tried as they are.
+    """
     method = METHODS[config.method]
+    if config.tune_learning_rates:
+        periods: list[dict[str, Any]] = [{}]
+        if method.exchanges == "period":
+            periods = [_periods(config, every) for every in config.tune_periods] or [{}]
+        return [{"learning_rate": rate, **period} for rate in config.tune_learning_rates for period in periods]
     rate = _with_own_rate(config, config.method).learning_rate
     if not method.grid:
         return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
@@ -40,7 +49,14 @@ def grid(config: Config) -> list[dict[str, Any]]:
 
 
 def compare(
-    config: Config, methods: list[str], seeds: list[int], out: Path, *, tune: bool, target_error: float
+    config: Config,
+    methods: list[str],
+    seeds: list[int],
+    out: Path,
+    *,
+    tune: bool,
+    target_error: float,
+    data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train every method with every seed and sum up; what has been trained into the folder before is not again.
 
@@ -52,6 +68,7 @@ def compare(
       tune: whether to choose each method's hyper-parameters from its `grid`, by the mean of the last errors on held-out
         training data with the first seeds.
       target_error: the test error, in [0, 1], of which it is told when it was reached.
+      data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
 
     Returns:
       The summary.
@@ -61,7 +78,7 @@ def compare(
     """
     chosen = {method: _with_own_rate(config, method) for method in methods}
     for method_config in chosen.values():
-        prepare(method_config)  # Whatever does not fit is said before anything is trained or written.
+        prepare(method_config, data_dir)  # Whatever does not fit is said before anything is trained or written.
     _claim(out, config, tune)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
@@ -72,7 +89,7 @@ def compare(
         if not path.exists():
             unfinished = path.with_name(path.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            train_and_evaluate(config, unfinished, lines=False)
+            train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False)
             unfinished.rename(path)
         elif _config_in(path) != config:
             raise UsageError(f"{path} holds a run with another configuration: remove it, or name another --out.")
@@ -172,6 +189,14 @@ def curves(runs: list[Path]) -> dict[str, np.ndarray]:
     best_worker_error = np.take_along_axis(worker_errors, best[..., None], -1)[..., 0]
     names = ("step", "seconds", "bytes_sent", "center_error")
     return {name: of(name) for name in names} | {"best_worker_error": best_worker_error}
+
+
+def _periods(config: Config, every: int) -> dict[str, int]:
+    """The periods with which a method exchanges among all workers every so many steps."""
+    if config.method == "lsgd" and config.groups > 1:
+        local = max(every // default_global_period(1), 1)
+        return {"period": local, "global_period": every}
+    return {"period": every}
 
 
 def _with_own_rate(config: Config, method: str) -> Config:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,17 +15,30 @@ from lsgd_jax.methods import METHODS
 class Config:
     """What a training run depends on. Presets make it; the command line overrides single fields."""
 
-    dataset: Literal["mnist1d", "digits"]
-    """The data: MNIST-1D (4,000 training and 1,000 test signals of 40 samples, 10 classes) or scikit-learn's digits
-    (1,437 and 360 images of 8x8 pixels)."""
-    model: Literal["conv1d", "mlp"]
+    dataset: Literal["mnist1d", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"]
+    """The data. Three come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples), the digits of
+    scikit-learn (1,437 and 360 images of 8x8 pixels) and 5,000 images of MNIST (4,000 and 1,000). The others are made
+    ready once by `lsgd data prepare`."""
+    model: Literal["conv1d", "mlp", "cnn7", "vgg16", "resnet20", "resnet50"]
     """The network that every worker trains."""
     steps: int
     """Local steps of every worker."""
     learning_rate: float
     """Of every worker's own optimiser."""
+    width: float = 1.0
+    """Of the network's layers, times the published one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which the network computes; parameters are float32."""
+    batch_statistics: Literal["own", "mean", "leader", "reestimate"] = "reestimate"
+    """Which batch statistics the center is tested with, if the network has them: each worker's own, their mean, the
+    leader's (LSGD only), or those that the center itself sees in a pass over training batches."""
+    statistics_batches: int = 32
+    """Batches of every worker in that pass."""
     learning_rate_drops: tuple[float, ...] = ()
-    """Fractions of the training at which the learning rate is multiplied by 0.1."""
+    """When the learning rate is multiplied by 0.1."""
+    learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"
+    """Whether that is told in fractions of all steps, in epochs or in seconds of training. By the clock, runs are not
+    repeatable to the bit."""
     learning_rates: Literal["equal", "linear", "powers"] = "equal"
     """How learning rates differ by worker: not, by factors of 1, 2, 3, ... or of 1, 2, 4, ..."""
     local_optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
@@ -40,6 +53,10 @@ class Config:
     """Whether every worker takes batch_size examples a step, or all workers together do."""
     validation: float = 0.0
     """The share of the training data that is held out; if it is not 0, it is used in place of the test data."""
+    image_size: int = 224
+    """The side of ImageNet's images as the network sees them."""
+    data_processes: int = 4
+    """Processes that decode ImageNet's images; what the workers see does not depend on it."""
     sampling: Literal["shards", "independent"] = "shards"
     """How the training data reaches the workers: each epoch is shuffled and dealt out in disjoint shards, or every
     worker goes through all the data in an order of its own."""
@@ -72,6 +89,12 @@ class Config:
     """Strength of LSGD's pull towards the stored local leader, in [0, 1], spread over the steps of a period."""
     global_stale_pull: float | None = None
     """The same towards the stored global leader; with one group there is none."""
+    tune_learning_rates: tuple[float, ...] = ()
+    """What `lsgd compare --tune` tries; if it is not given, multiples of the learning rate, with values of the method's
+    own option."""
+    tune_periods: tuple[int, ...] = ()
+    """With the learning rates above: the steps between exchanges among all workers that it tries. With LSGD in groups
+    these are global periods, and the period is a quarter of it."""
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     seed: int = 0
@@ -79,7 +102,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every number's range."""
-        for name in ("steps", "batch_size", "groups", "workers", "period", "window", "eval_every"):
+        counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every"]
+        for name in [*counts, "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox", "stale_pull", "global_stale_pull"):
             strength = getattr(self, name)
@@ -100,12 +124,19 @@ class Config:
         self._check("learning_rate", 0 < self.learning_rate < float("inf"), "positive")
         self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
-        self._check(
-            "learning_rate_drops", all(0 < drop < 1 for drop in self.learning_rate_drops), "fractions in (0, 1)"
-        )
-        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
-        drops = self.learning_rate_drops
+        drops, in_fractions = self.learning_rate_drops, self.learning_rate_drops_in == "fractions"
+        in_range = all(0 < drop < (1 if in_fractions else float("inf")) for drop in drops)
+        self._check("learning_rate_drops", in_range, "fractions in (0, 1)" if in_fractions else "positive")
         self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
+        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
+        self._check("data_processes", self.data_processes >= 0, "at least 0")
+        self._check("width", 0 < self.width <= 64, "in (0, 64]")
+        has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
+        self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
+        rates, periods = self.tune_learning_rates, self.tune_periods
+        self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
+        self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")
+        self._check("tune_periods", not periods or bool(rates), "given with tune_learning_rates")
         if self.groups > 1 and self.global_period is not None:
             multiple = self.global_period >= 1 and self.global_period % self.period == 0
             self._check("global_period", multiple, f"a multiple of the period, {self.period}")
@@ -132,7 +163,8 @@ class Config:
         if unknown:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
         try:
-            return Config(**fields | {"learning_rate_drops": tuple(fields.get("learning_rate_drops", ()))})
+            values: dict[str, Any] = {name: tuple(of) if isinstance(of, list) else of for name, of in fields.items()}
+            return Config(**values)
         except TypeError as error:
             raise ValueError(f"not a configuration: {error}.") from None
 

@@ -1,4 +1,4 @@
-"""Learning rates that differ from worker to worker, for any method."""
+"""Learning rates that differ from worker to worker or are dropped while a run goes on, for any method."""
 
 from typing import Any, Literal
 
@@ -44,3 +44,29 @@ def scale_by_worker(factors: ArrayLike, *, axis_name: AxisName) -> optax.Gradien
         return jax.tree.map(lambda u: factor.astype(u.dtype) * u, updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def scale_by_rate_factor() -> optax.GradientTransformationExtraArgs:
+    """Scale updates by the `rate_factor` passed to `update`: after an optimiser, drop its learning rate by it.
+
+    Whoever calls decides when, by steps or by the clock, and nothing is compiled anew.
+
+    Example:
+      >>> tx = optax.chain(optax.sgd(0.5), scale_by_rate_factor())
+      >>> x = jnp.array([1.0, 2.0])
+      >>> updates, _ = tx.update(x, tx.init(x), x, rate_factor=0.1)
+      >>> print(updates)
+      [-0.05 -0.1 ]
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        rate_factor: ArrayLike,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        return jax.tree.map(lambda u: jnp.asarray(rate_factor, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

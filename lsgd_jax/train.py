@@ -1,41 +1,47 @@
 """The training loop."""
 
 import inspect
+import itertools
 import math
 import time
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.config import Config
-from lsgd_jax.data import BatchIndices, Dataset, hold_out, load
-from lsgd_jax.distributed import worker_mesh
+from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
+from lsgd_jax.distributed import SHARED, STACKED, Placement, place
 from lsgd_jax.errors import UsageError
-from lsgd_jax.learning_rates import rate_factors, scale_by_worker
+from lsgd_jax.evaluate import evaluation
+from lsgd_jax.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder
-from lsgd_jax.step import AXES, SHARED, STACKED, StepMetrics, evaluation, init_state, local_steps
+from lsgd_jax.step import StepMetrics, init_state, local_steps
 
 
-def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> float:
+def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True) -> float:
     """Train with the configuration and write the run's folder.
 
-    The same configuration gives the same bits on the same platform and versions. All that is random comes from the
-    seed by two independent ways: the start is the parameters of a model made with the key of the seed, and the data's
-    order is NumPy's, seeded with the seed and the number of the epoch.
+    The same configuration gives the same bits on the same platform and versions, unless the learning rate drops by
+    the clock. All that is random comes from the seed by three independent ways: the start is the parameters of a model
+    made with the seed's key; what is random in steps comes from `step_key`; and the data's order is NumPy's, seeded
+    with the seed and the number of the epoch.
 
     Args:
       config: what the run depends on.
       run_dir: a folder that is empty or does not exist.
+      data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
       lines: whether to print a line an evaluation where there is no terminal.
 
     Returns:
@@ -44,36 +50,41 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
     """
-    mesh, data, batches, model, optimizer = prepare(config)
+    placement, feed, model, optimizer = prepare(config, data_dir)
     folder = RunFolder(run_dir, config)
 
-    state = init_state(model, optimizer, mesh)
+    state = init_state(model, optimizer, placement)
     parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    train_x, train_y = jax.device_put((data.train_x, data.train_y), NamedSharding(mesh, SHARED))
+    shared = placement.put(feed.shared, SHARED)
+    key = step_key(config.seed)
     at_once = steps_at_once(config)
-    workers = (config.groups, config.workers)
-
-    def indices(step: int) -> jax.Array:
-        stacked = np.stack([batches(step + i).reshape(*workers, -1) for i in range(at_once)], axis=2)
-        return jax.device_put(stacked, NamedSharding(mesh, STACKED))
+    batches = rounds(feed, placement, config.steps, at_once)
 
     with RunProgress(config.steps, lines=lines) as progress:
         progress.say("compiling")  # Before the clock starts, and only once: another signature would be an error.
-        program = local_steps(model, optimizer, mesh)
-        take_steps = program.lower(state, train_x, train_y, indices(0), np.int32(0)).compile()
-        evaluate = evaluation(model, METHODS[config.method].center, mesh, data)
+        program, batch = local_steps(model, optimizer, placement, feed), next(batches)
+        take_steps = program.lower(state, shared, batch, np.int32(0), np.float32(1), key).compile()
+        evaluate = evaluation(
+            model,
+            METHODS[config.method].center,
+            placement,
+            feed,
+            batch_statistics=config.batch_statistics,
+            statistics_batches=config.statistics_batches,
+            key=jax.random.fold_in(key, config.steps),  # No step's.
+        )
 
         progress.say("training")
         seconds, started = 0.0, time.perf_counter()
         losses: list[jax.Array] = []
         exchanges: deque[tuple[int, StepMetrics]] = deque()
         for step in range(at_once, config.steps + 1, at_once):
-            batch = indices(step - at_once)
-            if mesh.devices.flat[0].platform == "cpu":
-                # Simulated devices share a pool of threads: two programs with collectives in flight can fill it with
-                # threads that wait for each other.
-                jax.block_until_ready(state)
-            state, metrics = take_steps(state, train_x, train_y, batch, np.int32(step - at_once))
+            placement.wait_for(state)
+            rate_factor = learning_rate_factor(
+                config, step - at_once, feed.steps_per_epoch, seconds + time.perf_counter() - started
+            )
+            state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
+            batch = next(batches, None)  # While the devices compute.
             losses.append(metrics.loss)
             if metrics.leaders is not None and step % config.period == 0:
                 exchanges.append((step, metrics))
@@ -84,7 +95,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
                     _log_exchange(folder, config, *exchanges.popleft())
                 jax.block_until_ready(state)
                 seconds += time.perf_counter() - started
-                result = jax.device_get(evaluate(state))
+                result = evaluate(state, shared)
                 train_losses = np.mean(jax.device_get(losses), axis=0)
                 losses.clear()
                 folder.log(
@@ -92,6 +103,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
                     step=step,
                     seconds=seconds,
                     bytes_sent=bytes_sent(config, parameter_bytes, step),
+                    learning_rate_factor=rate_factor,
                     train_losses=train_losses,
                     center_error=result.center_error,
                     center_loss=result.center_loss,
@@ -100,80 +112,110 @@ def train_and_evaluate(config: Config, run_dir: Path, *, lines: bool = True) -> 
                 progress.show(
                     step,
                     loss=float(np.mean(train_losses)),
-                    error=float(result.center_error),
+                    error=result.center_error,
                     leader=None if metrics.leaders is None else int(metrics.leaders.positions[0, 0, -1]),
                     steps_per_second=step / seconds,
                 )
                 started = time.perf_counter()
-    return float(result.center_error)
+    return result.center_error
+
+
+def step_key(seed: int) -> PRNGKeyArray:
+    """The key of what is random in steps; `lsgd_jax.step.local_steps` tells how steps and workers part it."""
+    # A model draws its start from fold_in(key, 0), fold_in(key, 1), ...
+    return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
 
 class Prepared(NamedTuple):
     """What a configuration asks for, before any of it is on a device."""
 
-    mesh: Mesh
-    data: Dataset
-    batches: BatchIndices
+    placement: Placement
+    feed: Feed
     model: nnx.Module
     """At the start that the seed gives."""
     optimizer: optax.GradientTransformationExtraArgs
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
     """What the configuration asks for.
 
     Raises:
       UsageError: if the configuration does not fit the machine or the data.
     """
-    mesh = worker_mesh(config.groups, config.workers)
-    data = load(config.dataset)
+    placement = place(config.groups, config.workers)
+    feed = make_feed(config, data_dir)
+    return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
+
+
+def make_feed(config: Config, data_dir: Path | None = None) -> Feed:
+    """The data, in the order that the seed gives.
+
+    Raises:
+      UsageError: if the data set is not prepared or too small for the workers and their batches.
+    """
+    workers = config.groups * config.workers
+    if config.dataset == "imagenet2012":
+        return Streamed(
+            data_dir,
+            workers=workers,
+            batch_size=config.worker_batch_size,
+            sampling=config.sampling,
+            seed=config.seed,
+            held_out=config.validation,
+            image_size=config.image_size,
+            processes=config.data_processes,
+        )
+    data = load(config.dataset, data_dir)
     if config.validation:
         data = hold_out(data, config.validation)
     batches = BatchIndices(
         examples=len(data.train_y),
-        workers=mesh.size,
+        workers=workers,
         batch_size=config.worker_batch_size,
         sampling=config.sampling,
         seed=config.seed,
     )
-    return Prepared(mesh, data, batches, make_model(config, data), make_optimizer(config))
+    return InMemory(data, batches)
 
 
-def make_model(config: Config, data: Dataset) -> nnx.Module:
+def make_model(config: Config, feed: Feed) -> nnx.Module:
     """The network at the start that the seed gives.
 
     Raises:
       UsageError: if the network is not one for such data.
     """
     build, dimensions = MODELS[config.model]
-    shape = data.train_x.shape[1:]
-    if dimensions is not None and len(shape) != dimensions:
-        fit = [name for name, (_, needed) in MODELS.items() if needed in (None, len(shape))]
+    if dimensions is not None and len(feed.shape) != dimensions:
+        fit = [name for name, (_, needed) in MODELS.items() if needed in (None, len(feed.shape))]
         raise UsageError(
             f"the model {config.model} is not for the data set {config.dataset}, whose examples have the shape"
-            f" {shape}: use {' or '.join(fit)}."
+            f" {feed.shape}: use {' or '.join(fit)}."
         )
-    return build(shape, data.classes, rngs=nnx.Rngs(config.seed))
+    try:
+        return build(
+            feed.shape, feed.classes, width=config.width, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed)
+        )
+    except ValueError as error:
+        raise UsageError(f"the model {config.model} is not for the data set {config.dataset}: {error}") from None
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Every worker's optimiser within the method, over the axes ("group", "worker")."""
+def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
+    """Every worker's optimiser within the method, over the axes of the placement."""
     method = METHODS[config.method]
-    options = inspect.signature(method.build).parameters.values()
-    own: dict[str, Any] = {"axis_name": AXES}
-    for option in options:
-        value = getattr(config, option.name, None)
-        of_groups = option.name.startswith("global_") and config.groups == 1
+    options = inspect.signature(method.build).parameters
+    own: dict[str, Any] = {"axis_name": placement.axes}
+    for name, option in options.items():
+        value = getattr(config, name, None)
+        of_groups = name.startswith("global_") and config.groups == 1
         if option.kind is option.KEYWORD_ONLY and value is not None and not of_groups:
-            own[option.name] = value
-    if config.groups > 1 and "group_axis_name" in inspect.signature(method.build).parameters:
-        own |= {"axis_name": "worker", "group_axis_name": "group"}
-    return method.build(_local_optimizer(config), **own)
+            own[name] = value
+    if config.groups > 1 and "group_axis_name" in options:
+        own |= {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
+    return method.build(_local_optimizer(config, placement), **own)
 
 
-def _local_optimizer(config: Config) -> optax.GradientTransformation:
-    drops = Counter(round(drop * config.steps) for drop in config.learning_rate_drops)
-    rate = optax.piecewise_constant_schedule(config.learning_rate, {step: 0.1**n for step, n in drops.items()})
+def _local_optimizer(config: Config, placement: Placement) -> optax.GradientTransformation:
+    rate = config.learning_rate
     if config.local_optimizer == "adamw":
         optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
     elif config.local_optimizer == "lars":
@@ -182,19 +224,35 @@ def _local_optimizer(config: Config) -> optax.GradientTransformation:
         decay = optax.add_decayed_weights(config.weight_decay)
         optimizer = optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
     if config.learning_rates != "equal":
-        factors = rate_factors(config.learning_rates, (config.groups, config.workers))
-        optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=AXES))
-    return optimizer
+        factors = rate_factors(config.learning_rates, placement.axis_sizes)
+        optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=placement.axes))
+    return optax.chain(optimizer, scale_by_rate_factor())
+
+
+def learning_rate_factor(config: Config, step: int, steps_per_epoch: int, seconds: float) -> np.float32:
+    """What the learning rate is multiplied by: 0.1 to the power of the drops so far.
+
+    Args:
+      config: of the run.
+      step: local steps taken.
+      steps_per_epoch: local steps in an epoch.
+      seconds: of training so far.
+    """
+    now = {"fractions": step / config.steps, "epochs": step / steps_per_epoch, "seconds": seconds}
+    return np.float32(0.1 ** sum(now[config.learning_rate_drops_in] >= drop for drop in config.learning_rate_drops))
 
 
 def steps_at_once(config: Config) -> int:
-    """Local steps in one compiled program: one on the CPU, where loops are slow, elsewhere as many as fit a period.
-
-    Evaluations and the end of the run fall between programs.
-    """
-    if jax.default_backend() == "cpu":
-        return 1
+    """Local steps in one compiled program: a period or a part of it, so that evaluations and the end fall between."""
     return math.gcd(config.period, config.eval_every, config.steps)
+
+
+def rounds(feed: Feed, placement: Placement, steps: int, at_once: int) -> Iterator[Any]:
+    """The feed's batches for so many steps, on the devices, [group, worker, steps at once, ...]."""
+    batches = feed.batches(0, steps)
+    while some := list(itertools.islice(batches, at_once)):
+        stacked = jax.tree.map(lambda *xs: np.stack(xs, 1).reshape(*placement.shape, at_once, *xs[0].shape[1:]), *some)
+        yield placement.put(stacked, STACKED)
 
 
 def _log_exchange(folder: RunFolder, config: Config, step: int, metrics: StepMetrics) -> None:

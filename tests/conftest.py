@@ -1,6 +1,38 @@
-"""Eight simulated devices, set before JAX wakes, and strict promotion of ranks."""
+"""Eight simulated devices, set before JAX wakes, and strict promotion of ranks; data sets made of made-up archives."""
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder in which all data sets are prepared from made-up archives, and what is in these."""
+    from lsgd_jax.data import preparation
+    from tests.data import archives
+
+    data_dir = tmp_path_factory.mktemp("data")
+    folder = data_dir / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    make = {
+        "cifar10": archives.make_cifar10,
+        "cifar100": archives.make_cifar100,
+        "mnist": archives.make_mnist,
+        "imagenet2012": archives.make_imagenet,
+    }
+    truth = {name: make[name](folder) for name in make}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in make:
+            archives.accept(monkeypatch, name, folder)
+            preparation.prepare(name, data_dir)
+    return data_dir, truth
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compile without most optimisations, for tests of large programs that run for a few steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -52,10 +52,8 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
 
 
 def test_fewer_devices_than_workers(tmp_path):
-    done = lsgd("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
-    assert done.returncode == 2
-    assert done.stderr.startswith("lsgd: 2 x 4 workers need 8 devices, but there are 4 (cpu): lower groups or workers")
-    assert done.stderr.count("\n") == 1
+    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

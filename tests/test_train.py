@@ -5,19 +5,20 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
+from jax.sharding import AxisType
 
 from lsgd_jax import train
 from lsgd_jax.config import Config
-from lsgd_jax.data import BatchIndices, load
-from lsgd_jax.distributed import worker_mesh
+from lsgd_jax.data import BatchIndices, InMemory, load
+from lsgd_jax.distributed import SHARED, Placement, place
 from lsgd_jax.errors import UsageError
+from lsgd_jax.evaluate import evaluation
 from lsgd_jax.figures import run as run_figure
 from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import RunFolder, read_metrics
-from lsgd_jax.step import evaluation, init_state, local_steps
+from lsgd_jax.step import init_state, local_steps
 from tests.mapping import over_workers
 
 SMOKE = dataclasses.replace(PRESETS["digits"], steps=60, eval_every=20)
@@ -77,34 +78,60 @@ def test_one_group_of_four_logs_one_leader_an_exchange(tmp_path):
     assert "local_leaders" not in exchanges[0]
 
 
-def test_a_compiled_round_takes_the_same_steps_one_by_one():
-    """What runs on accelerators, a scan over a period, against what runs on the CPU."""
-    config = dataclasses.replace(SMOKE, period=2, global_period=4)
-    data, mesh = load("digits"), worker_mesh(2, 4)
-    model = train.make_model(config, data)
-    optimizer = train.make_optimizer(config)
-    batches = BatchIndices(examples=1437, workers=8, batch_size=16, sampling="shards", seed=0)
-    stacked = np.stack([batches(step).reshape(2, 4, 16) for step in range(8)], axis=2)
-    program = local_steps(model, optimizer, mesh)
+def states_after(config, steps, *, at_once=1, placement=None):
+    """The state and metrics after some steps, taken so many at once."""
+    prepared = train.prepare(config)
+    placement = placement or prepared.placement
+    optimizer = train.make_optimizer(config, placement)
+    program = local_steps(prepared.model, optimizer, placement, prepared.feed)
+    state, shared = init_state(prepared.model, optimizer, placement), placement.put(prepared.feed.shared, SHARED)
+    batches = train.rounds(prepared.feed, placement, steps, at_once)
+    for first in range(0, steps, at_once):
+        arguments = state, shared, next(batches), np.int32(first), np.float32(1), train.step_key(config.seed)
+        state, metrics = jax.block_until_ready(program(*arguments))
+    return state, metrics
 
-    results = []
-    for at_once in (1, 4):
-        state = init_state(model, optimizer, mesh)
-        for first in range(0, 8, at_once):
-            batch = stacked[:, :, first : first + at_once]
-            state, metrics = jax.block_until_ready(program(state, data.train_x, data.train_y, batch, np.int32(first)))
-        results.append((state.params, metrics.leaders))
+
+def test_a_compiled_round_takes_the_same_steps_one_by_one():
+    config = dataclasses.replace(SMOKE, period=2, global_period=4)
+    results = [states_after(config, 8, at_once=at_once) for at_once in (1, 4)]
+    results = [(state.params, metrics.leaders) for state, metrics in results]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
 
 
-def test_evaluation_counts_as_a_plain_loop_does():
-    data, mesh = load("digits"), worker_mesh(2, 4)
-    model = train.make_model(SMOKE, data)
-    state = init_state(model, optax.sgd(0.1), mesh)
-    few = data._replace(test_x=data.test_x[:101], test_y=data.test_y[:101])  # Not a multiple of the workers.
+@pytest.mark.parametrize(("shape", "method"), [((2, 2), "lsgd"), ((1, 4), "lsgd"), ((1, 1), "lsgd"), ((2, 1), "easgd")])
+@pytest.mark.usefixtures("quick_compilation")
+def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
+    """With dropout, whose keys are the workers' own."""
+    config = dataclasses.replace(
+        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4, method=method
+    )
+    mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
+    slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
+    results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]
+    results = [(state.params, metrics) for state, metrics in results]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
+
+
+@pytest.mark.parametrize("policy", ["own", "mean", "leader", "reestimate"])
+def test_evaluation_counts_as_a_plain_loop_does(policy):
+    placement, feed, model, optimizer = train.prepare(SMOKE)
+    few = load("digits")
+    few = few._replace(test_x=few.test_x[:101], test_y=few.test_y[:101])  # Not a multiple of the workers.
+    feed = InMemory(few, BatchIndices(examples=1437, workers=8, batch_size=16, sampling="shards", seed=0))
+    state = init_state(model, optimizer, placement)
     logits = np.asarray(model(few.test_x))
     wrong = np.mean(logits.argmax(-1) != few.test_y)
-    result = evaluation(model, mean_of_workers, mesh, few)(state)
+    evaluate = evaluation(
+        model,
+        mean_of_workers,
+        placement,
+        feed,
+        batch_statistics=policy,
+        statistics_batches=2,
+        key=jax.random.key(0),
+    )
+    result = evaluate(state, placement.put(feed.shared, SHARED))
     np.testing.assert_allclose(result.center_error, wrong, rtol=1e-6)
     np.testing.assert_allclose(result.worker_errors, np.full((2, 4), wrong), rtol=1e-6)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -141,7 +168,7 @@ def test_what_diverged_is_wrong_on_every_example_and_null_in_the_metrics(tmp_pat
 def test_a_model_that_is_not_for_the_data_is_one_sentence():
     config = dataclasses.replace(SMOKE, model="conv1d")
     with pytest.raises(UsageError, match=r"conv1d is not for the data set digits, .* \(8, 8, 1\): use mlp"):
-        train.make_model(config, load("digits"))
+        train.make_model(config, train.make_feed(config))
 
 
 def test_the_center_leaves_out_workers_that_are_not_finite():
@@ -151,16 +178,44 @@ def test_the_center_leaves_out_workers_that_are_not_finite():
     np.testing.assert_allclose(center, np.full((2, 4), np.nanmean(x)), rtol=1e-6)
 
 
-def test_a_program_on_an_accelerator_ends_at_exchanges_evaluations_and_the_end(monkeypatch):
-    assert train.steps_at_once(SMOKE) == 1
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def test_a_program_ends_at_exchanges_evaluations_and_the_end():
     assert train.steps_at_once(SMOKE) == 4
     assert train.steps_at_once(dataclasses.replace(SMOKE, steps=50)) == 2
 
 
-def test_more_workers_than_devices_is_one_sentence():
-    with pytest.raises(UsageError, match=r"4 x 4 workers need 16 devices, but there are 8 \(cpu\)"):
-        worker_mesh(4, 4)
+@pytest.mark.parametrize(
+    ("groups", "workers", "mesh", "slots"),
+    [
+        (2, 4, (2, 4), (1, 1)),
+        (4, 4, (4, 2), (1, 2)),
+        (1, 3, (1, 3), (1, 1)),
+        (3, 3, (3, 1), (1, 3)),
+        (1, 9, (1, 3), (1, 3)),
+    ],
+)
+def test_workers_share_devices_evenly(groups, workers, mesh, slots):
+    placement = place(groups, workers)
+    assert (tuple(placement.mesh.shape.values()), placement.slots) == (mesh, slots)
+    assert placement.shape == (groups, workers)
+
+
+def test_learning_rates_drop_by_steps_epochs_or_the_clock():
+    def factors(unit, drops, steps_per_epoch=7, seconds=0.0):
+        config = dataclasses.replace(SMOKE, steps=100, learning_rate_drops=drops, learning_rate_drops_in=unit)
+        return [train.learning_rate_factor(config, step, steps_per_epoch, seconds) for step in (0, 13, 14, 50, 99)]
+
+    np.testing.assert_allclose(factors("fractions", (0.5,)), [1, 1, 1, 0.1, 0.1])
+    np.testing.assert_allclose(factors("epochs", (2, 14)), [1, 1, 0.1, 0.1, 0.01])
+    np.testing.assert_allclose(factors("seconds", (1500, 3000)), [1] * 5)
+    np.testing.assert_allclose(factors("seconds", (1500, 3000), seconds=1500.0), [0.1] * 5)
+
+
+def test_a_dropped_rate_is_logged_and_slows_the_workers(tmp_path):
+    config = dataclasses.replace(SMOKE, learning_rate_drops=(1e-9,), learning_rate_drops_in="seconds")
+    dropped = train.train_and_evaluate(config, tmp_path / "run")
+    entries = read_metrics(tmp_path / "run", "evaluation")
+    np.testing.assert_allclose([entry["learning_rate_factor"] for entry in entries], 0.1)
+    assert dropped > train.train_and_evaluate(SMOKE, tmp_path / "other")
 
 
 def test_nothing_already_written_is_lost(smoke_run, tmp_path):

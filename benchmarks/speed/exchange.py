@@ -119,8 +119,8 @@ def main() -> None:
     if jax.device_count() != DEVICES:
         parser.error(f"{DEVICES} devices are needed, but there are {jax.device_count()}.")
     models = {
-        "convolutional": Conv1D(EXAMPLE, CLASSES, width=220, rngs=nnx.Rngs(0)),
-        "dense": MLP(EXAMPLE, CLASSES, width=520, rngs=nnx.Rngs(0)),
+        "convolutional": Conv1D(EXAMPLE, CLASSES, width=220 / 64, rngs=nnx.Rngs(0)),
+        "dense": MLP(EXAMPLE, CLASSES, width=520 / 64, rngs=nnx.Rngs(0)),
     }
 
     results = {}

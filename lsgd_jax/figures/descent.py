@@ -1,17 +1,13 @@
-"""What the analytic figures share: their methods, their descents, their files."""
+"""What the analytic figures share: their methods and their descents."""
 
-import csv
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
 
 from lsgd_jax.leader import leader_pull
 from lsgd_jax.methods.easgd import easgd
@@ -70,17 +66,6 @@ def descend(
         return Descent(*jax.lax.scan(step, (start, method.init(start)), jnp.arange(iterations + 1))[1])
 
     return jax.vmap(worker, axis_name="worker")(starts)
-
-
-def write(
-    out: Path, name: str, figure: Figure, columns: list[str], rows: Iterable[list], summary: dict[str, Any]
-) -> None:
-    """Write a figure, the curves in it as CSV, and its summary as JSON."""
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    with (out / f"{name}.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    (out / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def path_rows(descents: dict[str, Descent]) -> Iterable[list]:

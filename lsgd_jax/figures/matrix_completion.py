@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsgd_jax.figures.descent import COLORS, METHODS, descend, methods, write
+from lsgd_jax.figures.descent import COLORS, METHODS, descend, methods
+from lsgd_jax.figures.output import write
 from lsgd_jax.objectives import matrix_completion, matrix_completion_problem
 
 DIMENSION, RANKS, WORKERS, ITERATIONS = 1000, (1, 10, 50, 100), 8, 50

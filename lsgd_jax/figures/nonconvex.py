@@ -21,8 +21,8 @@ from lsgd_jax.figures.descent import (
     descend,
     methods,
     path_rows,
-    write,
 )
+from lsgd_jax.figures.output import write
 from lsgd_jax.objectives import sinc_rings
 
 ETA, PULL, ITERATIONS = 0.1, 0.1, 100

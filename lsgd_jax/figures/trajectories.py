@@ -19,8 +19,8 @@ from lsgd_jax.figures.descent import (
     descend,
     methods,
     path_rows,
-    write,
 )
+from lsgd_jax.figures.output import write
 from lsgd_jax.objectives import bowl
 
 ETA, PULL, ITERATIONS = 0.02, 0.1, 100

@@ -1,43 +1,79 @@
 """Networks for the embedded data sets."""
 
+import math
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lsgd_jax.models.layers import Conv, scaled
+
 
 class Conv1D(nnx.Module):
-    """Three strided convolutions and a dense layer, for signals such as MNIST-1D's."""
+    """Three strided convolutions of 64 channels and a dense layer, for signals such as MNIST-1D's.
 
-    def __init__(self, shape: tuple[int, ...], classes: int, *, width: int = 64, rngs: nnx.Rngs) -> None:
-        """Make the layers, of `width` channels, for examples of that shape, (length, channels)."""
+    Args:
+      shape: of an example, (length, channels).
+      classes: how many there are.
+      width: multiplies the layers' sizes.
+      dtype: of the computation; parameters and logits are float32.
+      rngs: for the start, `params`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        width: float = 1.0,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
         length, channels = shape
         self.convolutions: nnx.List = nnx.List([])
         for taps in (5, 3, 3):
-            self.convolutions.append(nnx.Conv(channels, width, (taps,), strides=2, rngs=rngs))
-            channels, length = width, -(-length // 2)
-        self.out = nnx.Linear(length * channels, classes, rngs=rngs)
+            self.convolutions.append(Conv(channels, scaled(64, width), (taps,), strides=2, dtype=dtype, rngs=rngs))
+            channels, length = scaled(64, width), -(-length // 2)
+        self.out = nnx.Linear(length * channels, classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch length channels"]) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, x: Float[Array, "batch length channels"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch classes"]:
         """The logits."""
         for convolution in self.convolutions:
             x = jax.nn.relu(convolution(x))
-        return self.out(x.reshape(len(x), -1))
+        return self.out(x.reshape(len(x), -1)).astype(jnp.float32)
 
 
 class MLP(nnx.Module):
-    """Two hidden layers, for examples of any shape."""
+    """Two hidden layers of 64 units, for examples of any shape.
 
-    def __init__(self, shape: tuple[int, ...], classes: int, *, width: int = 64, rngs: nnx.Rngs) -> None:
-        """Make the layers, hidden ones of `width` units, for examples of that shape."""
-        size = 1
-        for side in shape:
-            size *= side
-        self.hidden = nnx.List([nnx.Linear(size, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
-        self.out = nnx.Linear(width, classes, rngs=rngs)
+    Args:
+      shape: of an example.
+      classes: how many there are.
+      width: multiplies the layers' sizes.
+      dtype: of the computation; parameters and logits are float32.
+      rngs: for the start, `params`.
+    """
 
-    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        width: float = 1.0,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        units = scaled(64, width)
+        sizes = (math.prod(shape), units)
+        self.hidden = nnx.List([nnx.Linear(size, units, dtype=dtype, rngs=rngs) for size in sizes])
+        self.out = nnx.Linear(units, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch ..."], *, rngs: nnx.Rngs | None = None) -> Float[Array, "batch classes"]:
         """The logits."""
         x = x.reshape(len(x), -1)
         for layer in self.hidden:
             x = jax.nn.relu(layer(x))
-        return self.out(x)
+        return self.out(x).astype(jnp.float32)

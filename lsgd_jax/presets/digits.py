@@ -7,4 +7,6 @@ The data are easy: it tells whether training works, not which method is better.
 
 from lsgd_jax.config import Config
 
-CONFIG = Config(dataset="digits", model="mlp", steps=300, learning_rate=0.1, batch_size=16, eval_every=50)
+CONFIGS: dict[str, Config] = {
+    "digits": Config(dataset="digits", model="mlp", steps=300, learning_rate=0.1, batch_size=16, eval_every=50)
+}

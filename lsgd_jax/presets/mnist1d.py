@@ -7,6 +7,8 @@ The data are made by their package, without a download, and have a real generali
 
 from lsgd_jax.config import Config
 
-CONFIG = Config(
-    dataset="mnist1d", model="conv1d", steps=4000, learning_rate=0.1, learning_rate_drops=(0.7,), weight_decay=1e-3
-)
+CONFIGS: dict[str, Config] = {
+    "mnist1d": Config(
+        dataset="mnist1d", model="conv1d", steps=4000, learning_rate=0.1, learning_rate_drops=(0.7,), weight_decay=1e-3
+    )
+}

@@ -1,0 +1,239 @@
+"""Preparing data sets once, and reading them, by tensorflow-datasets (tfds) without TensorFlow.
+
+    lsgd data prepare cifar10 --data-dir D
+
+Archives that lie in D/downloads/manual are used, and need no network; others are downloaded, except ImageNet's:
+
+| data set | archives |
+|---|---|
+| cifar10 | cifar-10-binary.tar.gz |
+| cifar100 | cifar-100-binary.tar.gz |
+| mnist | train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz |
+| imagenet2012 | ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar |
+
+The builders are tfds' own, with its addresses, checksums, features and order of examples; what they do by TensorFlow,
+reading archives and encoding images, is done here by the standard library and Pillow.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import os
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, ClassVar, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.util import DownloadError
+from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+from tensorflow_datasets.image_classification import cifar, mnist
+
+from lsgd_jax.errors import UsageError
+
+
+def prepare(name: str, data_dir: Path | None = None) -> Path:
+    """Prepare a data set, unless it is; all of it or, if anything fails, nothing.
+
+    Args:
+      name: cifar10, cifar100, mnist or imagenet2012.
+      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      The folder of the prepared data set.
+
+    Raises:
+      UsageError: if an archive is missing and can't be downloaded, or is not intact, or the folder can't be written.
+    """
+    data_dir = _data_dir(data_dir)
+    builder_class, folder = _BUILDERS[name], _folder(name, data_dir)
+    if is_prepared(name, data_dir):
+        _prepared_builder(name, data_dir)  # Raises if it can't be read.
+        return folder
+    archives = data_dir / "downloads" / "manual"
+    _check_archives(builder_class, archives)
+    config = tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        quiet = contextlib.redirect_stdout(io.StringIO())  # tfds would name the folder of the work as the result.
+        with quiet, tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work:
+            builder = builder_class(data_dir=work, file_format="array_record")
+            builder.download_and_prepare(download_dir=Path(work, "downloads"), download_config=config)
+            folder.parent.mkdir(exist_ok=True)
+            Path(builder.data_dir).rename(folder)
+    except NonMatchingChecksumError as error:
+        file = next(info.filename for url, info in builder_class.url_infos.items() if url in str(error))
+        raise UsageError(f"{file} has not the published checksum: put an intact one into {archives}.") from None
+    except (OSError, EOFError, tarfile.TarError, zlib.error, DownloadError) as error:
+        raise UsageError(f"{name} can't be prepared in {data_dir}: {error}") from None
+    return folder
+
+
+def is_prepared(name: str, data_dir: Path | None = None) -> bool:
+    """Whether the data set is prepared."""
+    return (_folder(name, _data_dir(data_dir)) / "dataset_info.json").exists()
+
+
+class Examples(Protocol):
+    """Examples in files that are read at random: an "image" is the content of a PNG or JPEG file, a "label" an int."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
+        """Many at once, which is faster."""
+        ...
+
+
+def encoded_examples(name: str, split: str, data_dir: Path | None = None) -> Examples:
+    """The examples of a prepared data set, always in the same order.
+
+    Args:
+      name: of the data set.
+      split: "train", or "test" ("validation" for imagenet2012).
+      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      UsageError: if it is not prepared, or in a format that only TensorFlow reads.
+    """
+    builder = _prepared_builder(name, _data_dir(data_dir))
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _prepared_builder(name: str, data_dir: Path) -> Any:
+    if not is_prepared(name, data_dir):
+        raise UsageError(f"{name} is not prepared in {data_dir}: run lsgd data prepare {name} --data-dir {data_dir}")
+    builder = tfds.builder_cls(name)(data_dir=data_dir)
+    if builder.info.file_format.value != "array_record":
+        raise UsageError(
+            f"{builder.data_dir} is in the format {builder.info.file_format.value}, which needs TensorFlow: remove it,"
+            f" or name another data_dir, and run lsgd data prepare {name}."
+        )
+    return builder
+
+
+def _data_dir(data_dir: Path | None) -> Path:
+    """The folder, or the one that tfds uses by default."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _folder(name: str, data_dir: Path) -> Path:
+    return data_dir / name / str(_BUILDERS[name].VERSION)
+
+
+def _check_archives(builder_class: Any, archives: Path) -> None:
+    """Make sure that all archives are there, or on a server that answers: tfds itself would try for minutes."""
+    missing = {url: info for url, info in builder_class.url_infos.items() if not (archives / info.filename).exists()}
+    files = ", ".join(info.filename for info in missing.values())
+    if missing and builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        raise UsageError(
+            f"put {files} into {archives}; registered users get them from https://image-net.org/download-images."
+        )
+    for url in missing:
+        try:
+            with requests.get(url, stream=True, timeout=5) as response:
+                response.raise_for_status()
+        except requests.RequestException:
+            server, folder = urlsplit(url).hostname, url.rpartition("/")[0]
+            raise UsageError(f"{server} can't be reached: put {files} from {folder} into {archives}.") from None
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The files in a tar archive, by name, each to be read before the next."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:  # A folder is.
+                yield member.name, file
+
+
+with registered.skip_registration():  # Their names are those of tfds' own.
+
+    class _Cifar(tfds.core.GeneratorBasedBuilder):
+        """What CIFAR-10 and CIFAR-100 have in common."""
+
+        def _split_generators(self, downloads: Any) -> dict[str, Any]:
+            source = self._cifar_info
+            archive = downloads.download(source.url)
+            files = {name.removeprefix(source.prefix): file.read() for name, file in _members(archive)}
+            for label, file in zip(source.label_keys, source.label_files, strict=True):
+                self.info.features[label].names = files[file].decode().split()
+            parts = {"train": source.train_files, "test": source.test_files}
+            records = {split: b"".join(files[file] for file in part) for split, part in parts.items()}
+            return {split: self._generate_examples(split, records[split]) for split in parts}
+
+        def _generate_examples(self, split: str, records: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+            """A record is its labels, a byte each, and an image, channels first."""
+            labels = self._cifar_info.label_keys
+            for i, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)):
+                pixels = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                image = Image.fromarray(np.ascontiguousarray(pixels))
+                yield i, {"id": f"{split}_{i:05d}", "image": image, **dict(zip(labels, record, strict=False))}
+
+    class _Cifar10(_Cifar, cifar.Cifar10):
+        name = "cifar10"
+        url_infos = cifar.Cifar10.url_infos
+
+    class _Cifar100(_Cifar, cifar.Cifar100):
+        name = "cifar100"
+        url_infos = cifar.Cifar100.url_infos
+
+    class _MNIST(mnist.MNIST):
+        name = "mnist"
+        url_infos = mnist.MNIST.url_infos
+
+        def _split_generators(self, downloads: Any) -> dict[str, Any]:
+            paths = downloads.download({info.filename: url for url, info in self.url_infos.items()})
+            kinds = "images-idx3", "labels-idx1"
+            parts = {"train": "train", "test": "t10k"}
+            files = {split: [paths[f"{part}-{kind}-ubyte.gz"] for kind in kinds] for split, part in parts.items()}
+            return {split: self._generate_examples(*files[split]) for split in parts}
+
+        def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+            """After headers of 16 and of 8 bytes, the files are pixels and labels."""
+            pixels, classes = (np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8) for file in (images, labels))
+            for i, (image, label) in enumerate(zip(pixels[16:].reshape(-1, 28, 28), classes[8:], strict=True)):
+                yield i, {"image": Image.fromarray(image), "label": label}
+
+    class _ImageNet(imagenet2012_dataset_builder.Builder):
+        name = "imagenet2012"
+        pkg_dir_path = tfds.core.tfds_path("datasets/imagenet2012")
+        url_infos: ClassVar = {
+            url: dataclasses.replace(info, filename=url.rpartition("/")[2])
+            for url, info in imagenet2012_dataset_builder.Builder.url_infos.items()
+        }
+
+        def _split_generators(self, downloads: Any) -> dict[str, Any]:
+            train, validation = downloads.download(sorted(self.url_infos))
+            labels = (self.pkg_dir_path / "validation_labels.txt").read_text().split()
+            label_of = dict(zip(sorted(name for name, _ in _members(validation)), labels, strict=False))
+            return {
+                "train": self._generate_examples(_members(train)),
+                "validation": self._generate_examples(_members(validation), label_of),
+            }
+
+        def _fix_image(self, name: str, image: IO[bytes]) -> IO[bytes]:
+            """The few images that are no RGB or grey JPEG, as one."""
+            content = image.read()
+            opened = Image.open(io.BytesIO(content))  # Reads no more than the header.
+            if opened.format == "JPEG" and opened.mode != "CMYK":
+                return io.BytesIO(content)
+            converted = io.BytesIO()
+            opened.convert("RGB").save(converted, "JPEG", quality=100)
+            return io.BytesIO(converted.getvalue())
+
+
+_BUILDERS = {builder.name: builder for builder in (_Cifar10, _Cifar100, _MNIST, _ImageNet)}

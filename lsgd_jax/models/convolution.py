@@ -1,0 +1,154 @@
+"""A convolution that is fast on a CPU: on its own, inside loops, and over workers' own kernels.
+
+XLA hands a convolution on a CPU to its fast kernel only if the operands lie channels last. It brings them there in the
+main computation of a program, but not in a loop's body, where the gradients of a convolution, which come in another
+layout, take an order of magnitude longer; even there where they are fast, a product of matrices is faster. `jax.vmap`
+over kernels makes a grouped convolution, which has no fast kernel at all.
+
+So here the gradients are products of matrices, or convolutions with channels last, and `jax.vmap` makes one convolution
+a worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+Pads: TypeAlias = tuple[tuple[int, int], ...]
+
+
+def convolve(
+    x: Float[Array, "batch *in_space in_channels"],
+    kernel: Float[Array, "*taps in_channels out_channels"],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> Float[Array, "batch *out_space out_channels"]:
+    r"""`jax.lax.conv_general_dilated` for `flax.nnx.Conv(..., conv_general_dilated=convolve)`, fast on a CPU.
+
+    .. math:: y_o = \sum_k x_{o \cdot stride + k - before} \, kernel_k,
+
+    o a position of the output, k one of the kernel, `before` the padding. On other platforms it is the stock
+    convolution. The platform is the one that a program is lowered for, so that a program compiled on a CPU's host for
+    TPUs has the stock one too. With dilations, groups or further options it is the stock one everywhere. On a CPU it
+    has no forward-mode derivative.
+
+    Args:
+      x: the examples, channels last, with one spatial axis or two.
+      kernel: of the dtype of `x`.
+      strides: by spatial axis.
+      padding: "SAME", "VALID", or what is added before and after, by spatial axis.
+      dimension_numbers: those of channels last.
+      lhs_dilation: by spatial axis.
+      rhs_dilation: by spatial axis.
+      feature_group_count: the number of groups.
+      **options: further ones of `jax.lax.conv_general_dilated`, None where not used.
+    """
+    stock = partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        **options,
+    )
+    dilated = any(dilation != 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    if dilated or feature_group_count != 1 or any(option is not None for option in options.values()):
+        return stock(x, kernel)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
+    x, kernel = _varying_like(x, kernel), _varying_like(kernel, x)
+    fast = partial(_convolution, tuple(strides), tuple(padding))
+    return lax.platform_dependent(x, kernel, cpu=fast, default=stock)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolution(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) -> Array:
+    def output(x: Array, kernel: Array) -> Array:
+        if _keeps_size(kernel, strides, pads):
+            return _channels_last(x, kernel, pads)
+        return _fields(x, kernel.shape[:-2], strides, pads) @ kernel.reshape(-1, kernel.shape[-1])
+
+    return _by_worker(output)(x, kernel)
+
+
+def _forward(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(strides, pads, x, kernel), (x, kernel)
+
+
+def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    taps, shape = kernel.shape[:-2], x.shape
+
+    def x_gradient(g: Array, kernel: Array) -> Array:
+        if _keeps_size(kernel, strides, pads):
+            reverse = jnp.flip(kernel, range(len(taps))).swapaxes(-1, -2)
+            return _channels_last(g, reverse, [(after, before) for before, after in pads])
+        # The transpose of a linear function, at a point that varies over the workers as g does.
+        _, spread = jax.vjp(lambda x: _fields(x, taps, strides, pads), jnp.zeros_like(g, shape=shape))
+        return spread(g @ kernel.reshape(-1, kernel.shape[-1]).T)[0]
+
+    def kernel_gradient(x: Array, g: Array) -> Array:
+        fields = _fields(x, taps, strides, pads)
+        product = fields.reshape(-1, fields.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+        return product.reshape(kernel.shape)
+
+    return _by_worker(x_gradient)(g, kernel), _by_worker(kernel_gradient)(x, g)
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def _varying_like(y: Array, other: Array) -> Array:
+    """In `jax.shard_map`, y typed as another on every device if the other is: its gradients are then summed."""
+    return jnp.where(jnp.ones_like(other, bool, shape=()), y, y)
+
+
+def _keeps_size(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
+    """Whether the output is as large as x: if smaller, the gradient as a convolution would mostly multiply zeros."""
+    return set(strides) == {1} and all(sum(pad) == taps - 1 for pad, taps in zip(pads, kernel.shape, strict=False))
+
+
+def _channels_last(x: Array, kernel: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    space = "HW"[: len(pads)]
+    order = (f"N{space}C", f"{space}IO", f"N{space}C")
+    return lax.conv_general_dilated(x, kernel, (1,) * len(pads), pads, dimension_numbers=order)
+
+
+def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
+    """What each output sees of x: [batch, *out_space, taps x in_channels]."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    last = [size - taps for size, taps in zip(x.shape[1:-1], taps, strict=True)]
+
+    def seen_by(tap: tuple[int, ...]) -> Array:
+        slices = (slice(start, end + start + 1, stride) for start, end, stride in zip(tap, last, strides, strict=True))
+        return x[:, *slices]
+
+    return jnp.concatenate([seen_by(tap) for tap in np.ndindex(*taps)], -1)
+
+
+def _by_worker(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """The function, of which `jax.vmap` makes one call a worker."""
+    call = custom_vmap(function)
+
+    @call.def_vmap
+    def calls(workers: int, batched: Sequence[bool], *operands: Array) -> tuple[Array, bool]:
+        def of(worker: int) -> Array:
+            return call(*(x[worker] if own else x for x, own in zip(operands, batched, strict=True)))
+
+        return jnp.stack([of(worker) for worker in range(workers)]), True
+
+    return call

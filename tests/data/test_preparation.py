@@ -1,0 +1,199 @@
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from lsgd_jax.data import preparation
+from lsgd_jax.errors import UsageError
+from tests.data import archives
+
+CLI = """
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsgd_jax.cli import main
+from tests.data import archives
+
+with pytest.MonkeyPatch.context() as monkeypatch:
+    archives.accept(monkeypatch, "cifar10", Path(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_):
+        raise OSError("there is no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    (tmp_path / "downloads" / "manual").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
+def test_stock_tensorflow_datasets_reads_what_was_prepared(name, prepared):
+    data_dir, truth = prepared
+    for split, (x, y) in zip(("train", "test"), truth[name], strict=True):
+        source = tfds.data_source(name, split=split, data_dir=data_dir, builder_kwargs={"file_format": "array_record"})
+        assert len(source) == len(y)
+        order = {row.tobytes(): i for i, row in enumerate(x)}
+        found = [order[example["image"].tobytes()] for example in source]
+        assert sorted(found) == list(range(len(y)))
+        assert [example["label"] for example in source] == list(y[found])
+        if name != "mnist":
+            assert [example["id"].decode() for example in source] == [f"{split}_{i:05d}" for i in found]
+        if name == "cifar100":
+            assert [example["coarse_label"] for example in source] == list(y[found] // 5)
+
+
+def test_the_names_of_the_labels(prepared):
+    data_dir, _ = prepared
+    assert tfds.builder("cifar10", data_dir=data_dir).info.features["label"].names[3] == "class_3"
+    assert tfds.builder("cifar100", data_dir=data_dir).info.features["coarse_label"].names[19] == "coarse_19"
+
+
+def test_stock_tensorflow_datasets_reads_imagenet(prepared):
+    data_dir, truth = prepared
+    for split in ("train", "validation"):
+        kwargs = {"file_format": "array_record"}
+        source = tfds.data_source("imagenet2012", split=split, data_dir=data_dir, builder_kwargs=kwargs)
+        names = source.dataset_info.features["label"].names
+        labels = {example["file_name"].decode(): names[example["label"]] for example in source}
+        assert labels == truth["imagenet2012"][split]
+        assert all(example["image"].shape[2] == 3 for example in source)
+
+
+def test_preparing_twice_changes_nothing(data_dir, monkeypatch, capsys):
+    archives.make_cifar10(data_dir / "downloads" / "manual")
+    archives.accept(monkeypatch, "cifar10", data_dir / "downloads" / "manual")
+    folder = preparation.prepare("cifar10", data_dir)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert preparation.prepare("cifar10", data_dir) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path.name for path in data_dir.iterdir()} == {"cifar10", "downloads"}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wrong_checksum_is_one_sentence_and_nothing_is_left(data_dir):
+    archives.make_cifar10(data_dir / "downloads" / "manual")
+    before = files(data_dir)
+    with pytest.raises(
+        UsageError, match=r"^cifar-10-binary.tar.gz has not the published checksum: .* into .*manual\.$"
+    ):
+        preparation.prepare("cifar10", data_dir)
+    assert files(data_dir) == before
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_a_truncated_archive_is_one_sentence_and_nothing_is_left(name, data_dir, monkeypatch):
+    folder = data_dir / "downloads" / "manual"
+    {"cifar10": archives.make_cifar10, "mnist": archives.make_mnist}[name](folder)
+    archives.accept(monkeypatch, name, folder)
+    victim = min(folder.iterdir())
+    victim.write_bytes(victim.read_bytes()[:-100])
+    before = files(data_dir)
+    with pytest.raises(UsageError, match=f"^{victim.name} has not the published checksum"):
+        preparation.prepare(name, data_dir)
+    archives.accept(monkeypatch, name, folder)  # Published like that.
+    with pytest.raises(UsageError, match=f"^{name} can't be prepared in .*ended before"):
+        preparation.prepare(name, data_dir)
+    assert files(data_dir) == before
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_archives_without_network_are_named(data_dir):
+    folder = data_dir / "downloads" / "manual"
+    archives.make_mnist(folder)
+    (folder / "t10k-images-idx3-ubyte.gz").unlink()
+    before = files(data_dir)
+    with pytest.raises(
+        UsageError, match=r"^storage\S+ can't be reached: put t10k-images-idx3-ubyte.gz from http\S+ into /"
+    ):
+        preparation.prepare("mnist", data_dir)
+    with pytest.raises(
+        UsageError, match=r"^put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar into .*/image-net.org"
+    ):
+        preparation.prepare("imagenet2012", data_dir)
+    assert files(data_dir) == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    folder = tmp_path / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    archives.make_cifar10(folder)
+    archives.accept(monkeypatch, "cifar10", folder)
+    (tmp_path / "cifar10").touch()
+    with pytest.raises(UsageError, match=r"cifar10 can't be prepared in .*File exists"):
+        preparation.prepare("cifar10", tmp_path)
+
+
+def test_a_format_that_needs_tensorflow(prepared, tmp_path):
+    data_dir, _ = prepared
+    for path in (data_dir / "mnist" / "3.0.1").glob("*.json"):
+        target = tmp_path / "mnist" / "3.0.1" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text().replace("array_record", "tfrecord"))
+    for use in (preparation.prepare, lambda name, folder: preparation.encoded_examples(name, "train", folder)):
+        with pytest.raises(UsageError, match="is in the format tfrecord, which needs TensorFlow: remove it"):
+            use("mnist", tmp_path)
+
+
+def test_the_few_images_of_imagenet_that_are_not_jpeg_become_it(tmp_path, monkeypatch):
+    data_dir, folder = tmp_path, tmp_path / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    archives.make_imagenet(folder, odd=True)
+    archives.accept(monkeypatch, "imagenet2012", folder)
+    preparation.prepare("imagenet2012", data_dir)
+    for example in preparation.encoded_examples("imagenet2012", "train", data_dir):
+        image = Image.open(io.BytesIO(example["image"]))
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+
+
+def test_the_command_without_archive_and_network_is_quick(tmp_path):
+    command = [sys.executable, "-m", "lsgd_jax", "data", "prepare", "cifar10", "--data-dir", "new"]
+    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}  # Nobody listens there.
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | proxy)
+    assert time.monotonic() - start < 30
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("lsgd: www.cs.toronto.edu can't be reached: put cifar-10-binary.tar.gz from https://")
+    assert done.stderr.endswith("into new/downloads/manual.\n")
+    assert done.stderr.count("\n") == 1
+    assert files(tmp_path) == []
+
+
+def test_the_command(data_dir):
+    folder = data_dir / "downloads" / "manual"
+    archives.make_cifar10(folder)
+    command = [sys.executable, "-c", CLI, folder, "data", "prepare", "cifar10", "--data-dir", data_dir]
+    for already in ("", "already "):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"cifar10 is {already}prepared in {data_dir}/cifar10/3.0.2\n"
+    archive = folder / "cifar-10-binary.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    command[1:3] = ["-m", "lsgd_jax"]
+    del command[3]
+    (data_dir / "cifar10").rename(data_dir / "away")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    sentence = f"{archive.name} has not the published checksum: put an intact one into {folder}."
+    assert done.stderr == f"lsgd: {sentence}\n"
+    assert not (data_dir / "cifar10").exists()

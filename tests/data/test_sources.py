@@ -1,0 +1,83 @@
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lsgd_jax.data import hold_out, load
+from lsgd_jax.errors import UsageError
+
+
+def test_held_out_examples_are_training_examples_and_always_the_same():
+    data = load("digits")
+    one, other = hold_out(data, 0.25), hold_out(data, 0.25)
+    assert (len(one.train_y), len(one.test_y)) == (1078, 359)
+    rows = {row.tobytes() for row in data.train_x}
+    assert all(row.tobytes() in rows for row in one.test_x)
+    both = np.sort(np.concatenate([one.train_y, one.test_y]))
+    np.testing.assert_array_equal(both, np.sort(data.train_y))
+    np.testing.assert_array_equal(one.test_x, other.test_x)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "shape", "dtype"),
+    [
+        ("mnist1d", 4000, 1000, (40, 1), np.float32),
+        ("digits", 1437, 360, (8, 8, 1), np.float32),
+        ("mnist5k", 4000, 1000, (28, 28, 1), np.uint8),
+    ],
+)
+def test_embedded_data(name, train, test, shape, dtype):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    data, again = load(name), load.__wrapped__(name)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert (data.train_x.shape, data.test_x.shape) == ((train, *shape), (test, *shape))
+    assert (data.train_x.dtype, data.train_y.dtype) == (dtype, np.int32)
+    np.testing.assert_array_equal(np.unique(data.test_y), range(data.classes))
+    for one, other in zip(data[:4], again[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (data.preprocessing is None) == (dtype == np.float32)
+
+
+def test_an_unknown_data_set_is_named():
+    with pytest.raises(ValueError, match=r"no data set 'mnist2d'; there are mnist1d, digits, mnist5k, cifar10"):
+        load("mnist2d")
+
+
+def test_held_out_images_are_preprocessed_alike():
+    assert hold_out(load("mnist5k"), 0.1).preprocessing == load("mnist5k").preprocessing
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
+def test_prepared_data(name, prepared):
+    data_dir, truth = prepared
+    data = load(name, data_dir)
+    for x, y, (true_x, true_y) in zip(data[0:4:2], data[1:4:2], truth[name], strict=True):
+        assert (x.dtype, y.dtype) == (np.uint8, np.int32)
+        order = {row.tobytes(): i for i, row in enumerate(true_x)}
+        found = [order[row.tobytes()] for row in x]
+        assert sorted(found) == list(range(len(true_x)))
+        np.testing.assert_array_equal(y, true_y[found])
+    assert data.classes == (100 if name == "cifar100" else 10)
+    assert data.preprocessing.training(data.train_x[:2], jax.random.key(0)).shape[1:3] == (28, 28)
+
+
+def test_data_that_are_not_prepared_are_one_sentence(tmp_path):
+    with pytest.raises(UsageError, match=r"cifar10 is not prepared in .*: run lsgd data prepare cifar10 --data-dir /"):
+        load("cifar10", tmp_path)
+
+
+def test_the_default_folder_is_that_of_tensorflow_datasets(prepared, monkeypatch):
+    data_dir, truth = prepared
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    assert len(load.__wrapped__("mnist").train_y) == len(truth["mnist"][0][1])
+
+
+def test_embedded_data_need_nothing_of_the_prepared_ones():
+    code = (
+        "import sys, lsgd_jax, lsgd_jax.data; lsgd_jax.data.load('digits');"
+        "print({'tensorflow_datasets', 'grain', 'requests'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,59 @@
+"""Every preset, built as it is, and trained for two steps at reduced width on data that are made here."""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+
+import jax
+import pytest
+from flax import nnx
+
+from lsgd_jax import presets, train
+from lsgd_jax.models import MODELS
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.run_folder import read_metrics
+
+MODULES = [importlib.import_module(f"lsgd_jax.presets.{info.name}") for info in pkgutil.iter_modules(presets.__path__)]
+
+
+def test_every_preset_is_in_the_table_and_its_docstring_tells_how_to_run_it():
+    found = {name: module for module in MODULES for name in getattr(module, "CONFIGS", {})}
+    assert set(found) == set(PRESETS)
+    for name, module in found.items():
+        assert f" {name}" in module.__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if "cifar" in name or "imagenet" in name])
+def test_the_paper_s_presets_tell_figure_and_expected_error(name):
+    [module] = [module for module in MODULES if name in getattr(module, "CONFIGS", {})]
+    assert module.__doc__.startswith("Figure")
+    assert "Read off the paper" in module.__doc__
+    assert "lsgd figure F" in module.__doc__
+    assert PRESETS[name].tune_periods == (4, 16, 64)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_network_of_a_preset_is_built_at_full_size(name):
+    config = PRESETS[name]
+    shape = {"mnist1d": (40, 1), "digits": (8, 8, 1), "mnist5k": (28, 28, 1), "cifar10": (28, 28, 3)}
+    build, dimensions = MODELS[config.model]
+    example = shape.get(config.dataset, (224, 224, 3))
+    assert dimensions in (None, len(example))
+    model = nnx.eval_shape(lambda: build(example, 10, width=config.width, rngs=nnx.Rngs(0)))
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    assert sum(sizes) > 5_000
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_steps_at_reduced_width(name, prepared, tmp_path):
+    data_dir, _ = prepared
+    small = {"width": 0.05, "steps": 2, "eval_every": 2, "batch_size": 2, "statistics_batches": 1}
+    small |= {"period": 1, "global_period": 2, "image_size": 32, "data_processes": 0}
+    config = dataclasses.replace(PRESETS[name], **small)
+    error = train.train_and_evaluate(config, tmp_path / "run", data_dir=data_dir)
+    assert 0 <= error <= 1
+    exchanges = read_metrics(tmp_path / "run", "exchange")
+    assert [entry["step"] for entry in exchanges] == [1, 2]
+    assert "leader" in exchanges[-1]
