@@ -1,12 +1,15 @@
 """The `lsgd` command."""
 
+import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from lsgd_jax import distributed
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
@@ -26,12 +29,14 @@ def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = N
       run_dir: the folder to write; by default one under runs/ named after the data and the time.
       data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
-    from lsgd_jax import distributed
     from lsgd_jax.train import train_and_evaluate
 
+    distributed.initialize()
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     error = train_and_evaluate(config, run_dir, data_dir=data_dir)
+    if distributed.process_index() > 0:
+        return
     from lsgd_jax.figures import run
 
     print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
@@ -70,9 +75,11 @@ def compare(
             raise UsageError(f"compare chooses the {name} itself: use --methods, --seeds and --tune.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
-    from lsgd_jax import distributed
     from lsgd_jax.compare import compare as run_comparison
 
+    distributed.initialize()
+    if distributed.process_count() > 1:
+        raise UsageError("compare is for one process, but this is one of several: train is for these.")
     distributed.simulate_devices(config.groups * config.workers)
     out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
     run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
@@ -146,17 +153,46 @@ def data(
     print(f"{name} is {already}prepared in {preparation.prepare(name, data_dir)}")
 
 
+def launch(
+    command: tyro.conf.Positional[tuple[str, ...]], processes: int, devices_per_process: int | None = None
+) -> int:
+    """Train in several processes on this machine, as on several hosts: lsgd launch --processes 2 -- train mnist1d.
+
+    Args:
+      command: train and its options, after two dashes.
+      processes: how many.
+      devices_per_process: simulated devices of each; by default one for each of its workers.
+    """
+    from lsgd_jax.launch import launch as run_processes
+
+    if command[:1] != ("train",):
+        raise UsageError(
+            "launch is for train, as in lsgd launch --processes 2 -- train mnist1d;"
+            f" {command[0] if command else 'nothing'} is for one process."
+        )
+    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
+        if count is not None and count < 1:
+            raise UsageError(f"{name} must be at least 1, got {count}.")
+    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "compare": compare, "figure": figure, "data": data},
+        code = tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,
             config=(tyro.conf.CascadeSubcommandArgs,),
         )
     except UsageError as error:
-        print(f"lsgd: {error}", file=sys.stderr)
+        if distributed.process_index() == 0:  # The others have the same.
+            print(f"lsgd: {error}", file=sys.stderr)
         return 2
-    return 0
+    except Exception:
+        if distributed.process_count() == 1:
+            raise
+        traceback.print_exc()
+        os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
+    return code or 0

@@ -1,12 +1,19 @@
-"""Devices, the mesh that the workers lie on, and functions mapped over the workers."""
+"""Processes, devices, the mesh that the workers lie on, and functions mapped over the workers."""
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jax._src.distributed import global_state  # What is public wakes the devices, whose number is set before.
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lsgd_jax.errors import UsageError
@@ -17,15 +24,95 @@ SHARED = PartitionSpec()
 """Arrays that are the same for all workers."""
 
 
+COORDINATOR, PROCESSES, PROCESS = "LSGD_COORDINATOR", "LSGD_PROCESSES", "LSGD_PROCESS"
+"""Environment variables: the address of process 0 (host:port), how many processes there are, and which this one is."""
+LAUNCHER = "LSGD_LAUNCHER"
+"""The environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
+
+
+def initialize() -> None:
+    """Bring this process together with the others of its run, if there are any; call it before JAX is used.
+
+    There are others if the environment has `COORDINATOR`, `PROCESSES` and `PROCESS`, as `lsgd launch` sets them, or if
+    JAX detects a cluster: a TPU pod, a job of SLURM or Open MPI, Kubernetes.
+
+    Raises:
+      UsageError: if the environment has only some of the variables, or wrong ones.
+    """
+    if LAUNCHER in os.environ:
+        _end_with_launcher(int(os.environ[LAUNCHER]))
+    explicit = [os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)]
+    if not any(explicit):
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address should be defined" not in str(error):  # That is: there is no cluster.
+                raise UsageError(f"JAX can't tell this process's place in its cluster: {error}") from None
+        return
+    address, count, number = explicit
+    if ":" not in address or not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise UsageError(
+            f"{COORDINATOR}, {PROCESSES} and {PROCESS} must be host:port, a number and a lower number,"
+            f" got {address!r}, {count!r} and {number!r}."
+        )
+    jax.distributed.initialize(address, int(count), int(number), cluster_detection_method="deactivate")
+
+
+def _end_with_launcher(pipe: int) -> None:
+    """Kill this process and those that it has started when the launcher has ended."""
+
+    def watch() -> None:
+        os.read(pipe, 1)  # Nothing is ever written: it returns when the other end is closed.
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def process_count() -> int:
+    """The number of processes of this run."""
+    return global_state.num_processes
+
+
+def process_index() -> int:
+    """Which of them this one is; the first, 0, writes and prints."""
+    return global_state.process_id
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise a `UsageError` of one process on all of them, which would wait for it for ever.
+
+    Raises:
+      UsageError: the first process's that has one.
+    """
+    message = ""
+    try:
+        yield
+    except UsageError as error:
+        if process_count() == 1:
+            raise
+        message = str(error)
+    if process_count() > 1:
+        own = np.frombuffer(message.encode()[:1000].ljust(1000), np.uint8)
+        messages = [bytes(of_one).decode(errors="ignore").rstrip() for of_one in multihost_utils.process_allgather(own)]
+        if any(messages):
+            raise UsageError(next(filter(None, messages)))
+
+
+def of_first_process(value: float) -> float:
+    """The first process's value, on all of them; in single precision where they are several."""
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if process_count() > 1 else value
+
+
 def simulate_devices(count: int) -> None:
-    """Let the CPU act as that many devices, unless the user's environment says how many it is.
+    """Let the CPUs of all processes act as that many devices, unless the user's environment says how many each is.
 
     Call it before JAX is used: the number is fixed once a device has been asked for. GPUs and TPUs stay what they are.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", -(-count // process_count()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +154,38 @@ class Placement:
         slots = dict(zip(("group_slot", "worker_slot"), self.slots, strict=True))
         return tuple((dict(self.mesh.shape) | slots)[name] for name in self.axes)
 
+    @property
+    def own_workers(self) -> list[int]:
+        """The positions of the workers on this process's devices, in order."""
+        positions = np.arange(math.prod(self.shape)).reshape(self.shape)
+        parts = self.sharding(STACKED).addressable_devices_indices_map(self.shape).values()
+        return sorted(int(position) for part in parts for position in positions[part].flat)
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """Of arrays that are `STACKED` or `SHARED`."""
+        return NamedSharding(self.mesh, spec)
+
     def put(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Arrays on the devices: `STACKED`, an entry [group, worker, ...] for every worker, or `SHARED`."""
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        """Arrays on the devices of all processes, from what each process has.
+
+        Args:
+          tree: `STACKED`: an entry for each of `own_workers`, [own worker, ...], which becomes an array
+            [group, worker, ...]; `SHARED`: the same arrays on every process.
+          spec: which of the two.
+        """
+        sharding = self.sharding(spec)
+        if spec == SHARED:
+            return jax.tree.map(
+                lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__), tree
+            )
+        entries = np.zeros(self.shape, int)
+        entries.flat[self.own_workers] = np.arange(len(self.own_workers))
+
+        def put_entries(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(self.shape + x.shape[1:], sharding, lambda index: x[entries[index[:2]]])
+
+        return jax.tree.map(put_entries, tree)
 
     def over_workers(
         self, function: Callable[..., tuple], in_specs: tuple[PartitionSpec, ...], out_specs: tuple[PartitionSpec, ...]
@@ -115,20 +231,27 @@ def _in_the_only_slot(function: Callable, in_axes: list, out_axes: list, *argume
 
 
 def place(groups: int, workers: int) -> Placement:
-    """Put the workers on as many of the devices as can share them evenly.
+    """Put the workers on as many of the devices as can share them evenly, equally many of every process.
+
+    Workers that follow each other lie on one process, so that with as many groups as processes a group is a process's.
 
     Raises:
-      UsageError: if there are no devices.
+      UsageError: if there are no devices, or the workers can't be shared out evenly among the processes.
     """
     try:
-        devices = jax.devices()
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"JAX finds no devices ({error}): set JAX_PLATFORMS=cpu, or what there is.") from None
-    used = [(g, w) for g in _divisors(groups) for w in _divisors(workers) if g * w <= len(devices)]
+    processes, count = process_count(), groups * workers
+    if count % processes:
+        raise UsageError(
+            f"{count} workers can't be shared out evenly among {processes} processes: change --groups or --workers."
+        )
+    sizes = [(g, w) for g in _divisors(groups) for w in _divisors(workers)]
+    used = [(g, w) for g, w in sizes if g * w <= len(devices) and g * w % processes == 0]
     mesh_shape = max(used, key=lambda shape: (shape[0] * shape[1], shape[0]))
-    count = mesh_shape[0] * mesh_shape[1]
-    axis_types = (AxisType.Auto,) * 2
-    mesh = jax.make_mesh(mesh_shape, ("group", "worker"), axis_types=axis_types, devices=devices[:count])
+    of_processes = np.array(devices).reshape(processes, -1)[:, : math.prod(mesh_shape) // processes]
+    mesh = Mesh(of_processes.reshape(mesh_shape), ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
     return Placement(mesh, (groups // mesh_shape[0], workers // mesh_shape[1]))
 
 

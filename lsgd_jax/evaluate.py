@@ -109,11 +109,14 @@ def evaluation(
     over_workers = placement.over_workers
     find_center = jax.jit(over_workers(center_of, (STACKED,), (SHARED, STACKED)))
     statistics_program = jax.jit(over_workers(statistics_of, (SHARED, STACKED, SHARED, STACKED, SHARED), (STACKED,)))
-    test_program = jax.jit(over_workers(test, (STACKED, SHARED, STACKED, SHARED, SHARED), (SHARED, STACKED)))
+    test_program = jax.jit(
+        over_workers(test, (STACKED, SHARED, STACKED, SHARED, SHARED), (SHARED, STACKED)),
+        out_shardings=placement.sharding(SHARED),  # For every process.
+    )
 
     def batches() -> Iterator[Any]:
         for batch in feed.batches(0, statistics_batches):
-            yield placement.put(jax.tree.map(lambda x: x.reshape(*placement.shape, *x.shape[1:]), batch), STACKED)
+            yield placement.put(batch, STACKED)
 
     def evaluate(state: TrainState, shared: Any) -> Evaluation:
         params, statistics = find_center(state)

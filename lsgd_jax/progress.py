@@ -5,9 +5,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lsgd_jax.distributed import process_index
+
 
 class RunProgress:
-    """A context that shows a run's steps, loss, test error, leader and speed."""
+    """A context that shows a run's steps, loss, test error, leader and speed, on the first of several processes."""
 
     def __init__(self, steps: int, *, lines: bool = True) -> None:
         """Show nothing yet.
@@ -16,7 +18,7 @@ class RunProgress:
           steps: of the whole run.
           lines: whether to print a line an evaluation where there is no terminal.
         """
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=process_index() > 0)
         self._steps, self._lines = steps, lines
         self._bar = Progress(
             TextColumn("step"),

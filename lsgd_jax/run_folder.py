@@ -12,11 +12,15 @@ import jax
 import numpy as np
 
 from lsgd_jax.config import Config
+from lsgd_jax.distributed import process_count, process_index
 from lsgd_jax.errors import UsageError
 
 
 class RunFolder:
-    """The folder that a run writes; made anew, so that nothing already written is lost."""
+    """The folder that a run writes; made anew, so that nothing already written is lost.
+
+    Of several processes the first writes it, and the others do nothing.
+    """
 
     def __init__(self, path: Path, config: Config) -> None:
         """Make the folder and write the configuration and the environment.
@@ -25,6 +29,8 @@ class RunFolder:
           UsageError: if the folder has files in it or can't be made.
         """
         self.path = path
+        if process_index() > 0:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -38,6 +44,8 @@ class RunFolder:
 
     def log(self, event: str, **values: Any) -> None:
         """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null."""
+        if process_index() > 0:
+            return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
         with (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line, allow_nan=False) + "\n")
@@ -61,6 +69,7 @@ def environment() -> dict[str, Any]:
         "packages": {package: version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
+        "processes": process_count(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
     }
 

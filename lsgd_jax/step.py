@@ -51,7 +51,8 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, place
     """All workers at the same start, each on its device."""
     _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     state = TrainState(params, statistics, optimizer.init(params))
-    return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, placement.shape + np.shape(x)), state), STACKED)
+    own = len(placement.own_workers)
+    return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
 
 
 def local_steps(
@@ -74,7 +75,7 @@ def local_steps(
         the factor by which the learning rate has been dropped, and
         the key of all that is random in steps: a worker's in a step is the key with its position and then the step's
         number folded in;
-      it returns the new state and the `StepMetrics`.
+      it returns the new state and the `StepMetrics`, these on all devices, so that every process has all of them.
     """
     graphdef = nnx.graphdef(in_mode(model, training=True))
 
@@ -109,7 +110,8 @@ def local_steps(
         return state, StepMetrics(of_steps.loss.mean(0), jax.tree.map(lambda x: x[-1], of_steps.leaders))
 
     in_specs = (STACKED, SHARED, STACKED, SHARED, SHARED, SHARED)
-    return jax.jit(placement.over_workers(steps, in_specs, (STACKED, STACKED)), donate_argnums=0)
+    mapped = placement.over_workers(steps, in_specs, (STACKED, STACKED))
+    return jax.jit(mapped, donate_argnums=0, out_shardings=(placement.sharding(STACKED), placement.sharding(SHARED)))
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:

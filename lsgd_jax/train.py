@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
-from lsgd_jax.distributed import SHARED, STACKED, Placement, place
+from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, of_first_process, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.evaluate import evaluation
 from lsgd_jax.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
@@ -31,7 +31,7 @@ from lsgd_jax.step import StepMetrics, init_state, local_steps
 
 
 def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True) -> float:
-    """Train with the configuration and write the run's folder.
+    """Train with the configuration and write the run's folder; of several processes, the first writes it.
 
     The same configuration gives the same bits on the same platform and versions, unless the learning rate drops by
     the clock. All that is random comes from the seed by three independent ways: the start is the parameters of a model
@@ -50,8 +50,9 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
     """
-    placement, feed, model, optimizer = prepare(config, data_dir)
-    folder = RunFolder(run_dir, config)
+    with failing_together():
+        placement, feed, model, optimizer = prepare(config, data_dir)
+        folder = RunFolder(run_dir, config)
 
     state = init_state(model, optimizer, placement)
     parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -80,9 +81,10 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
         exchanges: deque[tuple[int, StepMetrics]] = deque()
         for step in range(at_once, config.steps + 1, at_once):
             placement.wait_for(state)
-            rate_factor = learning_rate_factor(
-                config, step - at_once, feed.steps_per_epoch, seconds + time.perf_counter() - started
-            )
+            clock = seconds + time.perf_counter() - started
+            if config.learning_rate_drops_in == "seconds":  # The rates of all processes drop together.
+                clock = of_first_process(clock)
+            rate_factor = learning_rate_factor(config, step - at_once, feed.steps_per_epoch, clock)
             state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
             batch = next(batches, None)  # While the devices compute.
             losses.append(metrics.loss)
@@ -143,12 +145,17 @@ def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
       UsageError: if the configuration does not fit the machine or the data.
     """
     placement = place(config.groups, config.workers)
-    feed = make_feed(config, data_dir)
+    feed = make_feed(config, data_dir, placement.own_workers)
     return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
 
 
-def make_feed(config: Config, data_dir: Path | None = None) -> Feed:
+def make_feed(config: Config, data_dir: Path | None = None, rows: Sequence[int] | None = None) -> Feed:
     """The data, in the order that the seed gives.
+
+    Args:
+      config: of the run.
+      data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
+      rows: the workers whose batches are wanted; by default all.
 
     Raises:
       UsageError: if the data set is not prepared or too small for the workers and their batches.
@@ -162,6 +169,7 @@ def make_feed(config: Config, data_dir: Path | None = None) -> Feed:
             sampling=config.sampling,
             seed=config.seed,
             held_out=config.validation,
+            rows=rows,
             image_size=config.image_size,
             processes=config.data_processes,
         )
@@ -175,7 +183,7 @@ def make_feed(config: Config, data_dir: Path | None = None) -> Feed:
         sampling=config.sampling,
         seed=config.seed,
     )
-    return InMemory(data, batches)
+    return InMemory(data, batches, rows)
 
 
 def make_model(config: Config, feed: Feed) -> nnx.Module:
@@ -251,8 +259,7 @@ def rounds(feed: Feed, placement: Placement, steps: int, at_once: int) -> Iterat
     """The feed's batches for so many steps, on the devices, [group, worker, steps at once, ...]."""
     batches = feed.batches(0, steps)
     while some := list(itertools.islice(batches, at_once)):
-        stacked = jax.tree.map(lambda *xs: np.stack(xs, 1).reshape(*placement.shape, at_once, *xs[0].shape[1:]), *some)
-        yield placement.put(stacked, STACKED)
+        yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *some), STACKED)
 
 
 def _log_exchange(folder: RunFolder, config: Config, step: int, metrics: StepMetrics) -> None:

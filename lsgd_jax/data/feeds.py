@@ -1,6 +1,6 @@
 """How examples get to the workers' devices: all at once, or batch by batch while the workers train."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ class Feed(Protocol):
     """Test examples."""
 
     def batches(self, first: int, end: int) -> Iterator[Any]:
-        """What the workers get from one step to before another: trees of arrays with the worker axis first."""
+        """What this process's workers get from one step to before another: trees of arrays, the worker axis first."""
         ...
 
     def training(
@@ -54,9 +54,16 @@ class Feed(Protocol):
 class InMemory:
     """A `Feed` whose training data lie on every device; a batch is the indices of its examples."""
 
-    def __init__(self, data: Dataset, batches: BatchIndices) -> None:
-        """Feed the data in the order that `batches` gives."""
+    def __init__(self, data: Dataset, batches: BatchIndices, rows: Sequence[int] | None = None) -> None:
+        """Feed the data.
+
+        Args:
+          data: all of them.
+          batches: of all workers.
+          rows: the workers whose batches are wanted; by default all.
+        """
         self._data, self._batches = data, batches
+        self._rows = slice(None) if rows is None else list(rows)
         self.classes, self.test_count = data.classes, len(data.test_y)
         self.shape = jax.eval_shape(self.testing, data.test_x[:1]).shape[1:]
         self.steps_per_epoch = batches.steps_per_epoch
@@ -64,7 +71,7 @@ class InMemory:
 
     def batches(self, first: int, end: int) -> Iterator[Int[np.ndarray, "workers batch"]]:
         """The indices."""
-        return map(self._batches, range(first, end))
+        return (self._batches(step)[self._rows] for step in range(first, end))
 
     def training(
         self, shared: tuple[Array, Array], batch: Int[Array, " batch"], key: PRNGKeyArray
@@ -98,6 +105,7 @@ class Streamed:
         sampling: Literal["shards", "independent"],
         seed: int,
         held_out: float,
+        rows: Sequence[int] | None = None,
         image_size: int,
         processes: int,
     ) -> None:
@@ -110,6 +118,7 @@ class Streamed:
           sampling: "shards" or "independent", as for `BatchIndices`.
           seed: of the order, the crops and the flips.
           held_out: the share of the training data that is used for testing, if it is not 0.
+          rows: the workers whose batches are wanted; by default all.
           image_size: the side of the square images.
           processes: that decode images.
 
@@ -125,6 +134,7 @@ class Streamed:
             sampling=sampling,
             seed=seed,
             held_out=held_out,
+            rows=rows,
             image_size=image_size,
         )
         self._test = ImageNetTest(data_dir, held_out=held_out, image_size=image_size)

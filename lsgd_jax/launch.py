@@ -1,0 +1,113 @@
+"""Several processes on this machine, that train together as several hosts do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from types import FrameType
+from typing import IO, Any, BinaryIO, NoReturn
+
+from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
+
+
+def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None) -> int:
+    """Run a command in several processes, which find each other over loopback by `lsgd_jax.distributed.initialize`.
+
+    What they print is passed on, each line after the number of its process. When one fails or the launcher is
+    interrupted or terminated, all are killed; and they end by themselves should the launcher be killed. Call it from
+    the main thread.
+
+    Args:
+      command: the program and its arguments.
+      processes: how many.
+      devices_per_process: that the CPU acts as in each, if it is told.
+
+    Returns:
+      0 if all processes ended with 0, otherwise the code of the first that did not, 128 and the signal if it was killed.
+    """
+    address = f"127.0.0.1:{_free_port()}"
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ
+    environment |= {COORDINATOR: address, "JAX_COORDINATOR_BIND_ADDRESS": address, PROCESSES: str(processes)}
+    environment |= {"PYTHONUNBUFFERED": "1"}
+    if devices_per_process is not None:
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
+    watched, held = os.pipe()  # Held by the launcher alone: the kernel closes it when the launcher ends.
+    started: list[subprocess.Popen] = []
+    ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    forwarding: list[threading.Thread] = []
+    with _ending_by_signals():
+        try:
+            for number in range(processes):
+                process = subprocess.Popen(
+                    command,
+                    env=environment | {PROCESS: str(number), LAUNCHER: str(watched)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=[watched],
+                    start_new_session=True,
+                )
+                started.append(process)
+                forwarding += [
+                    _in_thread(_forward, number, process.stdout, sys.stdout.buffer),
+                    _in_thread(_forward, number, process.stderr, sys.stderr.buffer),
+                ]
+                _in_thread(lambda number, process: ended.put((number, process.wait())), number, process)
+            for _ in started:
+                number, code = ended.get()
+                if code != 0:
+                    break
+        finally:
+            for process in started:
+                with suppress(ProcessLookupError):  # With all that the process has started.
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            os.close(held)
+            os.close(watched)
+    for thread in forwarding:
+        thread.join()
+    if code not in (0, 2):  # With 2, the process has said why.
+        how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+        print(f"lsgd: process {number} {how}; the others were stopped.", file=sys.stderr)
+    return code if code >= 0 else 128 - code
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let an interrupt and a termination end the program through its `finally` clauses, and a broken pipe at once."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, end), (signal.SIGTERM, end), (signal.SIGPIPE, signal.SIG_DFL))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
+    for line in lines:
+        if b"[Gloo]" not in line and b"peer ranks" not in line:  # It tells of every connection, several at once.
+            to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
+            to.flush()
