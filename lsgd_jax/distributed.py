@@ -159,7 +159,7 @@ class Placement:
         """The positions of the workers on this process's devices, in order."""
         positions = np.arange(math.prod(self.shape)).reshape(self.shape)
         parts = self.sharding(STACKED).addressable_devices_indices_map(self.shape).values()
-        return sorted(int(position) for part in parts for position in positions[part].flat)
+        return np.unique([positions[part] for part in parts if part is not None]).tolist()
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
         """Of arrays that are `STACKED` or `SHARED`."""
@@ -183,7 +183,11 @@ class Placement:
 
         def put_entries(x: Any) -> jax.Array:
             x = np.asarray(x)
-            return jax.make_array_from_callback(self.shape + x.shape[1:], sharding, lambda index: x[entries[index[:2]]])
+
+            def part(index: Any) -> np.ndarray:
+                return x[entries[index[:2]]]
+
+            return jax.make_array_from_callback(self.shape + x.shape[1:], sharding, part)
 
         return jax.tree.map(put_entries, tree)
 

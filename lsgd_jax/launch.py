@@ -28,7 +28,8 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
       devices_per_process: that the CPU acts as in each, if it is told.
 
     Returns:
-      0 if all processes ended with 0, otherwise the code of the first that did not, 128 and the signal if it was killed.
+      0 if all processes ended with 0, otherwise the code of the first that did not, which is
+      128 and the signal if it was killed.
     """
     address = f"127.0.0.1:{_free_port()}"
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ

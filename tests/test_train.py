@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -111,6 +112,32 @@ def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method)
     results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]
     results = [(state.params, metrics) for state, metrics in results]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
+
+
+def test_what_is_told_to_all_processes_is_small():
+    """Only leaders' parameters travel: two broadcasts, and the metrics, which every process gets, are no more."""
+    placement, feed, model, optimizer = train.prepare(SMOKE)
+    batch = next(train.rounds(feed, placement, 4, 4))
+    arguments = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED), batch
+    program = local_steps(model, optimizer, placement, feed)
+    text = program.lower(*arguments, np.int32(0), np.float32(1), train.step_key(0)).compile().as_text()
+    # The result's shapes, such as f32[2,4] or (u32[64], u32[64,64]), stand before the collective's name.
+    found = re.findall(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
+    sizes = [
+        (name, sum(np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\[([\d,]*)\]", shapes)))
+        for shapes, name in found
+    ]
+    parameters = sum(x.size for x in jax.tree.leaves(arguments[0].params)) / 8
+    assert sorted(size for name, size in sizes if size > 16) == [parameters] * 2
+    assert {name for name, size in sizes} == {"all-reduce", "all-gather"}
+    assert {name for name, size in sizes if size > 16} == {"all-reduce"}
+
+
+def test_a_feed_of_some_workers_gives_them_what_a_feed_of_all_does():
+    for rows in ([0], [2, 5]):
+        some, everyone = (train.make_feed(SMOKE, rows=rows).batches(3, 5) for rows in (rows, None))
+        for batch, expected in zip(some, everyone, strict=True):
+            np.testing.assert_array_equal(batch, expected[rows])
 
 
 @pytest.mark.parametrize("policy", ["own", "mean", "leader", "reestimate"])

@@ -1,0 +1,70 @@
+"""A program for one or more processes: a tiny problem trained with every method, and written by the first process.
+
+python -m tests.multiprocess.methods results.npz
+"""
+
+import inspect
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lsgd_jax import distributed
+from lsgd_jax.distributed import SHARED, STACKED, place
+from lsgd_jax.methods import METHODS
+
+GROUPS, WORKERS, STEPS = 2, 4, 50
+CURVATURES = np.array([1.0, 0.3, 2.0])
+OPTIONS = {"period": 3, "pull": 0.1, "global_pull": 0.05, "global_period": 6, "window": 4, "prox": 0.05}
+
+
+def method(name, placement):
+    """The method with the options that it has, over the placement's axes."""
+    options = inspect.signature(METHODS[name].build).parameters
+    own = {option: value for option, value in OPTIONS.items() if option in options}
+    axes = {"axis_name": placement.axes}
+    if name == "lsgd":
+        axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
+    return METHODS[name].build(optax.sgd(0.01, 0.9, nesterov=True), **axes, **own)
+
+
+def main(out):
+    distributed.initialize()
+    distributed.simulate_devices(GROUPS * WORKERS)
+    jax.config.update("jax_enable_x64", True)
+    placement = place(GROUPS, WORKERS)
+    rng = np.random.default_rng(0)
+    sizes = (len(CURVATURES),), (STEPS,), (STEPS, len(CURVATURES))  # Start, loss noise and gradient noise.
+    problem = tuple(rng.normal(size=(GROUPS * WORKERS, *size))[placement.own_workers] for size in sizes)
+    results = {"processes": np.vectorize(lambda device: device.process_index)(placement.mesh.devices)}
+    for name in METHODS:
+        tx = method(name, placement)
+
+        def train(x, loss_noise, gradient_noise, name=name, tx=tx):
+            def step(carry, now):
+                x, state = carry
+                number, loss_noise, gradient_noise = now
+                loss, grads = loss_noise + jnp.sum(CURVATURES * x**2) / 2, CURVATURES * x + gradient_noise
+                updates, state = tx.update(grads, state, x, value=loss, step=number)
+                x = optax.apply_updates(x, updates)
+                leaders = jnp.stack([level.position for level in state[-1].leaders]) if name == "lsgd" else ()
+                return (x, state), (x, leaders)
+
+            noises = jnp.arange(STEPS), loss_noise, gradient_noise
+            (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(x)), noises)
+            return path, leaders, METHODS[name].center(x, state, placement.axes)
+
+        mapped = placement.over_workers(train, (STACKED,) * 3, (STACKED, STACKED, SHARED))
+        program = jax.jit(mapped, out_shardings=placement.sharding(SHARED))
+        path, leaders, center = jax.device_get(program(*placement.put(problem, STACKED)))
+        results |= {f"{name} path": path, f"{name} center": center}
+        if name == "lsgd":
+            results["leaders"] = leaders
+    if distributed.process_index() == 0:
+        np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

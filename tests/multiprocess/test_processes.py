@@ -1,0 +1,211 @@
+"""Several real processes, which do what one does, and end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lsgd_jax.methods import METHODS
+from lsgd_jax.run_folder import read_metrics
+
+ROOT = Path(__file__).parents[2]
+LSGD = [sys.executable, "-m", "lsgd_jax"]
+LAUNCH = "import sys; from lsgd_jax.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+DEADLINE = 10
+"""Seconds in which all have to end when one has."""
+
+
+def environment(**changed):
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"} | changed
+
+
+def run(*command, cwd, **changed):
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=environment(**changed)
+    )
+
+
+def launch(processes, *command, cwd):
+    return run(sys.executable, "-c", LAUNCH, str(processes), *command, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one")
+    done = run(sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=path)
+    assert done.returncode == 0, done.stderr
+    return np.load(path / "results.npz")
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_every_method_does_what_it_does_in_one_process(processes, in_one_process, tmp_path):
+    done = launch(processes, sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = np.load(tmp_path / "results.npz")
+    np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 8 // processes))
+    np.testing.assert_array_equal(results["leaders"], in_one_process["leaders"])
+    assert len(np.unique(results["leaders"])) > 2
+    for name in METHODS:
+        for what in (f"{name} path", f"{name} center"):
+            np.testing.assert_allclose(results[what], in_one_process[what], rtol=1e-9, atol=1e-9)
+
+
+def metrics(path):
+    return [
+        {key: value for key, value in entry.items() if key != "seconds"}
+        for event in ("exchange", "evaluation")
+        for entry in read_metrics(path, event)
+    ]
+
+
+def assert_same_metrics(path, other):
+    assert len(metrics(path)) == len(metrics(other)) > 0
+    for entry, expected in zip(metrics(path), metrics(other), strict=True):
+        assert entry.keys() == expected.keys()
+        for name, value in expected.items():
+            if name in ("event", "step", "leader", "local_leaders"):
+                assert entry[name] == value
+            else:
+                np.testing.assert_allclose(entry[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_training_writes_the_run_folder_of_one_process(tmp_path):
+    """With learning rates by the clock, which all processes have to read alike."""
+    train = ["train", "digits", "--steps", "20", "--eval-every", "10", "--learning-rate-drops", "1e-9"]
+    train += ["--learning-rate-drops-in", "seconds", "--run-dir"]
+    done = run(*LSGD, *train, "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run(*LSGD, "launch", "--processes", "2", "--", *train, "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[0] test error of the center after 20 steps: ")
+    assert [line[:12] for line in done.stderr.splitlines()] == ["[0] step 10/", "[0] step 20/"]
+    assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
+    assert_same_metrics(tmp_path / "two", tmp_path / "one")
+
+
+def test_processes_decode_the_images_of_their_own_workers(prepared, tmp_path):
+    train = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16"]
+    train += ["--groups", "1", "--workers", "2", "--batch", "per_worker", "--batch-size", "2", "--steps", "4"]
+    train += ["--eval-every", "4", "--data-processes", "1", "--learning-rate", "0.001"]
+    train += ["--data-dir", str(prepared[0]), "--run-dir"]
+    done = run(*LSGD, *train, "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run(*LSGD, "launch", "--processes", "2", "--devices-per-process", "1", "--", *train, "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_metrics(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--workers", "3", "--groups", "1"],
+            "3 workers can't be shared out evenly among 2 processes: change --groups",
+        ),
+        (["--run-dir", "full"], "the run folder full is not empty: name another with --run-dir, or remove it."),
+    ],
+)
+def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_path):
+    """Also one that only the first process can see."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    done = run(*LSGD, "launch", "--processes", "2", "--", "train", "digits", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"[0] lsgd: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_compare_is_for_one_process(tmp_path):
+    done = launch(2, *LSGD, "compare", "digits", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "[0] lsgd: compare is for one process, but this is one of several: train is for these.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "2", "--", "compare", "digits"], "launch is for train, as in lsgd launch --processes 2 -- "),
+        (["--processes", "0", "--", "train", "digits"], "processes must be at least 1, got 0."),
+        (["--processes", "2", "--", "train", "digits", "--perid", "4"], "Unrecognized options: --perid"),
+    ],
+)
+def test_a_wrong_command_exits_with_2(arguments, message, tmp_path):
+    done = run(*LSGD, "launch", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_variables_are_one_sentence(tmp_path):
+    done = run(*LSGD, "train", "digits", cwd=tmp_path, LSGD_COORDINATOR="localhost:1234", LSGD_PROCESSES="2")
+    assert done.returncode == 2
+    assert "must be host:port, a number and a lower number, got 'localhost:1234', '2' and ''." in done.stderr
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid):
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert condition()
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A launcher of two processes without an end."""
+    command = [*LSGD, "launch", "--processes", "2", "--", "train", "digits", "--steps", "10000000", "--eval-every"]
+    command += ["4", "--run-dir", str(tmp_path / "run")]
+    with (tmp_path / "output").open("w") as output:
+        launcher = subprocess.Popen(command, stdout=output, stderr=output, env=environment(), cwd=tmp_path)
+    wait_until(lambda: len(children(launcher.pid)) == 2, 60)
+    processes = children(launcher.pid)
+    yield launcher, processes, tmp_path / "output"
+    for pid in [launcher.pid, *processes]:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    launcher.wait()
+
+
+def assert_all_end(launcher, processes, code):
+    assert launcher.wait(timeout=DEADLINE) == code
+    wait_until(lambda: not any(alive(pid) for pid in processes), DEADLINE)
+
+
+def test_a_killed_process_ends_all(training):
+    launcher, processes, output = training
+    wait_until(lambda: "[0] step" in output.read_text(), 120)
+    os.kill(processes[1], signal.SIGKILL)
+    assert_all_end(launcher, processes, 128 + signal.SIGKILL)
+    assert output.read_text().endswith("lsgd: process 1 was killed by SIGKILL; the others were stopped.\n")
+
+
+def test_a_killed_launcher_ends_all(training):
+    launcher, processes, output = training
+    wait_until(lambda: "[0] step" in output.read_text(), 120)
+    launcher.kill()
+    assert_all_end(launcher, processes, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_and_a_termination_end_all(number, training):
+    launcher, processes, _ = training
+    launcher.send_signal(number)
+    assert_all_end(launcher, processes, 128 + number)
