@@ -1,0 +1,137 @@
+"""What a compiled program sends between devices, read from its text: `jax.jit(...).lower(...).compile().as_text()`."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "collective-broadcast", "all-to-all")
+"""XLA's collective operations."""
+
+
+class Collective(NamedTuple):
+    """One collective operation of a program."""
+
+    kind: str
+    """Its name in XLA, one of `KINDS`."""
+    bytes: int
+    """The size of the whole array that is reduced, gathered or scattered; for other kinds of what one device sends."""
+    group_size: int
+    """Devices that take part together."""
+    times: int | None = 1
+    """How often it is run by one run of the program, if every branch that holds it is taken; None if it lies in a loop
+    of unknown length."""
+    conditional: bool = False
+    """Whether it lies in a branch that may not be taken."""
+
+    @property
+    def sent(self) -> float:
+        """The bytes that each device sends each time: by a ring for what is reduced, gathered or scattered."""
+        share = (self.group_size - 1) / self.group_size
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        return (2 if self.kind == "all-reduce" else 1) * share * self.bytes
+
+
+def collectives(hlo_text: str) -> list[Collective]:
+    """The collectives of a compiled program, one an instruction and a way to get there.
+
+    Loops count by the trip counts that the compiler knows, and instructions that start and finish an asynchronous
+    collective as one.
+
+    Args:
+      hlo_text: of a compiled program, with its computations.
+
+    Raises:
+      ValueError: if the text has no entry computation.
+
+    Example:
+      >>> for each in collectives('''
+      ... HloModule example, num_partitions=8
+      ... ENTRY %main (x: f32[1000]) -> f32[1000] {
+      ...   %x = f32[1000]{0} parameter(0)
+      ...   ROOT %sum = f32[1000]{0} all-reduce(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+      ... }'''):
+      ...     print(each.kind, each.bytes, each.group_size, each.sent)
+      all-reduce 4000 4 6000.0
+    """
+    computations = _computations(hlo_text)
+    if _ENTRY not in computations:
+        raise ValueError("this is no text of a compiled program: it has no ENTRY computation.")
+    counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", hlo_text.split("\n\n", 1)[0])
+    return list(_walk(computations, _ENTRY, max(map(int, counts), default=1), 1, conditional=False))
+
+
+class _Instruction(NamedTuple):
+    name: str
+    type: str
+    operation: str
+    rest: str  # Operands and attributes.
+
+
+_ENTRY = "ENTRY"
+# A layout may hold parentheses, `{0:T(128)}`, but none that follow a space and a small letter.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) .*\{$")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,<=]*)\]")
+
+
+def _computations(text: str) -> dict[str, list[_Instruction]]:
+    computations: dict[str, list[_Instruction]] = {}
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            instructions = computations[header[1].strip() if header[1] else header[2]] = []
+        elif computations and (found := _INSTRUCTION.match(line)):
+            instructions.append(_Instruction(*found.groups()))
+    return computations
+
+
+def _walk(
+    computations: dict[str, list[_Instruction]], name: str, devices: int, times: int | None, *, conditional: bool
+) -> Iterator[Collective]:
+    instructions = computations.get(name, [])
+    sizes = {instruction.name: _bytes(instruction.type) for instruction in instructions}
+    for instruction in instructions:
+        kind = instruction.operation.removesuffix("-start")
+        if kind in KINDS:
+            group_size = _group_size(instruction.rest, devices)
+            operands = re.split(r"\), \w+=", instruction.rest)[0]
+            size = sum(sizes[operand] for operand in re.findall(r"%?([\w.-]+)", operands) if operand in sizes)
+            whole = size * group_size if kind == "all-gather" else size
+            yield Collective(kind, whole, group_size, times, conditional)
+            continue
+        inside = times
+        if instruction.operation == "while":
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
+            inside = times * int(trips[1]) if trips and times is not None else None
+        branches = instruction.operation == "conditional"
+        for called in re.findall(r"(?:\bcalls|body|condition|to_apply|_computation)=%?([\w.-]+)", instruction.rest):
+            yield from _walk(computations, called, devices, inside, conditional=conditional or branches)
+        for listed in re.findall(r"branch_computations=\{([^}]*)\}", instruction.rest):
+            for called in re.findall(r"[\w.-]+", listed):
+                yield from _walk(computations, called, devices, inside, conditional=True)
+
+
+def _bytes(shapes: str) -> int:
+    """The size of an array's type, or of all in a tuple's."""
+    total = 0
+    for dtype, dimensions in _SHAPE.findall(shapes):
+        bits = 8 if dtype == "pred" else int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz"))
+        for dimension in re.findall(r"\d+", dimensions):
+            bits *= int(dimension)
+        total += -(-bits // 8)
+    return total
+
+
+def _group_size(rest: str, devices: int) -> int:
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        target = dict(re.findall(r"\{(\d+),(\d+)", pairs[1] + "}"))
+        at, members = next(iter(target)), set()
+        while at is not None and at not in members:
+            members.add(at)
+            at = target.get(at)
+        return len(members)
+    if groups := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(groups[1])
+    if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(groups[1].split(","))
+    return devices
