@@ -14,7 +14,7 @@ class Collective(NamedTuple):
     kind: str
     """Its name in XLA, one of `KINDS`."""
     bytes: int
-    """The size of the whole array that is reduced, gathered or scattered; for other kinds of what one device sends."""
+    """The size of the whole array that is reduced, gathered or scattered; else of what each device hands in."""
     group_size: int
     """Devices that take part together."""
     times: int | None = 1

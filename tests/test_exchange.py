@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsgd_jax import NOBODY, broadcast_from, elect
-from lsgd_jax.exchange import mean
-from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
+from lsgd_jax.collectives import collectives
+from lsgd_jax.exchange import broadcast_rounded, chosen_broadcast, mean
+from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers
 
 SCORES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38])
 EVERYONE = ("group", "worker")
@@ -55,24 +58,118 @@ def values(dtype, rng):
     return rng.integers(0, 256, (GROUPS, WORKERS, 3 * np.dtype(dtype).itemsize), np.uint8).view(dtype)
 
 
+DTYPES = (np.float32, jnp.bfloat16, np.float16, np.int32, np.int8, np.uint16, bool, np.complex64, np.float64)
+METHODS = ("all_reduce", "ring", "hierarchical")
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, casting the signalling NaNs.
-@pytest.mark.parametrize(
-    "dtype", [np.float32, jnp.bfloat16, np.float16, np.int32, np.int8, np.uint16, bool, np.complex64]
-)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mapping", MAPPINGS)
-def test_every_root_comes_through_bit_for_bit(mapping, dtype):
-    x = values(dtype, np.random.default_rng(0))
-    local = over_workers(lambda root, x: broadcast_from(x, root, "worker"), mapping)
-    everyone = over_workers(lambda root, x: broadcast_from(x, root, EVERYONE), mapping)
-    for root in range(WORKERS):
-        roots = np.array([[root] * WORKERS, [(root + 1) % WORKERS] * WORKERS], np.int32)  # Each group has its own.
-        received = np.asarray(local(roots, x))
-        for group in range(GROUPS):
-            for worker in range(WORKERS):
-                assert received[group, worker].tobytes() == x[group, roots[group, 0]].tobytes()
-    for root in range(GROUPS * WORKERS):
-        received = np.asarray(everyone(np.full((GROUPS, WORKERS), root, np.int32), x))
-        assert received.tobytes() == x.reshape(-1, 3)[root].tobytes() * (GROUPS * WORKERS)
+def test_every_root_comes_through_bit_for_bit(mapping, method):
+    """A tree of all dtypes, of which some make up several arrays and more numbers than there are chunks."""
+    rng = np.random.default_rng(0)
+    x = [values(dtype, rng) for dtype in (*DTYPES, *DTYPES[:4], np.float32)]
+    with jax.enable_x64(True):
+        send = partial(broadcast_from, method=method, chunks=2)
+        local = over_workers(lambda root, x: send(x, root, "worker"), mapping)
+        everyone = over_workers(lambda root, x: send(x, root, EVERYONE), mapping)
+        for root in range(WORKERS):
+            roots = np.array([[root] * WORKERS, [(root + 1) % WORKERS] * WORKERS], np.int32)  # Each group has its own.
+            for received, sent in zip(map(np.asarray, local(roots, x)), x, strict=True):
+                assert received.dtype == sent.dtype
+                for group in range(GROUPS):
+                    for worker in range(WORKERS):
+                        assert received[group, worker].tobytes() == sent[group, roots[group, 0]].tobytes()
+        for root in range(GROUPS * WORKERS):
+            for received, sent in zip(everyone(np.full((GROUPS, WORKERS), root, np.int32), x), x, strict=True):
+                assert np.asarray(received).tobytes() == sent.reshape(-1, 3)[root].tobytes() * (GROUPS * WORKERS)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 16])
+@pytest.mark.parametrize("method", ["ring", "hierarchical"])
+def test_any_number_of_chunks(method, chunks):
+    """Of arrays that they do not divide, among them one of no numbers and scalars."""
+    x = {"a": np.arange(8.0 * 5, dtype=np.float32).reshape(2, 4, 5), "b": np.zeros((2, 4, 0)), "c": np.ones((2, 4))}
+    x["c"][1, 2] = 7
+    send = over_workers(lambda x: broadcast_from(x, 6, EVERYONE, method=method, chunks=chunks), "shard_map")
+    jax.tree.map(lambda got, x: np.testing.assert_array_equal(got, np.broadcast_to(x[1, 2], x.shape)), send(x), x)
+
+
+def test_what_every_method_sends():
+    """As the docstring says it: 8 workers and 480 bytes, in 2 groups of 4."""
+
+    def sent(method, axes):
+        program = mapped(lambda x: broadcast_from(x, 5, axes, method=method, chunks=4), "shard_map")
+        text = program.lower(jnp.zeros((GROUPS, WORKERS, 120), np.float32)).compile().as_text()
+        return [(each.kind, each.group_size, each.sent * each.times) for each in collectives(text)]
+
+    assert sent("all_reduce", EVERYONE) == sent("auto", EVERYONE) == [("all-reduce", 8, 2 * 7 / 8 * 480)]
+    assert sent("ring", EVERYONE) == [("collective-permute", 8, (4 + 8 - 2) / 4 * 480)]
+    assert sent("ring", "worker") == sent("hierarchical", "worker") == [("collective-permute", 4, 6 / 4 * 480)]
+    assert sent("hierarchical", EVERYONE) == [
+        ("reduce-scatter", 4, 3 / 4 * 480),
+        ("collective-permute", 2, 480 / 4 + 8),  # 30 numbers in 4 chunks are 4 times 8.
+        ("all-gather", 4, 3 / 4 * 480),
+    ]
+
+
+def test_a_ring_is_chosen_where_it_sends_less(monkeypatch):
+    assert chosen_broadcast("auto", 10**9, 4) == "all_reduce"  # On a CPU.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [n for n in range(1, 100) if chosen_broadcast("auto", 10**9, n) == "ring"] == list(range(3, 16))
+    assert chosen_broadcast("auto", 1000, 4) == "all_reduce"
+    assert chosen_broadcast("hierarchical", 1000, 4) == "hierarchical"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tree"}, "must be one of auto, all_reduce, ring, hierarchical, got 'tree'"),
+        ({"chunks": 0}, "chunks must be a whole number of pieces, at least 1, got 0"),
+    ],
+)
+def test_an_option_of_a_broadcast_out_of_range_is_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        jax.vmap(lambda x: broadcast_from(x, 0, "worker", **options), axis_name="worker")(jnp.zeros(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_bfloat16_is_the_leader_rounded_once(mapping, method):
+    x = np.random.default_rng(0).normal(size=(GROUPS, WORKERS, 5)).astype(np.float32)
+    send = over_workers(lambda x: broadcast_rounded(x, 6, EVERYONE, wire="bfloat16", method=method), mapping)
+    expected = np.asarray(x[1, 2]).astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(send(x), np.broadcast_to(expected, x.shape))
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_int8_is_a_closed_loop(mapping):
+    """All ends hold the same, the error is a 254th of the largest difference, and it does not add up."""
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(GROUPS, WORKERS, 50)), "b": 1e-3 * rng.normal(size=(GROUPS, WORKERS, 2, 3))}
+    x = jax.tree.map(np.float32, x)
+    send = over_workers(lambda x, r, root: broadcast_rounded(x, root, EVERYONE, wire="int8", last=r), mapping)
+    r = jax.tree.map(np.zeros_like, x)
+    for exchange in range(200):
+        root = int(rng.integers(GROUPS * WORKERS)) if exchange < 190 else 3  # At last one leader, who stands still.
+        last, r = r, jax.tree.map(np.asarray, send(x, r, np.full((GROUPS, WORKERS), root, np.int32)))
+        for name in x:
+            leader = x[name].reshape(GROUPS * WORKERS, -1)[root]
+            assert (r[name] == r[name][:1, :1]).all()
+            largest = np.abs(leader - last[name][0, 0].reshape(-1)).max()
+            error = np.abs(leader - r[name][0, 0].reshape(-1)).max()
+            assert error <= largest / 254 * (1 + 1e-5) + 1e-6 * np.abs(leader).max()
+        if exchange < 190:
+            x = jax.tree.map(lambda a: np.float32(a + 1e-2 * np.abs(a).max() * rng.normal(size=a.shape)), x)
+    np.testing.assert_allclose(r["a"][0, 0], x["a"][0, 3], rtol=1e-6)
+    same = over_workers(lambda r: broadcast_rounded(r, NOBODY, EVERYONE, wire="int8", last=r), mapping)(r)
+    jax.tree.map(np.testing.assert_array_equal, same, r)
+
+
+def test_int8_of_equal_trees_changes_nothing():
+    x = {"a": jnp.ones((4, 3)), "b": jnp.zeros((4, 0))}
+    send = jax.vmap(lambda x: broadcast_rounded(x, 1, "worker", wire="int8", last=x), axis_name="worker")
+    jax.tree.map(np.testing.assert_array_equal, send(x), x)
 
 
 def test_nobody_sends_zeros_and_no_nan_leaks():
