@@ -78,7 +78,7 @@ def evaluation(
             if leaders is None:
                 raise ValueError('the policy "leader" for batch statistics needs a method with leaders.')
             # Before the first exchange there is none, and all workers have started alike.
-            statistics = broadcast_from(statistics, jnp.maximum(leaders.positions[-1], 0), axes)
+            statistics = broadcast_from(statistics, jnp.maximum(leaders.positions[-1], 0), axes, method="all_reduce")
         return params, statistics
 
     def statistics_of(

@@ -18,7 +18,7 @@ local leader, x <- x - pull (x - x~^j), and every `global_period` steps then tow
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import chex
 import jax
@@ -31,9 +31,12 @@ from lsgd_jax.checks import check_strengths, check_whole
 from lsgd_jax.exchange import (
     NOBODY,
     AxisName,
+    BroadcastMethod,
+    Wire,
     all_finite,
     axis_names,
-    broadcast_from,
+    broadcast_rounded,
+    check_broadcast,
     elect,
     own_entry,
     when,
@@ -51,13 +54,17 @@ class LeaderState(NamedTuple):
     """The last leader's position among the workers who elected it; `NOBODY` before the first exchange, or if the
     last exchange found no worker that could lead."""
     distance: Float[Array, ""]
-    """||x - leader|| at the last exchange, before the pull; 0 if nobody led."""
+    """||x - leader|| at the last exchange, before the pull; 0 if nobody led. With a delay, of the pull that came then,
+    which is that of the exchange before."""
     exchanges: Int[Array, ""]
     """How many exchanges there have been."""
     stored: optax.Params | None
-    """A copy of the last leader's parameters, or None if there is no stale pull."""
+    """The last leader's parameters as they were received: what a stale pull draws to, and the reconstruction to which
+    an int8 wire sends the difference, the same on all workers. Zeros before the first; None if neither needs it."""
     has_stored: Bool[Array, ""]
     """Whether a leader has been stored yet."""
+    waiting: optax.Params | None
+    """With a delay, the worker's own parameters at the last exchange, whose pull is still to come; otherwise None."""
 
 
 class LeaderPullState(NamedTuple):
@@ -81,6 +88,10 @@ class _Level(NamedTuple):
     pull: Pull
     stale_pull: Pull
 
+    @property
+    def has_stale_pull(self) -> bool:
+        return not isinstance(self.stale_pull, int | float) or self.stale_pull != 0
+
 
 def leader_pull(
     pull: Pull,
@@ -94,6 +105,9 @@ def leader_pull(
     pull_at: Literal["after_step", "before_step"] = "after_step",
     stale_pull: Pull = 0.0,
     global_stale_pull: Pull = 0.0,
+    broadcast: BroadcastMethod = "auto",
+    wire: Wire | None = None,
+    delay: Literal[0, 1] = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pull every worker towards the leader, the worker whose recent training loss is lowest (Algorithm 1).
 
@@ -135,6 +149,14 @@ def leader_pull(
       stale_pull: between exchanges, pull by `stale_pull` / `period` on every update, before the exchange if one is due,
         towards a stored copy of the last (local) leader. An option of the authors' code. A Python 0 stores no copy.
       global_stale_pull: the same towards the global leader, by `global_stale_pull` / `global_period`.
+      broadcast: how leaders are sent, the `method` of `broadcast_from`; all move workers to the same bits.
+      wire: in what numbers leaders are sent, as `broadcast_rounded` tells: None for those of the parameters, "bfloat16"
+        for half the bytes of float32, "int8" for a quarter, as differences to the last leader that was received, of
+        which every group and all together keep one of their own.
+      delay: 1 puts off each pull to the next exchange: then x moves by :math:`-pull \, (x_k - \tilde x_k)`, the worker
+        and its leader as they were at the end of the last exchange k. The leader of then is not moved. What is sent is
+        known a period before it is needed, so that a compiler may send it while the workers compute, where period and
+        exchange are one straight program.
 
     Returns:
       A gradient transformation. `update(updates, state, params, value=loss)` needs the params and the worker's scalar
@@ -163,6 +185,11 @@ def leader_pull(
     check_strengths(pull=pull, global_pull=global_pull, stale_pull=stale_pull, global_stale_pull=global_stale_pull)
     if pull_at not in ("after_step", "before_step"):
         raise ValueError(f'pull_at must be "after_step" or "before_step", got {pull_at!r}.')
+    check_broadcast(broadcast)
+    if wire not in (None, *get_args(Wire)):
+        raise ValueError(f'wire must be None, "bfloat16" or "int8", got {wire!r}.')
+    if delay not in (0, 1):
+        raise ValueError(f"delay must be 0 or 1, got {delay!r}.")
     check_whole("period", period, "updates")
     check_whole("window", window, "losses")
     levels = [_Level(axis_names(axis_name), period, pull, stale_pull)]
@@ -180,7 +207,9 @@ def leader_pull(
         raise ValueError(f"the axes of workers and groups must have different names, got {worker_axes}.")
 
     def init(params: optax.Params) -> LeaderPullState:
-        leaders = tuple(_unknown_leader(level, params) for level in levels)
+        leaders = tuple(
+            _unknown_leader(params, stores=level.has_stale_pull or wire == "int8", waits=delay == 1) for level in levels
+        )
         return LeaderPullState(jnp.zeros((), jnp.int32), *init_losses(window, params), leaders)
 
     def update(
@@ -205,18 +234,28 @@ def leader_pull(
             return own_entry(pull(step) if callable(pull) else pull, worker_axes)
 
         for level, leader in zip(levels, state.leaders, strict=True):
-            if leader.stored is not None:
+            if level.has_stale_pull:
                 stale = strength(level.stale_pull) / level.period
                 updates = _pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
 
+        def elected(x: optax.Params, level: _Level) -> Int[Array, ""]:
+            return elect(score, level.axis_names, eligible=all_finite(x))
+
         def exchange(level: _Level, before: tuple[optax.Updates, LeaderState]) -> tuple[optax.Updates, LeaderState]:
             updates, leader = before
-            x = point(updates)
-            position = elect(score, level.axis_names, eligible=all_finite(x))
-            leader_x = broadcast_from(x, position, level.axis_names)
+            if delay:
+                x, position = leader.waiting, leader.position
+            else:
+                x = point(updates)
+                position = elected(x, level)
+            leader_x = broadcast_rounded(x, position, level.axis_names, wire=wire, last=leader.stored, method=broadcast)
             follows = (position != NOBODY) & (position != worker_index(level.axis_names))
             updates = _pulled(updates, x, leader_x, strength(level.pull), follows)
-            return updates, _met(leader, position, leader_x, x)
+            leader = _met(leader, position, leader_x, x)
+            if delay:
+                x = point(updates)
+                leader = leader._replace(position=elected(x, level), waiting=x)
+            return updates, leader
 
         leaders = []
         for level, leader in zip(levels, state.leaders, strict=True):
@@ -241,6 +280,9 @@ def leader_sgd(
     pull_at: Literal["after_step", "before_step"] = "after_step",
     stale_pull: Pull = 0.0,
     global_stale_pull: Pull = 0.0,
+    broadcast: BroadcastMethod = "auto",
+    wire: Wire | None = None,
+    delay: Literal[0, 1] = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """LSGD with any optimiser and the paper's pulls: the optimiser, then `leader_pull`.
 
@@ -258,6 +300,9 @@ def leader_sgd(
       pull_at: "after_step" or "before_step", as for `leader_pull`.
       stale_pull: towards the stored local leader, as for `leader_pull`.
       global_stale_pull: towards the stored global leader, as for `leader_pull`.
+      broadcast: how leaders are sent, as for `leader_pull`.
+      wire: in what numbers leaders are sent, as for `leader_pull`.
+      delay: 1 puts off each pull to the next exchange, as for `leader_pull`.
 
     Raises:
       ValueError: as `leader_pull` does.
@@ -277,6 +322,9 @@ def leader_sgd(
         pull_at=pull_at,
         stale_pull=stale_pull,
         global_stale_pull=global_stale_pull,
+        broadcast=broadcast,
+        wire=wire,
+        delay=delay,
     )
     return optax.chain(optimizer, pulls)
 
@@ -357,15 +405,15 @@ def record_loss(
     return losses, jnp.where(jnp.arange(window) >= window - seen, losses, 0).sum() / seen
 
 
-def _unknown_leader(level: _Level, params: optax.Params) -> LeaderState:
+def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> LeaderState:
     leaf = jax.tree.leaves(params)[0]
-    off = isinstance(level.stale_pull, int | float) and level.stale_pull == 0
     return LeaderState(
         position=jnp.full_like(leaf, NOBODY, jnp.int32, shape=()),
         distance=jnp.zeros_like(leaf, float, shape=()),
         exchanges=jnp.zeros_like(leaf, jnp.int32, shape=()),
-        stored=None if off else jax.tree.map(jnp.asarray, params),
+        stored=jax.tree.map(jnp.zeros_like, params) if stores else None,
         has_stored=jnp.zeros_like(leaf, bool, shape=()),
+        waiting=jax.tree.map(jnp.zeros_like, params) if waits else None,
     )
 
 
@@ -376,7 +424,7 @@ def _met(leader: LeaderState, position: Int[Array, ""], leader_x: optax.Params, 
     stored = leader.stored
     if stored is not None:
         stored = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), leader_x, stored)
-    return LeaderState(
+    return leader._replace(
         position=position,
         distance=jnp.where(somebody, distance, 0),
         exchanges=optax.safe_increment(leader.exchanges),

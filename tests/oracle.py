@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 Worker = tuple[int, int]  # (group, position in the group)
+ALL = -1  # instead of a group
 
 
 class Run(NamedTuple):
@@ -29,6 +30,16 @@ def lowest(scores: dict[Worker, float], x: dict[Worker, np.ndarray]) -> Worker |
     return best
 
 
+def sent(leader: np.ndarray, last: np.ndarray, wire: str | None) -> np.ndarray:
+    """A leader as it is received: whole, with 8 significant bits, or by its rounded difference to the last one."""
+    if wire == "bfloat16":
+        fraction, exponent = np.frexp(leader)
+        return np.ldexp(np.round(np.ldexp(fraction, 8)), exponent - 8)
+    if wire == "int8" and (scale := np.abs(leader - last).max() / 127) > 0:
+        return last + scale * np.round((leader - last) / scale)
+    return leader
+
+
 def lsgd(
     start: np.ndarray,
     gradient: Callable[[np.ndarray, int, Worker], np.ndarray],
@@ -44,18 +55,21 @@ def lsgd(
     pull_at_x: bool = False,
     stale_pull: float = 0.0,
     global_stale_pull: float = 0.0,
+    wire: str | None = None,
+    delay: int = 0,
 ) -> Run:
     """Run all workers in step from `start`, [groups, workers, dimensions].
 
     `gradient` and `loss` are called with a point, the step (from 0) and the worker. `pull_at_x` takes eq. 2 literally;
-    otherwise Algorithm 1 is run. Without `global_pull` there is no global leader.
+    otherwise Algorithm 1 is run. Without `global_pull` there is no global leader. With a `delay` of 1 every pull comes
+    an exchange later, from the points and leaders of then.
     """
     groups, per_group = start.shape[:2]
     everyone = [(j, i) for j in range(groups) for i in range(per_group)]
     x = {worker: start[worker].astype(np.float64) for worker in everyone}
     seen: dict[Worker, list[float]] = {worker: [] for worker in everyone}
-    stored: dict[int, np.ndarray] = {}
-    stored_global: np.ndarray | None = None
+    received: dict[int, np.ndarray] = {}  # each group's last leader, and that of all
+    waiting: dict[int, tuple[dict[Worker, np.ndarray], Worker | None]] = {}
     trajectory, local_leaders, global_leaders, all_scores = [], [], [], []
 
     for t in range(steps):
@@ -65,41 +79,36 @@ def lsgd(
             x[worker] = x[worker] - eta * gradient(before[worker], t, worker)
         scores = {worker: sum(seen[worker][-window:]) / len(seen[worker][-window:]) for worker in everyone}
 
-        def towards(target, strength, worker, before=before):
-            """One pull: at the point where the worker is, or at the point where it was."""
-            origin = before[worker] if pull_at_x else x[worker]
-            return x[worker] - strength * (origin - target)
+        for level, strength in ((0, stale_pull / period), (1, global_stale_pull / global_period)):
+            for worker in everyone:
+                group = ALL if level else worker[0]
+                if strength and group in received:
+                    origin = before[worker] if pull_at_x else x[worker]
+                    x[worker] = x[worker] - strength * (origin - received[group])
 
-        for worker in everyone:
-            if stale_pull and worker[0] in stored:
-                x[worker] = towards(stored[worker[0]], stale_pull / period, worker)
-        for worker in everyone:
-            if global_stale_pull and stored_global is not None:
-                x[worker] = towards(stored_global, global_stale_pull / global_period, worker)
+        def exchange(members, group, pull, t=t, before=before, scores=scores):
+            """Elect a leader and pull towards it; with a delay, towards the one elected the time before."""
+
+            def elected():
+                place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in members}
+                return place, lowest({worker: scores[worker] for worker in members}, place)
+
+            place, leader = waiting.get(group, ({}, None)) if delay else elected()
+            if leader is not None:
+                received[group] = sent(place[leader], received.get(group, np.zeros(start.shape[2])), wire)
+                for worker in members:
+                    if worker != leader:
+                        x[worker] = x[worker] - pull(t, worker) * (place[worker] - received[group])
+            if delay:
+                waiting[group] = _, leader = elected()
+            return leader
 
         if (t + 1) % period == 0:
-            leaders: list[int | None] = []
-            for j in range(groups):
-                members = [worker for worker in everyone if worker[0] == j]
-                place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in members}
-                leader = lowest({worker: scores[worker] for worker in members}, place)
-                leaders.append(None if leader is None else leader[1])
-                if leader is not None:
-                    stored[j] = place[leader]
-                    for worker in members:
-                        if worker != leader:
-                            x[worker] = towards(place[leader], pull(t, worker), worker)
-            local_leaders.append(leaders)
-
+            leaders = [exchange([(j, i) for i in range(per_group)], j, pull) for j in range(groups)]
+            local_leaders.append([None if leader is None else leader[1] for leader in leaders])
         if global_pull is not None and (t + 1) % global_period == 0:
-            place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in everyone}
-            leader = lowest(scores, place)
+            leader = exchange(everyone, ALL, global_pull)
             global_leaders.append(None if leader is None else leader[0] * per_group + leader[1])
-            if leader is not None:
-                stored_global = place[leader]
-                for worker in everyone:
-                    if worker != leader:
-                        x[worker] = towards(place[leader], global_pull(t, worker), worker)
 
         trajectory.append([[x[j, i].copy() for i in range(per_group)] for j in range(groups)])
         all_scores.append([[scores[j, i] for i in range(per_group)] for j in range(groups)])

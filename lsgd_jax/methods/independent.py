@@ -65,4 +65,4 @@ def independent(
 def center(params: optax.Params, state: IndependentState, axis_name: AxisName) -> optax.Params:
     """The parameters of the best worker who is finite; the first worker's if nobody is."""
     best = elect(state.score, axis_name, eligible=all_finite(params))
-    return broadcast_from(params, jnp.maximum(best, 0), axis_name)
+    return broadcast_from(params, jnp.maximum(best, 0), axis_name, method="all_reduce")
