@@ -176,11 +176,37 @@ def launch(
     return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process)
 
 
+def info(
+    bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Print versions and devices, or what the workers of a preset will send.
+
+    Args:
+      bytes: a preset: for each method, what a worker sends in an exchange and a step, before anything is run.
+      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    if bytes is None:
+        from lsgd_jax.run_folder import environment
+
+        for name, value in environment().items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print(f"{name:<10}{text}")
+        return
+    if bytes not in PRESETS:
+        raise UsageError(f"there is no preset {bytes!r}; there are {', '.join(PRESETS)}.")
+    from lsgd_jax.ledger import table
+    from lsgd_jax.train import parameter_shapes
+
+    config = PRESETS[bytes]
+    print(table(config, parameter_shapes(config, data_dir)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
         code = tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch},
+            {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch, "info": info},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,

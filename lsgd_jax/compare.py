@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from scipy import stats
 
 from lsgd_jax.config import Config
@@ -78,7 +79,9 @@ def compare(
     """
     chosen = {method: _with_own_rate(config, method) for method in methods}
     for method_config in chosen.values():
-        prepare(method_config, data_dir)  # Whatever does not fit is said before anything is trained or written.
+        model = prepare(
+            method_config, data_dir
+        ).model  # Whatever does not fit is said before anything is trained or written.
     _claim(out, config, tune)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
@@ -112,13 +115,15 @@ def compare(
         for seed in seeds:
             cell(out / method / f"seed-{seed}", dataclasses.replace(chosen[method], seed=seed))
 
-    # What sends more than the thriftiest is trained once more, for as many steps as send the same.
-    totals = {method: bytes_sent(chosen[method], 1, config.steps) for method in methods}
+    # What sends more than the thriftiest, by more than elections' scalars, is trained once more, for as many steps as
+    # send the same.
+    params = nnx.state(model, nnx.Param)
+    totals = {method: bytes_sent(chosen[method], params, config.steps) for method in methods}
     thriftiest = min((total for total in totals.values() if total), default=0.0)
     summary: dict[str, Any] = {"target_error": target_error, "seeds": seeds, "methods": {}}
     for method in methods:
         runs = matched = [out / method / f"seed-{seed}" for seed in seeds]
-        if totals[method] > thriftiest:
+        if totals[method] > 1.01 * thriftiest:
             steps = int(config.steps * thriftiest / totals[method])
             shorter = dataclasses.replace(chosen[method], steps=steps, eval_every=min(config.eval_every, steps))
             cells += len(seeds)

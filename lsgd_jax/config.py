@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from lsgd_jax.exchange import BroadcastMethod, Wire, check_broadcast
 from lsgd_jax.leader import default_global_period
 from lsgd_jax.methods import METHODS
 
@@ -89,6 +90,13 @@ class Config:
     """Strength of LSGD's pull towards the stored local leader, in [0, 1], spread over the steps of a period."""
     global_stale_pull: float | None = None
     """The same towards the stored global leader; with one group there is none."""
+    broadcast: BroadcastMethod = "auto"
+    """How LSGD's leaders are sent: a masked all-reduce costs what an average costs, a ring towards half of it;
+    hierarchical sends one copy between groups. All give the same bits."""
+    wire: Wire | None = None
+    """In what numbers LSGD's leaders are sent: rounded to bfloat16, as int8 differences to the last, or as they are."""
+    delay: Literal[0, 1] = 0
+    """Whether LSGD's pulls come an exchange later, from the points and leaders of then."""
     tune_learning_rates: tuple[float, ...] = ()
     """What `lsgd compare --tune` tries; if it is not given, multiples of the learning rate, with values of the method's
     own option."""
@@ -133,6 +141,9 @@ class Config:
         self._check("width", 0 < self.width <= 64, "in (0, 64]")
         has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
         self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
+        check_broadcast(self.broadcast)
+        self._check("wire", self.wire in (None, *get_args(Wire)), "bfloat16, int8 or not given")
+        self._check("delay", self.delay in (0, 1), "0 or 1")
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
         self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")

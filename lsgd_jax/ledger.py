@@ -1,23 +1,144 @@
-"""What a method sends, by formula."""
+"""What a method sends, by formula: the collectives that a compiled run has, known before it is compiled."""
 
+import dataclasses
+from collections import Counter
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import jax
+
+from lsgd_jax.collectives import Collective
 from lsgd_jax.config import Config
+from lsgd_jax.exchange import CHUNKS, BroadcastMethod, chosen_broadcast
+from lsgd_jax.methods import METHODS
+
+WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
+"""Methods that average the starts at the first step, to form a centre."""
+_NUMBER = 4
+"""The bytes of a score, a position, a norm or a scale."""
 
 
-def bytes_sent(config: Config, parameter_bytes: int, steps: int) -> float:
-    """The bytes that each worker has sent after some local steps.
+class Exchange(NamedTuple):
+    """One kind of exchange of a method."""
 
-    An exchange is an all-reduce of the parameters, an average as well as a leader's masked broadcast: each of n workers
-    sends 2 (n - 1) / n times their size. A method's first average, where it forms a centre, and the scalars of
-    elections are left out.
+    period: int
+    """Local steps from one to the next."""
+    collectives: list[Collective]
+    """What it consists of, for a worker on a device of its own."""
+
+    @property
+    def bytes_sent(self) -> float:
+        """The bytes that each worker sends in one."""
+        return sum(each.sent * (each.times or 0) for each in self.collectives)
+
+
+def exchanges(config: Config, params: Any) -> list[Exchange]:
+    """The exchanges of a run: LSGD's in a group first.
+
+    LSGD's are two scalars for the election and a broadcast; GRAWA's a norm, or a norm for each array, and an average;
+    all others' an average.
 
     Args:
       config: of the run.
-      parameter_bytes: the size of one worker's parameters.
+      params: one worker's, or their shapes and dtypes.
+    """
+    leaves = jax.tree.leaves(params)
+    average, found = _size(leaves), []
+    for among, period in config.levels:
+        if config.method == "lsgd":
+            sizes = (among,) if among == config.workers else (config.groups, config.workers)
+            parts = [Collective("all-reduce", _NUMBER, among)] * 2 + _leader(config, leaves, sizes)
+        else:
+            numbers = {"mgrawa": 1, "lgrawa": len(leaves)}.get(config.method, 0)
+            parts = [Collective("all-reduce", average, among)] + [Collective("all-reduce", _NUMBER, among)] * numbers
+        found.append(Exchange(period, parts))
+    return found
+
+
+def bytes_sent(config: Config, params: Any, steps: int) -> float:
+    """The bytes that each worker has sent after some local steps, evaluations left out.
+
+    An all-reduce is counted as a ring of n workers does it, 2 (n - 1) / n times its size a worker. Where workers share
+    a device, it is what they would send if each had its own.
+
+    Args:
+      config: of the run.
+      params: one worker's, or their shapes and dtypes.
       steps: local steps.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from lsgd_jax.presets import PRESETS
-      >>> bytes_sent(PRESETS["mnist1d"], 1_000_000, steps=16)  # 4 exchanges among 4 workers and one among all 8.
-      7750000.0
+      >>> params = jax.ShapeDtypeStruct((250_000,), jnp.float32)
+      >>> bytes_sent(PRESETS["mnist1d"], params, steps=16)  # 4 exchanges among 4 workers and one among all 8.
+      7750062.0
     """
-    return sum(steps // period * 2 * (among - 1) / among * parameter_bytes for among, period in config.levels)
+    sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
+    if config.method in WITH_CENTER and steps:
+        everyone = config.groups * config.workers
+        sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
+    return sent
+
+
+def table(config: Config, params: Any) -> str:
+    """What each worker sends with each method in an exchange and, on average over many, in a step; text, for reading.
+
+    Args:
+      config: of the workers and their options; its method does not matter.
+      params: one worker's, or their shapes and dtypes.
+    """
+    rows = [("method", "bytes a worker sends in an exchange", "and in a step")]
+    for method in METHODS:
+        # A few methods refuse these two options, which send nothing.
+        of_method = dataclasses.replace(config, method=method, batch_statistics="own", learning_rates="equal")
+        found = exchanges(of_method, params)
+        texts = [f"{each.bytes_sent:,.0f} every {each.period}" for each in found]
+        rows.append((method, ", ".join(texts), f"{sum(each.bytes_sent / each.period for each in found):,.0f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>13}" for a, b, c in rows)
+
+
+def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...]) -> list[Collective]:
+    """The broadcast of a leader's parameters over axes of these sizes."""
+    rounded = {"bfloat16": 2, "int8": 1}
+    numbers: Counter[int] = Counter()
+    for leaf in leaves:
+        numbers[rounded[config.wire] if config.wire else leaf.dtype.itemsize] += leaf.size
+    parts = broadcast_collectives(dict(numbers), sizes, config.broadcast)
+    if config.wire == "int8":
+        parts.append(Collective("all-reduce", _NUMBER * len(leaves), prod(sizes)))  # The scales.
+    return parts
+
+
+def broadcast_collectives(
+    numbers: dict[int, int], sizes: tuple[int, ...], method: BroadcastMethod, chunks: int = CHUNKS
+) -> list[Collective]:
+    """What `broadcast_from` consists of.
+
+    Args:
+      numbers: how many numbers the tree has of each width in bytes.
+      sizes: of the axes.
+      method: of `broadcast_from`.
+      chunks: of a ring.
+    """
+    sizes = tuple(size for size in sizes if size > 1)
+    total, workers = sum(width * count for width, count in numbers.items()), prod(sizes)
+    method = chosen_broadcast(method, total, workers, chunks)
+    if method == "all_reduce" or not sizes:
+        return [Collective("all-reduce", total, workers)]
+    parts: list[Collective] = []
+    for width, count in numbers.items():
+        outer = list(sizes) if method == "hierarchical" else [workers]
+        while len(outer) > 1:
+            inner = outer.pop()
+            count = ceil(count / inner)
+            whole = count * inner * width
+            parts += [Collective("reduce-scatter", whole, inner), Collective("all-gather", whole, inner)]
+        [ring] = outer
+        times = chunks + ring - 2
+        parts.append(Collective("collective-permute", ceil(count / chunks) * width, ring, times))
+    return parts
+
+
+def _size(leaves: list[Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

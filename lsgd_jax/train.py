@@ -55,7 +55,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
         folder = RunFolder(run_dir, config)
 
     state = init_state(model, optimizer, placement)
-    parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    params = nnx.state(model, nnx.Param)
     shared = placement.put(feed.shared, SHARED)
     key = step_key(config.seed)
     at_once = steps_at_once(config)
@@ -104,7 +104,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
                     "evaluation",
                     step=step,
                     seconds=seconds,
-                    bytes_sent=bytes_sent(config, parameter_bytes, step),
+                    bytes_sent=bytes_sent(config, params, step),
                     learning_rate_factor=rate_factor,
                     train_losses=train_losses,
                     center_error=result.center_error,
@@ -205,6 +205,16 @@ def make_model(config: Config, feed: Feed) -> nnx.Module:
         )
     except ValueError as error:
         raise UsageError(f"the model {config.model} is not for the data set {config.dataset}: {error}") from None
+
+
+def parameter_shapes(config: Config, data_dir: Path | None = None) -> Any:
+    """The shapes and dtypes of one worker's parameters; nothing is computed.
+
+    Raises:
+      UsageError: if the data, which tell the network's input, are not prepared, or the network is not for them.
+    """
+    feed = make_feed(config, data_dir)
+    return nnx.state(nnx.eval_shape(lambda: make_model(config, feed)), nnx.Param)
 
 
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:

@@ -39,6 +39,8 @@ def lsgd(*arguments, cwd, **environment):
         (["compare", "digits", "--seeds", "3..1"], "like 0,1,2 or 0..4, got '3..1'"),
         (["compare", "digits", "--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
         (["figure", "F99"], "invalid choice 'F99'"),
+        (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
+        (["train", "digits", "--wire", "int4"], "invalid choice 'int4'"),
         (["trian"], "Unrecognized options: trian"),
         ([], "Missing subcommand"),
     ],
@@ -90,3 +92,14 @@ def test_figure(tmp_path):
     done = lsgd("figure", "trajectories", "--out", "drawn", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "see drawn/trajectories.png" in done.stdout
+
+
+def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
+    done = lsgd("info", cwd=tmp_path)
+    assert "devices" in done.stdout
+    assert "jax " in done.stdout
+    done = lsgd("info", "--bytes", "digits", cwd=tmp_path)
+    _, first, *others = done.stdout.splitlines()
+    # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
+    assert first.split() == "lsgd 53,832 every 4, 62,804 every 16 17,383".split()
+    assert len(others) == 8

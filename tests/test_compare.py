@@ -11,7 +11,6 @@ from lsgd_jax import compare
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import comparison
-from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import read_metrics
@@ -80,7 +79,8 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
         read_metrics(tmp_path / folder, "evaluation")[-1]
         for folder in ("lsgd/seed-1", "data_parallel/matched-bytes-seed-1")
     )
-    assert (matched["step"], matched["bytes_sent"]) == (3, whole["bytes_sent"])
+    assert matched["step"] == 3
+    assert 0.99 * whole["bytes_sent"] < matched["bytes_sent"] <= whole["bytes_sent"]  # Elections send scalars, too.
     at_equal = summary["methods"]["data_parallel"]["final_error_at_equal_bytes"]["values"]
     assert at_equal[1] == matched["center_error"]
 
@@ -158,13 +158,3 @@ def test_a_folder_with_another_comparison_or_other_files_is_left_alone(tmp_path)
     (tmp_path / "b" / "mine").touch()
     with pytest.raises(UsageError, match="not empty and holds no comparison"):
         run(tmp_path / "b")
-
-
-def test_bytes_by_formula():
-    grouped = dataclasses.replace(PRESETS["mnist1d"], period=2, global_period=8)  # 2 groups of 4.
-    assert bytes_sent(grouped, 800, 16) == 8 * 2 * 3 / 4 * 800 + 2 * 2 * 7 / 8 * 800
-    single = dataclasses.replace(grouped, groups=1)
-    assert bytes_sent(single, 800, 17) == 8 * 2 * 3 / 4 * 800
-    assert bytes_sent(dataclasses.replace(single, method="data_parallel"), 800, 16) == 16 * 2 * 3 / 4 * 800
-    assert bytes_sent(dataclasses.replace(single, method="independent"), 800, 16) == 0
-    assert bytes_sent(dataclasses.replace(grouped, method="easgd"), 800, 16) == 8 * 2 * 7 / 8 * 800

@@ -38,6 +38,9 @@ def test_unknown_fields_are_named():
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("window", 10**11, "window must be at most 1,000,000, got 100000000000"),
         ("seed", -1, "seed must be in"),
+        ("broadcast", "tree", "a broadcast must be one of auto, all_reduce, ring, hierarchical, got 'tree'"),
+        ("wire", "int4", "wire must be bfloat16, int8 or not given, got int4"),
+        ("delay", 2, "delay must be 0 or 1, got 2"),
     ],
 )
 def test_a_field_out_of_range_is_one_sentence(field, value, message):

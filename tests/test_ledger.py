@@ -1,0 +1,91 @@
+"""The ledger's formulas against the collectives of the compiled train step on 8 devices."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lsgd_jax.collectives import Collective, collectives
+from lsgd_jax.distributed import SHARED
+from lsgd_jax.ledger import WITH_CENTER, bytes_sent, exchanges
+from lsgd_jax.methods import METHODS
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.step import init_state, local_steps
+from lsgd_jax.train import prepare, rounds, step_key, steps_at_once
+
+GROUPED = dataclasses.replace(PRESETS["digits"], steps=8, eval_every=8, period=1, global_period=4)
+
+
+def compiled(config):
+    """The collectives of the program, and the parameters."""
+    placement, feed, model, optimizer = prepare(config)
+    state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
+    batch = next(rounds(feed, placement, config.steps, steps_at_once(config)))
+    program = local_steps(model, optimizer, placement, feed)
+    lowered = program.lower(state, shared, batch, np.int32(0), np.float32(1), step_key(0))
+    return collectives(lowered.compile().as_text()), nnx.state(model, nnx.Param)
+
+
+def sizes(found):
+    """Their bytes; a compiler may join collectives and part what it has joined."""
+    total = Counter()
+    for each in found:
+        total[each.kind, each.group_size, each.times] += each.bytes
+    return total
+
+
+def check(config):
+    found, params = compiled(config)
+    expected = [each for exchange in exchanges(config, params) for each in exchange.collectives]
+    if config.method in WITH_CENTER:
+        size = sum(x.nbytes for x in jax.tree.leaves(params))
+        expected.append(Collective("all-reduce", size, config.groups * config.workers))
+    assert sizes(found) == sizes(expected)
+    assert all(each.conditional for each in found) or config.method == "data_parallel"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_sends(method):
+    check(dataclasses.replace(GROUPED, method=method))
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize("wire", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("broadcast", ["all_reduce", "ring", "hierarchical"])
+def test_however_leaders_are_sent(broadcast, wire, delay):
+    if delay and (broadcast, wire) not in (("all_reduce", None), ("ring", "int8")):
+        pytest.skip("a delay changes when, not what: two cases tell")
+    check(dataclasses.replace(GROUPED, broadcast=broadcast, wire=wire, delay=delay))
+
+
+def test_one_group_and_a_round_in_one_program():
+    config = dataclasses.replace(GROUPED, groups=1, period=4, broadcast="hierarchical")
+    found, params = compiled(config)
+    [exchange] = exchanges(config, params)
+    in_loop = [each._replace(times=4 * each.times) for each in exchange.collectives]  # At most: due in one step of 4.
+    assert sizes(found) == sizes(in_loop)
+
+
+def test_bytes_by_formula():
+    params = jax.ShapeDtypeStruct((200,), np.float32)
+    grouped = dataclasses.replace(PRESETS["mnist1d"], period=2, global_period=8)  # 2 groups of 4.
+    of_four, of_all = 2 * 3 / 4, 2 * 7 / 8
+    assert bytes_sent(grouped, params, 16) == 8 * of_four * (800 + 8) + 2 * of_all * (800 + 8)
+    single = dataclasses.replace(grouped, groups=1)
+    assert bytes_sent(single, params, 17) == 8 * of_four * (800 + 8)
+    assert bytes_sent(dataclasses.replace(single, wire="bfloat16"), params, 17) == 8 * of_four * (400 + 8)
+    assert bytes_sent(dataclasses.replace(single, wire="int8"), params, 17) == 8 * of_four * (200 + 4 + 8)
+    ring = dataclasses.replace(single, broadcast="ring")  # 200 numbers in 16 chunks of 13, 18 times.
+    assert bytes_sent(ring, params, 17) == 8 * (of_four * 8 + 18 * 13 * 4)
+    between = dataclasses.replace(grouped, broadcast="hierarchical", period=8)  # 50 numbers between groups: 16 of 4.
+    in_group = of_four * 8 + 18 * 13 * 4
+    assert bytes_sent(between, params, 8) == in_group + of_all * 8 + 2 * 3 / 4 * 800 + 16 * 4 * 4
+    assert bytes_sent(dataclasses.replace(single, method="data_parallel"), params, 16) == 16 * of_four * 800
+    assert bytes_sent(dataclasses.replace(single, method="independent"), params, 16) == 0
+    easgd = dataclasses.replace(grouped, method="easgd")
+    assert bytes_sent(easgd, params, 16) == (8 + 1) * of_all * 800
+    assert bytes_sent(easgd, params, 0) == 0
+    assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (2 * 800 + 4)
