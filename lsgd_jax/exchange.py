@@ -160,7 +160,7 @@ def broadcast_from(
             if name in sending:
                 sender = sender * lax.axis_size(name) + coordinate
         send = _ring if method == "ring" else _hierarchical
-        bits = lax.psum(bits, tuple(name for name in names if name not in sending))
+        bits = lax.psum(bits, tuple(name for name in names if name not in on_mesh))
         received = _flattened(lambda x: send(x, sender, sending, chunks), bits)
     values = [_from_bits(x, leaf.dtype) for x, leaf in zip(received, leaves, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), values)

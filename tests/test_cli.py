@@ -101,5 +101,5 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
     done = lsgd("info", "--bytes", "digits", cwd=tmp_path)
     _, first, *others = done.stdout.splitlines()
     # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
-    assert first.split() == "lsgd 53,832 every 4, 62,804 every 16 17,383".split()
+    assert first.split() == ["lsgd", "53,832", "every", "4,", "62,804", "every", "16", "17,383"]
     assert len(others) == 8
