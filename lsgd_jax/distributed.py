@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -234,19 +234,26 @@ def _in_the_only_slot(function: Callable, in_axes: list, out_axes: list, *argume
     )
 
 
-def place(groups: int, workers: int) -> Placement:
+def place(groups: int, workers: int, devices: Sequence[jax.Device] | None = None) -> Placement:
     """Put the workers on as many of the devices as can share them evenly, equally many of every process.
 
     Workers that follow each other lie on one process, so that with as many groups as processes a group is a process's.
+
+    Args:
+      groups: of workers.
+      workers: in each group.
+      devices: None: all that there are.
 
     Raises:
       UsageError: if there are no devices, or the workers can't be shared out evenly among the processes.
     """
     try:
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        devices = jax.devices() if devices is None else devices
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"JAX finds no devices ({error}): set JAX_PLATFORMS=cpu, or what there is.") from None
-    processes, count = process_count(), groups * workers
+    # By process: `jax.make_mesh` would put a group across the hosts of a TPU pod, and refuses some shapes of it.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    processes, count = len({device.process_index for device in devices}), groups * workers
     if count % processes:
         raise UsageError(
             f"{count} workers can't be shared out evenly among {processes} processes: change --groups or --workers."
