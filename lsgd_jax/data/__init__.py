@@ -1,8 +1,20 @@
 """Data sets and how they reach the workers."""
 
+from lsgd_jax.data.descriptions import DESCRIPTIONS, Description
 from lsgd_jax.data.feeds import Feed, InMemory, Streamed
 from lsgd_jax.data.preprocessing import Preprocessing
 from lsgd_jax.data.sources import Dataset, hold_out, load
 from lsgd_jax.data.streams import BatchIndices
 
-__all__ = ["BatchIndices", "Dataset", "Feed", "InMemory", "Preprocessing", "Streamed", "hold_out", "load"]
+__all__ = [
+    "DESCRIPTIONS",
+    "BatchIndices",
+    "Dataset",
+    "Description",
+    "Feed",
+    "InMemory",
+    "Preprocessing",
+    "Streamed",
+    "hold_out",
+    "load",
+]

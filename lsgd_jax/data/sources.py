@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
 from lsgd_jax.data import preprocessing
+from lsgd_jax.data.descriptions import DESCRIPTIONS
 from lsgd_jax.data.preprocessing import Preprocessing
 from lsgd_jax.errors import UsageError
 
@@ -68,7 +69,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name in _EMBEDDED:
         return _EMBEDDED[name]()
     if name in _PREPARED:
-        return _prepared(name, data_dir, *_PREPARED[name])
+        return _prepared(name, data_dir)
     raise ValueError(f"there is no data set {name!r}; there are {', '.join([*_EMBEDDED, *_PREPARED])}.")
 
 
@@ -113,7 +114,7 @@ def _split(x: np.ndarray, y: np.ndarray) -> Dataset:
     return Dataset(x[:split], y[:split], x[split:], y[split:], classes=10)
 
 
-def _prepared(name: str, data_dir: Path | None, classes: int, preprocessing: Preprocessing) -> Dataset:
+def _prepared(name: str, data_dir: Path | None) -> Dataset:
     """Small images, decoded: x [examples, height, width, channels]."""
     from PIL import Image
 
@@ -126,13 +127,9 @@ def _prepared(name: str, data_dir: Path | None, classes: int, preprocessing: Pre
         y = np.array([example["label"] for example in examples], np.int32)
         return x.reshape(*x.shape[:3], -1), y  # Grey images come without channels.
 
-    return Dataset(*decoded("train"), *decoded("test"), classes, preprocessing)
+    about = DESCRIPTIONS[name]
+    return Dataset(*decoded("train"), *decoded("test"), about.classes, about.preprocessing)
 
 
 _EMBEDDED: dict[str, Callable[[], Dataset]] = {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}
-_PREPARED = {
-    "cifar10": (10, preprocessing.CIFAR10),
-    "cifar100": (100, preprocessing.CIFAR100),
-    "mnist": (10, preprocessing.MNIST),
-}
-"""The number of classes, and the preprocessing."""
+_PREPARED = ("cifar10", "cifar100", "mnist")
