@@ -101,14 +101,61 @@ def _walk(
             continue
         inside = times
         if instruction.operation == "while":
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
-            inside = times * int(trips[1]) if trips and times is not None else None
+            trips = _trips(computations, instructions, instruction)
+            inside = None if times is None or trips is None else times * trips
         branches = instruction.operation == "conditional"
         for called in re.findall(r"(?:\bcalls|body|condition|to_apply|_computation)=%?([\w.-]+)", instruction.rest):
             yield from _walk(computations, called, devices, inside, conditional=conditional or branches)
         for listed in re.findall(r"branch_computations=\{([^}]*)\}", instruction.rest):
             for called in re.findall(r"[\w.-]+", listed):
                 yield from _walk(computations, called, devices, inside, conditional=True)
+
+
+def _trips(computations: dict[str, list[_Instruction]], caller: list[_Instruction], loop: _Instruction) -> int | None:
+    """How often a loop runs: as the compiler notes it, or else counted from a constant by ones to another."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+        return int(noted[1])
+    condition, body = (
+        computations.get(called, [])
+        for part in ("condition", "body")
+        for called in re.findall(rf"\b{part}=%?([\w.-]+)", loop.rest)
+    )
+    if not condition or not body or condition[-1].operation != "compare" or "direction=LT" not in condition[-1].rest:
+        return None
+    counter, end = _operands(condition, condition[-1])
+    if counter.operation != "get-tuple-element" or end.operation != "constant":
+        return None
+    [carried] = _operands(caller, loop)
+    place = _number("index=", counter.rest)
+    start, after = _operands(caller, carried)[place], _operands(body, body[-1])[place]
+    if start.operation != "constant" or after.operation != "add":
+        return None
+    before, step = _operands(body, after)
+    by_ones = step.operation == "constant" and _number("", step.rest) == 1
+    if before.operation != "get-tuple-element" or _number("index=", before.rest) != place or not by_ones:
+        return None
+    return max(_number("", end.rest) - _number("", start.rest), 0)
+
+
+def _operands(instructions: list[_Instruction], of: _Instruction) -> list[_Instruction]:
+    """Where an instruction's operands come from, in one computation, behind copies."""
+    by_name = {instruction.name: instruction for instruction in instructions}
+
+    def origin(name: str) -> _Instruction:
+        found = by_name[name]
+        return origin(_names(found)[0]) if found.operation in ("copy", "bitcast") else found
+
+    return [origin(name) for name in _names(of)]
+
+
+def _names(of: _Instruction) -> list[str]:
+    operands = re.sub(r"/\*.*?\*/", "", re.split(r"\)(?:, \w+=|$)", of.rest)[0])
+    return re.findall(r"%?([\w.-]+)(?:,|$)", operands)
+
+
+def _number(after: str, text: str) -> int:
+    [number] = re.findall(rf"(?:^|[ ,)]){after}(-?\d+)", text)[:1]
+    return int(number)
 
 
 def _bytes(shapes: str) -> int:

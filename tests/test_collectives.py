@@ -105,3 +105,40 @@ def test_one_device_sends_nothing_and_other_text_is_refused():
     assert collectives(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == []
     with pytest.raises(ValueError, match="no ENTRY computation"):
         collectives("what is this")
+
+
+def test_loops_that_only_their_condition_counts_as_the_tpu_compiler_writes_them():
+    text = """
+HloModule counted, num_partitions=4
+
+%body (carry: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %carry = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %at = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %here = s32[]{:T(128)} copy(%at)
+  %one = s32[]{:T(128)} constant(1), metadata={op_name="one"}
+  %next = s32[]{:T(128)} add(%here, %one), metadata={op_name="add"}
+  %x = f32[8]{0:T(128)} get-tuple-element(%carry), index=1
+  %sum = f32[8]{0:T(128)} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %tuple = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%next, /*index=1*/%sum)
+}
+
+%condition (carry: (s32[], f32[8])) -> pred[] {
+  %end = s32[]{:T(128)} constant(7)
+  %carry = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %at = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  ROOT %less = pred[]{:T(512)} compare(%at, %end), direction=LT
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0:T(128)} parameter(0)
+  %start = s32[]{:T(128)} constant(START)
+  %copied = s32[]{:T(128)} copy(%start)
+  %tuple = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%copied, %x)
+  %loop = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%tuple), condition=%condition, body=%body
+  ROOT %result = f32[8]{0:T(128)} get-tuple-element(%loop), index=1
+}
+"""
+    assert collectives(text.replace("START", "2")) == [Collective("all-reduce", 32, 4, times=5)]
+    assert collectives(text.replace("constant(START)", "parameter(1)")) == [Collective("all-reduce", 32, 4, times=None)]
+    by_twos = text.replace("START", "2").replace("constant(1)", "constant(2)")
+    assert collectives(by_twos) == [Collective("all-reduce", 32, 4, times=None)]
