@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LIBTPU := $(VENV)/tpu/.installed
 
-.PHONY: install demo comparison figures notebooks test lint types benchmark lock clean
+.PHONY: install tpu demo comparison figures notebooks test lint types benchmark lock clean
 
 install: $(INSTALLED)
+
+tpu: $(LIBTPU) ## libtpu, for the tests that compile for TPUs; beside the environment, where JAX would look for TPUs.
 
 demo: $(INSTALLED) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
@@ -19,7 +22,7 @@ comparison: $(INSTALLED) ## The committed comparisons, tuned, at 4 and 16 worker
 figures: $(INSTALLED) ## The paper's analytic figures, where their results are committed.
 	$(BIN)/lsgd figure analytic --out benchmarks/paper/results
 
-test: lint types ## Lint, types, tests and notebooks.
+test: lint types tpu ## Lint, types, tests and notebooks.
 	$(BIN)/pytest -n 2 --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)
 
 notebooks: $(INSTALLED) ## Renew the notebooks and their outputs from their paired scripts.
@@ -36,9 +39,11 @@ types: $(INSTALLED)
 benchmark: $(INSTALLED) ## What an exchange costs.
 	$(BIN)/python -m benchmarks.speed.exchange
 
-lock: $(INSTALLED) ## Renew requirements.txt from pyproject.toml.
+lock: $(INSTALLED) ## Renew requirements.txt and requirements-tpu.txt from pyproject.toml.
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade --quiet \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra tpu --universal --python-version 3.11 --quiet \
+	  --no-annotate --constraint requirements.txt | grep ^libtpu > requirements-tpu.txt
 
 clean:
 	rm -rf $(VENV)
@@ -49,4 +54,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(LIBTPU): requirements-tpu.txt $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
 	touch $@

@@ -1,5 +1,6 @@
 """The `lsgd` command."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -15,10 +16,39 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 
+
+@dataclasses.dataclass(frozen=True)
+class _UnplacedConfig(Config):
+    """A configuration whose workers may be as many as the devices; it is checked once they are known."""
+
+    groups: int | None = None  # type: ignore[assignment]
+    """Groups of workers; by default one on every host, or as many as the workers in each leave."""
+    workers: int | None = None  # type: ignore[assignment]
+    """Workers in each group; by default as many as the groups leave."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def placed(self, groups: int, workers: int) -> Config:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        try:
+            return Config(**fields | {"groups": groups, "workers": workers})
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+def _unplaced(config: Config) -> _UnplacedConfig:
+    return _UnplacedConfig(**dataclasses.asdict(config) | {"groups": None, "workers": None})
+
+
 if TYPE_CHECKING:
     Preset = Config
+    UnplacedPreset = _UnplacedConfig
 else:  # One subcommand a preset, its fields as options.
     Preset = tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(PRESETS)]
+    UnplacedPreset = tyro.conf.OmitArgPrefixes[
+        tyro.extras.subcommand_type_from_defaults({name: _unplaced(preset) for name, preset in PRESETS.items()})
+    ]
 
 
 def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = None) -> None:
@@ -202,11 +232,36 @@ def info(
     print(table(config, parameter_shapes(config, data_dir)))
 
 
+def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = None) -> None:
+    """Compile a preset's training step for TPUs that are not there: what it sends, holds and costs.
+
+    It needs libtpu (pip install 'lsgd-jax[tpu]'), but neither TPUs nor the data set.
+
+    Args:
+      config: the preset and what to change in it; there is a worker on every device.
+      topology: the kind of TPU and its chips along each axis, like v5e:16x16.
+      text: a file to write the compiled program's text (HLO) to.
+    """
+    from lsgd_jax import compile_ahead, distributed
+
+    devices = compile_ahead.described_devices(topology)
+    placed = config.placed(*compile_ahead.spread(config.groups, config.workers, devices))
+    groups, workers = placed.groups, placed.workers
+    compiled = compile_ahead.compile_steps(placed, distributed.place(groups, workers, devices))
+    if text is not None:
+        text.write_text(compiled.as_text() or "")
+    steps, kind = compile_ahead.steps_at_once(placed), devices[0].device_kind
+    print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
+    print(f"groups: {groups}, workers in each: {workers}")
+    print(compile_ahead.report(compiled))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
+        commands = {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch}
         code = tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch, "info": info},
+            commands | {"info": info, "compile": compile_ahead},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,

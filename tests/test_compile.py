@@ -1,0 +1,177 @@
+"""`lsgd compile`, run as a user runs it, and what the training step sends on TPUs that are not there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+from flax import nnx
+
+from lsgd_jax.collectives import collectives
+from lsgd_jax.compile_ahead import blank_feed, spread
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.train import make_model
+
+LIBTPU = Path(sys.prefix, "tpu")
+"""Out of the environment of all other tests: with libtpu in it every start of JAX looks for TPUs."""
+HOSTS = {"v5e:2x4": 2, "v5e:16x16": 64}
+"""Of 4 devices each."""
+SCALAR = 4
+SMALL = {"width": 0.25, "batch_size": 8}
+
+
+def lsgd_compile(*arguments, path=""):
+    return subprocess.run(
+        [sys.executable, "-m", "lsgd_jax", "compile", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    if not (LIBTPU / "libtpu").exists():
+        pytest.fail(f"libtpu is not in {LIBTPU}: run make tpu, which needs the network once.", pytrace=False)
+    return str(LIBTPU)
+
+
+@pytest.fixture
+def compiled(libtpu, tmp_path):
+    """What a small training step sends, and what the command prints."""
+
+    def compiled(topology, *arguments):
+        small = [option for name, value in SMALL.items() for option in (f"--{name.replace('_', '-')}", str(value))]
+        text = tmp_path / "hlo.txt"
+        done = lsgd_compile("mnist1d", *small, "--topology", topology, "--text", str(text), *arguments, path=libtpu)
+        assert done.returncode == 0, done.stderr
+        return collectives(text.read_text()), done.stdout
+
+    return compiled
+
+
+def parameter_bytes(**changes):
+    config = Config(**{"dataset": "mnist1d", "model": "conv1d", "steps": 1, "learning_rate": 0.1} | SMALL | changes)
+    model = nnx.eval_shape(lambda: make_model(config, blank_feed(config)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def sizes(found, **of):
+    """The sizes of those collectives, the scalars' apart from all others', which are added up."""
+    all_sizes = [each.bytes for each in found if all(getattr(each, name) == value for name, value in of.items())]
+    scalars = [size for size in all_sizes if size <= SCALAR]
+    return scalars, sum(all_sizes) - sum(scalars)
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_lsgd_sends_scalars_and_one_parameter_sized_sum_an_exchange_in_branches_only(topology, compiled):
+    hosts, devices = HOSTS[topology], 4 * HOSTS[topology]
+    found, printed = compiled(topology)
+    assert f"groups: {hosts}, workers in each: 4" in printed
+    assert {each.kind for each in found} == {"all-reduce"}  # Nobody gathers everybody's parameters.
+    assert all(each.conditional and each.times == 4 for each in found)  # A branch of each of the 4 steps.
+    for among in (4, devices):  # An election, and one worker's parameters.
+        assert sizes(found, group_size=among) == ([SCALAR, SCALAR], parameter_bytes())
+    assert {each.group_size for each in found} == {4, devices}
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_lsgd_in_one_group(topology, compiled):
+    devices = 4 * HOSTS[topology]
+    found, printed = compiled(topology, "--groups", "1")
+    assert f"groups: 1, workers in each: {devices}" in printed
+    assert all(each.conditional for each in found)
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", devices)}
+    assert sizes(found) == ([SCALAR, SCALAR], parameter_bytes())
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_easgd_sends_a_mean_an_exchange_and_one_of_the_starts(topology, compiled):
+    found, _ = compiled(topology, "--method", "easgd")
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", 4 * HOSTS[topology])}
+    assert all(each.conditional for each in found)
+    assert sizes(found) == ([], 2 * parameter_bytes())
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_data_parallel_sends_a_mean_gradient_every_step(topology, compiled):
+    found, _ = compiled(topology, "--method", "data_parallel")
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", 4 * HOSTS[topology])}
+    assert not any(each.conditional for each in found)
+    assert all(each.times == 4 for each in found)
+    assert sizes(found) == ([], parameter_bytes())
+
+
+def test_what_is_printed(compiled):
+    found, printed = compiled("v5e:2x2", "--groups", "2")
+    assert printed.startswith("one program of 4 local steps of lsgd for v5e:2x2, 4 devices (TPU v5 lite)\n")
+    rows = re.findall(r"^  all-reduce +([\d,]+) +(\d) +(\d+) ", printed, re.MULTILINE)
+    assert sum(int(row[0].replace(",", "")) * int(row[2]) for row in rows) == sum(e.bytes * e.times for e in found)
+    numbers = dict(re.findall(r"^  (\w[\w ]+?) +([\d,]+)$", printed, re.MULTILINE))
+    assert {"arguments", "outputs", "temporaries", "flops", "bytes accessed"} <= set(numbers)
+    assert int(numbers["flops"].replace(",", "")) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits", "--topology", "v5e:3x5"], "there is no TPU topology 'v5e:3x5', as v5e:2x4 and v5e:16x16 are: "),
+        (["digits", "--topology", "pod"], "there is no TPU topology 'pod'"),
+        (["digits", "--topology", "v5e:2x4", "--groups", "3"], "a worker on each of the 8 devices"),
+        (["digits", "--topology", "v5e:2x4", "--period", "0"], "period must be at least 1, got 0."),
+        (["digits", "--topology", "v5e:2x4", "--model", "conv1d"], "use mlp"),
+        (["digits", "--topology", "v5e:16x16"], "takes 4096 examples, but there are 1437"),
+        (["digits"], "--topology"),
+    ],
+)
+def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, libtpu):
+    done = lsgd_compile(*arguments, path=libtpu)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_libtpu_it_says_what_to_install():
+    done = lsgd_compile("digits", "--topology", "v5e:2x4")
+    assert done.returncode == 2
+    assert done.stderr == "lsgd: compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'\n"
+
+
+def on_hosts(hosts, each=4):
+    return [SimpleNamespace(process_index=host) for host in range(hosts) for _ in range(each)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "workers", "right"),
+    [(None, None, (3, 4)), (1, None, (1, 12)), (None, 6, (2, 6)), (4, 3, (4, 3))],
+)
+def test_what_is_not_given_is_filled_so_that_every_device_has_a_worker(groups, workers, right):
+    assert spread(groups, workers, on_hosts(3)) == right
+
+
+@pytest.mark.parametrize(("groups", "workers"), [(5, None), (None, 5), (0, None), (None, 24), (1, 4)])
+def test_workers_that_do_not_fill_the_devices(groups, workers):
+    with pytest.raises(UsageError, match="a worker on each of the 12 devices"):
+        spread(groups, workers, on_hosts(3))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_blank_feed_of_every_preset_takes_no_memory(name):
+    config = PRESETS[name]
+    feed = blank_feed(config)
+    [batch] = feed.batches(0, 1)
+    images = config.dataset == "imagenet2012"
+    for x in jax.tree.leaves((feed.shared, batch if images else ())):
+        assert set(x.strides) == {0}
+    shape = (config.groups * config.workers, config.worker_batch_size)
+    assert all(x.shape[:2] == shape for x in jax.tree.leaves(batch))
+    x, y = jax.eval_shape(feed.training, feed.shared, jax.tree.map(lambda x: x[0], batch), jax.random.key(0))
+    assert (x.shape, y.shape) == ((shape[1], *feed.shape), shape[1:])
