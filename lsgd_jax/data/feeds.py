@@ -67,7 +67,8 @@ class InMemory:
         self.classes, self.test_count = data.classes, len(data.test_y)
         self.shape = jax.eval_shape(self.testing, data.test_x[:1]).shape[1:]
         self.steps_per_epoch = batches.steps_per_epoch
-        self.shared = data.train_x, data.train_y
+        # Examples as rows: TPUs pad the last two axes, of images by much, in a copy of all data every round.
+        self.shared = data.train_x.reshape(len(data.train_x), -1), data.train_y
 
     def batches(self, first: int, end: int) -> Iterator[Int[np.ndarray, "workers batch"]]:
         """The indices."""
@@ -77,7 +78,8 @@ class InMemory:
         self, shared: tuple[Array, Array], batch: Int[Array, " batch"], key: PRNGKeyArray
     ) -> tuple[Float[Array, "batch ..."], Int[Array, " batch"]]:
         """The examples, augmented where the data set has it."""
-        x, y = (array[batch] for array in shared)
+        rows, y = (array[batch] for array in shared)
+        x = rows.reshape(len(rows), *self._data.train_x.shape[1:])
         preprocessing = self._data.preprocessing
         return (x if preprocessing is None else preprocessing.training(x, key)), y
 
