@@ -247,7 +247,8 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
     devices = compile_ahead.described_devices(topology)
     placed = config.placed(*compile_ahead.spread(config.groups, config.workers, devices))
     groups, workers = placed.groups, placed.workers
-    compiled = compile_ahead.compile_steps(placed, distributed.place(groups, workers, devices))
+    placement = distributed.place(groups, workers, devices)
+    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, placement))
     if text is not None:
         text.write_text(compiled.as_text() or "")
     steps, kind = compile_ahead.steps_at_once(placed), devices[0].device_kind

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from lsgd_jax.collectives import collectives
 from lsgd_jax.config import Config
@@ -55,8 +55,8 @@ def described_devices(topology: str) -> list[jax.Device]:
         raise UsageError(f"there is no TPU topology {topology!r}, as v5e:2x4 and v5e:16x16 are: {error}") from None
 
 
-def compile_steps(config: Config, placement: Placement) -> Compiled:
-    """The training step as `lsgd_jax.train` makes it: so many local steps at once, with their exchanges.
+def lowered_steps(config: Config, placement: Placement) -> Lowered:
+    """The program that `lsgd_jax.train` runs, before it is compiled: some local steps with their exchanges.
 
     Args:
       config: of the run.
@@ -76,10 +76,22 @@ def compile_steps(config: Config, placement: Placement) -> Compiled:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(axes + x.shape[skip:], x.dtype, sharding=sharding), tree)
 
     batch = shaped(next(feed.batches(0, 1)), STACKED, (*placement.shape, steps_at_once(config)), skip=1)
-    numbers = shaped((np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)), SHARED)
+    numbers = np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)
     program = local_steps(model, optimizer, placement, feed)
     state = shaped(one_worker, STACKED, placement.shape)
-    return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers).compile()
+    return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers)
+
+
+def compile_steps(lowered: Lowered) -> Compiled:
+    """The program compiled for its devices.
+
+    Raises:
+      UsageError: if it does not fit into their memory, or the compiler fails otherwise.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"the devices can't run it: {str(error).splitlines()[0]}") from None
 
 
 def blank_feed(config: Config) -> Feed:
@@ -144,7 +156,8 @@ def report(compiled: Compiled) -> str:
     """What one run of the program sends, holds and costs on each device, as text."""
     counts = Counter((*each[:3], each.times, each.conditional) for each in collectives(compiled.as_text() or ""))
     lines = ["collectives", f"  {'':14} {'bytes':>14} {'devices':>8} {'times':>6}"]
-    for (kind, size, among, times, conditional), count in sorted(counts.items(), key=str):
+    largest_first = sorted(counts.items(), key=lambda item: (-item[0][1], item[0][2]))
+    for (kind, size, among, times, conditional), count in largest_first:
         often = "?" if times is None else times * count
         lines.append(f"  {kind:14} {size:14,} {among:8} {often:>6}  {'at most' if conditional else ''}".rstrip())
     memory: Any = compiled.memory_analysis()

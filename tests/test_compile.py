@@ -1,5 +1,6 @@
 """`lsgd compile`, run as a user runs it, and what the training step sends on TPUs that are not there."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,15 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from lsgd_jax.collectives import collectives
-from lsgd_jax.compile_ahead import blank_feed, spread
+from lsgd_jax.compile_ahead import blank_feed, lowered_steps, spread
 from lsgd_jax.config import Config
+from lsgd_jax.distributed import SHARED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.train import make_model
+from lsgd_jax.step import init_state, local_steps
+from lsgd_jax.train import make_model, prepare, rounds, step_key
 
 LIBTPU = Path(sys.prefix, "tpu")
 """Out of the environment of all other tests: with libtpu in it every start of JAX looks for TPUs."""
@@ -120,6 +124,13 @@ def test_what_is_printed(compiled):
     assert int(numbers["flops"].replace(",", "")) > 0
 
 
+def test_what_does_not_fit_into_the_memory(libtpu):
+    large = ["--model", "mlp", "--batch-size", "8192", "--width", "4"]
+    done = lsgd_compile("resnet50-imagenet-4", "--topology", "v5e:2x2", *large, path=libtpu)
+    assert done.returncode == 2
+    assert re.match(r"lsgd: the devices can't run it: RESOURCE_EXHAUSTED: .*available HBM.*\n$", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -161,6 +172,25 @@ def test_what_is_not_given_is_filled_so_that_every_device_has_a_worker(groups, w
 def test_workers_that_do_not_fill_the_devices(groups, workers):
     with pytest.raises(UsageError, match="a worker on each of the 12 devices"):
         spread(groups, workers, on_hosts(3))
+
+
+def test_what_is_compiled_is_what_train_runs():
+    config = dataclasses.replace(PRESETS["mnist1d"], **SMALL)
+    placement, feed, model, optimizer = prepare(config)
+    state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
+    [batch] = rounds(feed, placement, config.period, config.period)
+    program = local_steps(model, optimizer, placement, feed)
+    numbers = np.int32(0), np.float32(1), step_key(config.seed)
+    trained = program.lower(state, shared, batch, *numbers)
+    assert lowered_steps(config, place(config.groups, config.workers)).as_text() == trained.as_text()
+
+
+@pytest.mark.parametrize("name", ["cnn7-cifar10-16", "resnet50-imagenet-4"])
+def test_a_preset_whose_data_are_not_prepared_is_lowered(name):
+    small = {"width": 0.05, "batch_size": 2, "image_size": 32}
+    config = dataclasses.replace(PRESETS[name], **small)
+    text = lowered_steps(config, place(config.groups, config.workers)).as_text()
+    assert "all_reduce" in text
 
 
 @pytest.mark.parametrize("name", PRESETS)
