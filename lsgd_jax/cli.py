@@ -5,8 +5,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -260,9 +261,10 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
-        commands = {"train": train, "compare": compare, "figure": figure, "data": data, "launch": launch}
+        commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
+        commands |= {"info": info, "launch": launch, "compile": compile_ahead}
         code = tyro.extras.subcommand_cli_from_dict(
-            commands | {"info": info, "compile": compile_ahead},
+            commands,
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,
