@@ -144,7 +144,7 @@ def torch_program(network: Callable[..., nnx.Module]) -> Callable[[], None]:
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)),
         )
     torch.set_num_threads(THREADS)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
     x, y = (torch.from_numpy(part[0]) for part in batches())
     x, y = x.permute(0, 3, 1, 2), y.long()
