@@ -79,9 +79,8 @@ def compare(
     """
     chosen = {method: _with_own_rate(config, method) for method in methods}
     for method_config in chosen.values():
-        model = prepare(
-            method_config, data_dir
-        ).model  # Whatever does not fit is said before anything is trained or written.
+        # Whatever does not fit is said before anything is trained or written.
+        model = prepare(method_config, data_dir).model
     _claim(out, config, tune)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
