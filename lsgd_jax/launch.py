@@ -108,7 +108,11 @@ def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
 
 
 def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
+    of_gloo = False
     for line in lines:
-        if b"[Gloo]" not in line and b"peer ranks" not in line:  # It tells of every connection, several at once.
+        # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
+        rest = of_gloo and (not line.strip() or line.strip().isdigit())
+        of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
+        if not of_gloo:
             to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
             to.flush()

@@ -25,5 +25,5 @@ CONFIGS: dict[str, Config] = {
         tune_learning_rates=(0.002, 0.008, 0.03),
         eval_every=steps // 20,
     )
-    for groups, steps in ((1, 1000), (4, 500))
+    for groups, steps in ((1, 1000), (4, 400))
 }

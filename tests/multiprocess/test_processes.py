@@ -101,6 +101,15 @@ def test_processes_decode_the_images_of_their_own_workers(prepared, tmp_path):
     assert_same_metrics(tmp_path / "two", tmp_path / "one")
 
 
+def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
+    """Two of its threads can mix their lines; what they leave over is empty or a number."""
+    told = "[Gloo] Rank 0 is [Gloo] Rank 1 is connected to 1 peer ranks. Expected"
+    lines = ["first", "", told, "", "1", "1 is the last", "", "1", told, "end"]
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    done = launch(1, "cat", "lines", cwd=tmp_path)
+    assert done.stdout.splitlines() == ["[0] " + lines[i] for i in (0, 1, 5, 6, 7, 9)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
