@@ -22,13 +22,18 @@ class Collective(NamedTuple):
     of unknown length."""
     conditional: bool = False
     """Whether it lies in a branch that may not be taken."""
+    senders: int | None = None
+    """How many of those devices send, in a permutation that is not closed; None: all."""
 
     @property
     def sent(self) -> float:
-        """The bytes that each device sends each time: by a ring for what is reduced, gathered or scattered."""
+        """The bytes that each device sends each time: by a ring for what is reduced, gathered or scattered.
+
+        On average, in a permutation in which some don't send.
+        """
         share = (self.group_size - 1) / self.group_size
         if self.kind == "collective-permute":
-            return float(self.bytes)
+            return self.bytes * (1 if self.senders is None else self.senders / self.group_size)
         return (2 if self.kind == "all-reduce" else 1) * share * self.bytes
 
 
@@ -93,11 +98,11 @@ def _walk(
     for instruction in instructions:
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
-            group_size = _group_size(instruction.rest, devices)
+            group_size, senders = _group_size(instruction.rest, devices)
             operands = re.split(r"\), \w+=", instruction.rest)[0]
             size = sum(sizes[operand] for operand in re.findall(r"%?([\w.-]+)", operands) if operand in sizes)
             whole = size * group_size if kind == "all-gather" else size
-            yield Collective(kind, whole, group_size, times, conditional)
+            yield Collective(kind, whole, group_size, times, conditional, senders)
             continue
         inside = times
         if instruction.operation == "while":
@@ -169,16 +174,18 @@ def _bytes(shapes: str) -> int:
     return total
 
 
-def _group_size(rest: str, devices: int) -> int:
+def _group_size(rest: str, devices: int) -> tuple[int, int | None]:
+    """How many devices take part together, and how many of them send, if not all."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
-        target = dict(re.findall(r"\{(\d+),(\d+)", pairs[1] + "}"))
-        at, members = next(iter(target)), set()
-        while at is not None and at not in members:
+        targets = dict(re.findall(r"\{(\d+),(\d+)", pairs[1] + "}"))
+        first = next((at for at in targets if at not in targets.values()), next(iter(targets)))
+        at, members = first, set[str]()
+        while at in targets and at not in members:
             members.add(at)
-            at = target.get(at)
-        return len(members)
+            at = targets[at]
+        return (len(members), None) if at == first else (len(members) + 1, len(members))
     if groups := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(groups[1])
+        return int(groups[1]), None
     if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return len(groups[1].split(","))
-    return devices
+        return len(groups[1].split(",")), None
+    return devices, None

@@ -4,7 +4,9 @@ A worker is a position on a named axis, or on several flattened in row-major ord
 `jax.vmap(..., axis_name=...)`, nested `jax.vmap`, `jax.pmap` and `jax.shard_map`.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import jax
@@ -16,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from lsgd_jax.checks import check_whole
 
 AxisName: TypeAlias = str | tuple[str, ...]
-BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "hierarchical"]
+BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "chain", "hierarchical"]
 """How `broadcast_from` sends."""
 Wire: TypeAlias = Literal["bfloat16", "int8"]
 """In what numbers `broadcast_rounded` sends."""
@@ -24,8 +26,8 @@ Tree = TypeVar("Tree")
 
 NOBODY = -1
 """The leader's position when no worker could be elected."""
-CHUNKS = 16
-"""Into how many pieces a ring cuts what it sends: enough to come near half of an all-reduce among a few workers."""
+CHUNKS = 32
+"""Into how many pieces a ring or a chain cuts what it sends: enough to come near half of an all-reduce's time."""
 
 
 def axis_names(axis_name: AxisName) -> tuple[str, ...]:
@@ -112,12 +114,16 @@ def broadcast_from(
     - "ring": the tree in K `chunks`, which each worker hands to the next, :math:`(K + n - 2) / K \, |x|`. Towards half
       of an all-reduce for many chunks, but in K + n - 2 messages one after the other, for each width of numbers in the
       tree.
+    - "chain": the same without what nobody wants: all but the last worker send the tree once, on average
+      :math:`(n - 1) / n \, |x|`. Which links are used depends on the root, so that a program is compiled for each: for
+      a few workers. Where the root may differ among the mesh's devices, as a local leader does among groups, it is the
+      ring.
     - "hierarchical", over axes of G groups of n workers each (the slower the links, the earlier the axis): the root's
       group parts the tree among its workers, each sends its part to its peers in the other groups by a ring, and the
       groups gather the parts: :math:`(n - 1) / n \, |x|` in the group, :math:`(K + G - 2) / K \, |x| / n` between
       groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring.
-    - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 15 workers,
-      with 16 chunks); otherwise an all-reduce.
+    - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 31 workers,
+      with 32 chunks); otherwise an all-reduce.
 
     Over axes of `jax.vmap`, whose workers share a device, and axes of size 1 nothing is sent, whatever the method.
 
@@ -126,7 +132,7 @@ def broadcast_from(
       root: the sender's position on the (flattened) axis, the same on all workers; it may be traced.
       axis_name: the axis, or the axes, on which the workers lie.
       method: how it is sent.
-      chunks: into how many pieces a ring cuts the tree.
+      chunks: into how many pieces a ring or a chain cuts the tree.
 
     Returns:
       The root's tree; zeros if the root is not a position on the axis, as `NOBODY` is not. With "all_reduce" alone
@@ -159,7 +165,8 @@ def broadcast_from(
         for name, coordinate in zip(names, _coordinates(root, names), strict=True):
             if name in sending:
                 sender = sender * lax.axis_size(name) + coordinate
-        send = _ring if method == "ring" else _hierarchical
+        elsewhere = math.prod(lax.axis_size(name) for name in on_mesh if name not in names)
+        send = {"ring": _ring, "chain": _chain if elsewhere == 1 else _ring, "hierarchical": _hierarchical}[method]
         bits = lax.psum(bits, tuple(name for name in names if name not in on_mesh))
         received = _flattened(lambda x: send(x, sender, sending, chunks), bits)
     values = [_from_bits(x, leaf.dtype) for x, leaf in zip(received, leaves, strict=True)]
@@ -228,22 +235,57 @@ def _flattened(function: Callable[[Array], Array], leaves: list[Array]) -> list[
 
 
 def _ring(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chunks: int) -> Array:
-    """Each worker hands chunk after chunk to the next; at distance d from the root it sends chunk t - d at time t."""
+    """Every worker sends at all times, also what is not wanted, so that one program serves all roots."""
     workers = worker_count(names)
     distance = (worker_index(names) - root) % workers
-    width = -(-bits.size // chunks)
-    # What arrives too early, too late or at the root is written to one row more and forgotten.
-    rows = jnp.pad(bits, (0, (chunks + 1) * width - bits.size)).reshape(chunks + 1, width)
-    to_the_next = [(i, (i + 1) % workers) for i in range(workers)]
+    links = [(i, (i + 1) % workers) for i in range(workers)]
 
     def pass_on(time: Array, rows: Array) -> Array:
-        leaving = lax.dynamic_index_in_dim(rows, jnp.clip(time - distance, 0, chunks), keepdims=False)
-        row = lax.ppermute(leaving, names, to_the_next)
-        arriving = time - distance + 1
-        wanted = (distance > 0) & (arriving >= 0) & (arriving < chunks)
-        return lax.dynamic_update_index_in_dim(rows, row, jnp.where(wanted, arriving, chunks), 0)
+        return _pass_on(rows, time, distance, names, links)
 
-    return lax.fori_loop(0, chunks + workers - 2, pass_on, rows).reshape(-1)[: bits.size]
+    return lax.fori_loop(0, chunks + workers - 2, pass_on, _rows(bits, chunks)).reshape(-1)[: bits.size]
+
+
+def _chain(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chunks: int) -> Array:
+    """A ring for each root, of the links over which a chunk goes at that time."""
+    workers = worker_count(names)
+
+    def send_from(root: int, rows: Array) -> Array:
+        distance = (worker_index(names) - root) % workers
+
+        def pass_on(time: ArrayLike, rows: Array, first: int, last: int) -> Array:
+            links = [((root + d) % workers, (root + d + 1) % workers) for d in range(first, last + 1)]
+            return _pass_on(rows, time, distance, names, links)
+
+        full = workers - 2  # From this time to the last chunk's start all links are used.
+        for time in range(full):
+            rows = pass_on(time, rows, max(0, time - chunks + 1), time)
+        rows = lax.fori_loop(full, max(full, chunks), partial(pass_on, first=0, last=workers - 2), rows)
+        for time in range(max(full, chunks), chunks + workers - 2):
+            rows = pass_on(time, rows, time - chunks + 1, workers - 2)
+        return rows
+
+    branches = [partial(send_from, root) for root in range(workers)]
+    rows = lax.switch(jnp.clip(root, 0, workers - 1), branches, _rows(bits, chunks))
+    return rows.reshape(-1)[: bits.size]
+
+
+def _rows(bits: Array, chunks: int) -> Array:
+    """An array in chunks, and a row more for what arrives too early, too late or at the root, and is forgotten."""
+    width = -(-bits.size // chunks)
+    return jnp.pad(bits, (0, (chunks + 1) * width - bits.size)).reshape(chunks + 1, width)
+
+
+def _pass_on(
+    rows: Array, time: ArrayLike, distance: Int[Array, ""], names: tuple[str, ...], links: list[tuple[int, int]]
+) -> Array:
+    """Each worker hands chunk after chunk to the next; at distance d from the root it sends chunk t - d at time t."""
+    chunks = len(rows) - 1
+    leaving = lax.dynamic_index_in_dim(rows, jnp.clip(time - distance, 0, chunks), keepdims=False)
+    row = lax.ppermute(leaving, names, links)
+    arriving = time - distance + 1
+    wanted = (distance > 0) & (arriving >= 0) & (arriving < chunks)
+    return lax.dynamic_update_index_in_dim(rows, row, jnp.where(wanted, arriving, chunks), 0)
 
 
 def _hierarchical(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chunks: int) -> Array:

@@ -47,7 +47,8 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
     for among, period in config.levels:
         if config.method == "lsgd":
             sizes = (among,) if among == config.workers else (config.groups, config.workers)
-            parts = [Collective("all-reduce", _NUMBER, among)] * 2 + _leader(config, leaves, sizes)
+            parts = [Collective("all-reduce", _NUMBER, among)] * 2
+            parts += _leader(config, leaves, sizes, one_root=among == config.groups * config.workers)
         else:
             numbers = {"mgrawa": 1, "lgrawa": len(leaves)}.get(config.method, 0)
             parts = [Collective("all-reduce", average, among)] + [Collective("all-reduce", _NUMBER, among)] * numbers
@@ -98,13 +99,14 @@ def table(config: Config, params: Any) -> str:
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>13}" for a, b, c in rows)
 
 
-def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...]) -> list[Collective]:
-    """The broadcast of a leader's parameters over axes of these sizes."""
+def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...], *, one_root: bool) -> list[Collective]:
+    """The broadcast of a leader's parameters over axes of these sizes, of one of all workers or of every group's."""
     rounded = {"bfloat16": 2, "int8": 1}
     numbers: Counter[int] = Counter()
     for leaf in leaves:
         numbers[rounded[config.wire] if config.wire else leaf.dtype.itemsize] += leaf.size
-    parts = broadcast_collectives(dict(numbers), sizes, config.broadcast)
+    method = "ring" if config.broadcast == "chain" and not one_root else config.broadcast
+    parts = broadcast_collectives(dict(numbers), sizes, method)
     if config.wire == "int8":
         parts.append(Collective("all-reduce", _NUMBER * len(leaves), prod(sizes)))  # The scales.
     return parts
@@ -119,7 +121,7 @@ def broadcast_collectives(
       numbers: how many numbers the tree has of each width in bytes.
       sizes: of the axes.
       method: of `broadcast_from`.
-      chunks: of a ring.
+      chunks: of a ring or a chain.
     """
     sizes = tuple(size for size in sizes if size > 1)
     total, workers = sum(width * count for width, count in numbers.items()), prod(sizes)
@@ -135,8 +137,11 @@ def broadcast_collectives(
             whole = count * inner * width
             parts += [Collective("reduce-scatter", whole, inner), Collective("all-gather", whole, inner)]
         [ring] = outer
-        times = chunks + ring - 2
-        parts.append(Collective("collective-permute", ceil(count / chunks) * width, ring, times))
+        chunk = ceil(count / chunks) * width
+        if method == "chain":
+            parts.append(Collective("collective-permute", chunk, ring, chunks, senders=ring - 1))
+        else:
+            parts.append(Collective("collective-permute", chunk, ring, chunks + ring - 2))
     return parts
 
 

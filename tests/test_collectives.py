@@ -31,13 +31,13 @@ def ring(x):
         (lambda x: lax.all_gather(x, "worker"), "all-gather", 1920, 4, 1440),
         (lambda x: lax.psum_scatter(x, "worker", tiled=True), "reduce-scatter", 480, 4, 360),
         (ring, "collective-permute", 480, 4, 480),
-        (lambda x: lax.ppermute(x, EVERYONE, [(0, 3), (3, 5)]), "collective-permute", 480, 3, 480),
+        (lambda x: lax.ppermute(x, EVERYONE, [(0, 3), (3, 5)]), "collective-permute", 480, 3, 320),
         (lambda x: lax.all_to_all(x.reshape(4, 30), "worker", 0, 0), "all-to-all", 480, 4, 360),
     ],
 )
 def test_every_kind_with_its_size_and_group(function, kind, size, group_size, sent):
     [one] = compiled(function, 120)
-    assert one == Collective(kind, size, group_size)
+    assert one == Collective(kind, size, group_size, senders=2 if sent == 320 else None)
     assert one.sent == sent
 
 

@@ -59,7 +59,7 @@ def values(dtype, rng):
 
 
 DTYPES = (np.float32, jnp.bfloat16, np.float16, np.int32, np.int8, np.uint16, bool, np.complex64, np.float64)
-METHODS = ("all_reduce", "ring", "hierarchical")
+METHODS = ("all_reduce", "ring", "chain", "hierarchical")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, casting the signalling NaNs.
@@ -86,7 +86,7 @@ def test_every_root_comes_through_bit_for_bit(mapping, method):
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 16])
-@pytest.mark.parametrize("method", ["ring", "hierarchical"])
+@pytest.mark.parametrize("method", ["ring", "chain", "hierarchical"])
 def test_any_number_of_chunks(method, chunks):
     """Of arrays that they do not divide, among them one of no numbers and scalars."""
     x = {"a": np.arange(8.0 * 5, dtype=np.float32).reshape(2, 4, 5), "b": np.zeros((2, 4, 0)), "c": np.ones((2, 4))}
@@ -98,14 +98,15 @@ def test_any_number_of_chunks(method, chunks):
 def test_what_every_method_sends():
     """As the docstring says it: 8 workers and 480 bytes, in 2 groups of 4."""
 
-    def sent(method, axes):
-        program = mapped(lambda x: broadcast_from(x, 5, axes, method=method, chunks=4), "shard_map")
+    def sent(method, axes, chunks=4):
+        program = mapped(lambda x: broadcast_from(x, 5, axes, method=method, chunks=chunks), "shard_map")
         text = program.lower(jnp.zeros((GROUPS, WORKERS, 120), np.float32)).compile().as_text()
         return [(each.kind, each.group_size, each.sent * each.times) for each in collectives(text)]
 
     assert sent("all_reduce", EVERYONE) == sent("auto", EVERYONE) == [("all-reduce", 8, 2 * 7 / 8 * 480)]
     assert sent("ring", EVERYONE) == [("collective-permute", 8, (4 + 8 - 2) / 4 * 480)]
     assert sent("ring", "worker") == sent("hierarchical", "worker") == [("collective-permute", 4, 6 / 4 * 480)]
+    assert sent("chain", "worker") == sent("ring", "worker")  # As groups may have different leaders.
     assert sent("hierarchical", EVERYONE) == [
         ("reduce-scatter", 4, 3 / 4 * 480),
         ("collective-permute", 2, 480 / 4 + 8),  # 30 numbers in 4 chunks are 4 times 8.
@@ -113,10 +114,24 @@ def test_what_every_method_sends():
     ]
 
 
+@pytest.mark.parametrize("chunks", [4, 20])
+def test_a_chain_sends_what_is_wanted(chunks):
+    """All but the last send the array once, from any root, with fewer chunks than links and with more."""
+
+    def send(root, x):
+        return broadcast_from(x, root, EVERYONE, method="chain", chunks=chunks)
+
+    x, roots = jnp.zeros((GROUPS, WORKERS, 120), np.float32), jnp.zeros((GROUPS, WORKERS), np.int32)
+    text = mapped(send, "shard_map").lower(roots, x).compile().as_text()
+    found = [each for each in collectives(text) if each.kind == "collective-permute"]
+    assert all(each.conditional for each in found)
+    assert sum(each.bytes * each.senders * each.times for each in found) == 8 * 7 * 480  # In the branches of 8 roots.
+
+
 def test_a_ring_is_chosen_where_it_sends_less(monkeypatch):
     assert chosen_broadcast("auto", 10**9, 4) == "all_reduce"  # On a CPU.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert [n for n in range(1, 100) if chosen_broadcast("auto", 10**9, n) == "ring"] == list(range(3, 16))
+    assert [n for n in range(1, 100) if chosen_broadcast("auto", 10**9, n) == "ring"] == list(range(3, 32))
     assert chosen_broadcast("auto", 1000, 4) == "all_reduce"
     assert chosen_broadcast("hierarchical", 1000, 4) == "hierarchical"
 
@@ -124,7 +139,7 @@ def test_a_ring_is_chosen_where_it_sends_less(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "tree"}, "must be one of auto, all_reduce, ring, hierarchical, got 'tree'"),
+        ({"method": "tree"}, "must be one of auto, all_reduce, ring, chain, hierarchical, got 'tree'"),
         ({"chunks": 0}, "chunks must be a whole number of pieces, at least 1, got 0"),
     ],
 )

@@ -314,7 +314,7 @@ def test_a_delayed_pull_of_zero_is_no_pull(problem):
     np.testing.assert_allclose(delayed, plain, rtol=1e-13)
 
 
-@pytest.mark.parametrize("broadcast", ["ring", "hierarchical"])
+@pytest.mark.parametrize("broadcast", ["ring", "chain", "hierarchical"])
 def test_however_leaders_are_sent_the_run_is_the_same_to_the_bit(broadcast, problem):
     def under(method):
         tx = leader_pull(0.4, **GROUPED, period=2, global_pull=0.3, global_period=4, broadcast=method)

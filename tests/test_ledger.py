@@ -65,6 +65,16 @@ def test_however_leaders_are_sent(broadcast, wire, delay):
     check(dataclasses.replace(GROUPED, broadcast=broadcast, wire=wire, delay=delay))
 
 
+def test_a_chain_has_a_branch_for_each_root():
+    config = dataclasses.replace(GROUPED, groups=1, period=8, broadcast="chain")
+    found, params = compiled(config)
+    [exchange] = exchanges(config, params)
+    permutes = [each for each in found if each.kind == "collective-permute"]
+    in_loop = 8 * exchange.collectives[-1].sent * exchange.collectives[-1].times  # At most: due in one step of 8.
+    assert sum(each.bytes * each.senders * each.times for each in permutes) == 4 * 4 * in_loop
+    assert sizes([each for each in found if each not in permutes]) == {("all-reduce", 4, 8): 8}
+
+
 def test_one_group_and_a_round_in_one_program():
     config = dataclasses.replace(GROUPED, groups=1, period=4, broadcast="hierarchical")
     found, params = compiled(config)
@@ -82,11 +92,15 @@ def test_bytes_by_formula():
     assert bytes_sent(single, params, 17) == 8 * of_four * (800 + 8)
     assert bytes_sent(dataclasses.replace(single, wire="bfloat16"), params, 17) == 8 * of_four * (400 + 8)
     assert bytes_sent(dataclasses.replace(single, wire="int8"), params, 17) == 8 * of_four * (200 + 4 + 8)
-    ring = dataclasses.replace(single, broadcast="ring")  # 200 numbers in 16 chunks of 13, 18 times.
-    assert bytes_sent(ring, params, 17) == 8 * (of_four * 8 + 18 * 13 * 4)
-    between = dataclasses.replace(grouped, broadcast="hierarchical", period=8)  # 50 numbers between groups: 16 of 4.
-    in_group = of_four * 8 + 18 * 13 * 4
-    assert bytes_sent(between, params, 8) == in_group + of_all * 8 + 2 * 3 / 4 * 800 + 16 * 4 * 4
+    ring = dataclasses.replace(single, broadcast="ring")  # 200 numbers in 32 chunks of 7, 34 times.
+    assert bytes_sent(ring, params, 17) == 8 * (of_four * 8 + 34 * 7 * 4)
+    chain = dataclasses.replace(single, broadcast="chain")  # By three of the four.
+    assert bytes_sent(chain, params, 17) == 8 * (of_four * 8 + 32 * 7 * 4 * 3 / 4)
+    in_group = of_four * 8 + 34 * 7 * 4
+    chains = dataclasses.replace(grouped, broadcast="chain", period=8)  # In a group it is a ring.
+    assert bytes_sent(chains, params, 8) == in_group + of_all * 8 + 32 * 7 * 4 * 7 / 8
+    between = dataclasses.replace(grouped, broadcast="hierarchical", period=8)  # 50 numbers between groups: 32 of 2.
+    assert bytes_sent(between, params, 8) == in_group + of_all * 8 + 2 * 3 / 4 * 800 + 32 * 2 * 4
     assert bytes_sent(dataclasses.replace(single, method="data_parallel"), params, 16) == 16 * of_four * 800
     assert bytes_sent(dataclasses.replace(single, method="independent"), params, 16) == 0
     easgd = dataclasses.replace(grouped, method="easgd")

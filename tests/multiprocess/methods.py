@@ -20,10 +20,15 @@ CURVATURES = np.array([1.0, 0.3, 2.0])
 OPTIONS = {"period": 3, "pull": 0.1, "global_pull": 0.05, "global_period": 6, "window": 4, "prox": 0.05}
 
 
-def method(name, placement):
+BROADCASTS = ("ring", "chain", "hierarchical")
+
+
+def method(name, placement, broadcast="all_reduce"):
     """The method with the options that it has, over the placement's axes."""
     options = inspect.signature(METHODS[name].build).parameters
     own = {option: value for option, value in OPTIONS.items() if option in options}
+    if "broadcast" in options:
+        own["broadcast"] = broadcast
     axes = {"axis_name": placement.axes}
     if name == "lsgd":
         axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
@@ -39,8 +44,8 @@ def main(out):
     sizes = (len(CURVATURES),), (STEPS,), (STEPS, len(CURVATURES))  # Start, loss noise and gradient noise.
     problem = tuple(rng.normal(size=(GROUPS * WORKERS, *size))[placement.own_workers] for size in sizes)
     results = {"processes": np.vectorize(lambda device: device.process_index)(placement.mesh.devices)}
-    for name in METHODS:
-        tx = method(name, placement)
+    for name, broadcast in [(name, "all_reduce") for name in METHODS] + [("lsgd", way) for way in BROADCASTS]:
+        tx = method(name, placement, broadcast)
 
         def train(x, loss_noise, gradient_noise, name=name, tx=tx):
             def step(carry, now):
@@ -59,9 +64,9 @@ def main(out):
         mapped = placement.over_workers(train, (STACKED,) * 3, (STACKED, STACKED, SHARED))
         program = jax.jit(mapped, out_shardings=placement.sharding(SHARED))
         path, leaders, center = jax.device_get(program(*placement.put(problem, STACKED)))
-        results |= {f"{name} path": path, f"{name} center": center}
         if name == "lsgd":
-            results["leaders"] = leaders
+            results[f"path by {broadcast}"], results["leaders"] = path, leaders
+        results |= {f"{name} path": path, f"{name} center": center}
     if distributed.process_index() == 0:
         np.savez(out, **results)
 

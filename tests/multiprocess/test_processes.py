@@ -12,6 +12,7 @@ import pytest
 
 from lsgd_jax.methods import METHODS
 from lsgd_jax.run_folder import read_metrics
+from tests.multiprocess.methods import BROADCASTS
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -54,6 +55,8 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
     for name in METHODS:
         for what in (f"{name} path", f"{name} center"):
             np.testing.assert_allclose(results[what], in_one_process[what], rtol=1e-9, atol=1e-9)
+    for broadcast in BROADCASTS:
+        assert results[f"path by {broadcast}"].tobytes() == results["path by all_reduce"].tobytes()
 
 
 def metrics(path):
