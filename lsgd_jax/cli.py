@@ -209,13 +209,11 @@ def launch(
 
 def info(
     bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
-    data_dir: Path | None = None,
 ) -> None:
     """Print versions and devices, or what the workers of a preset will send.
 
     Args:
       bytes: a preset: for each method, what a worker sends in an exchange and a step, before anything is run.
-      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     if bytes is None:
         from lsgd_jax.run_folder import environment
@@ -226,11 +224,10 @@ def info(
         return
     if bytes not in PRESETS:
         raise UsageError(f"there is no preset {bytes!r}; there are {', '.join(PRESETS)}.")
+    from lsgd_jax.compile_ahead import parameter_shapes
     from lsgd_jax.ledger import table
-    from lsgd_jax.train import parameter_shapes
 
-    config = PRESETS[bytes]
-    print(table(config, parameter_shapes(config, data_dir)))
+    print(table(PRESETS[bytes], parameter_shapes(PRESETS[bytes])))
 
 
 def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = None) -> None:
@@ -245,6 +242,11 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
     """
     from lsgd_jax import compile_ahead, distributed
 
+    try:
+        if text is not None:
+            text.touch()  # Before the compiler takes its minutes.
+    except OSError as error:
+        raise UsageError(f"{text} can't be written ({error.strerror}): name another file with --text.") from None
     devices = compile_ahead.described_devices(topology)
     placed = config.placed(*compile_ahead.spread(config.groups, config.workers, devices))
     groups, workers = placed.groups, placed.workers

@@ -94,6 +94,15 @@ def compile_steps(lowered: Lowered) -> Compiled:
         raise UsageError(f"the devices can't run it: {str(error).splitlines()[0]}") from None
 
 
+def parameter_shapes(config: Config) -> Any:
+    """The shapes and dtypes of one worker's parameters; nothing is computed.
+
+    Raises:
+      UsageError: if the network is not for such data.
+    """
+    return nnx.state(nnx.eval_shape(lambda: make_model(config, blank_feed(config))), nnx.Param)
+
+
 def blank_feed(config: Config) -> Feed:
     """The configuration's feed as it is with the data set, but all examples are blank and take no memory.
 

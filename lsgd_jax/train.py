@@ -207,16 +207,6 @@ def make_model(config: Config, feed: Feed) -> nnx.Module:
         raise UsageError(f"the model {config.model} is not for the data set {config.dataset}: {error}") from None
 
 
-def parameter_shapes(config: Config, data_dir: Path | None = None) -> Any:
-    """The shapes and dtypes of one worker's parameters; nothing is computed.
-
-    Raises:
-      UsageError: if the data, which tell the network's input, are not prepared, or the network is not for them.
-    """
-    feed = make_feed(config, data_dir)
-    return nnx.state(nnx.eval_shape(lambda: make_model(config, feed)), nnx.Param)
-
-
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
     """Every worker's optimiser within the method, over the axes of the placement."""
     method = METHODS[config.method]

@@ -40,6 +40,7 @@ def lsgd(*arguments, cwd, **environment):
         (["compare", "digits", "--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
         (["figure", "F99"], "invalid choice 'F99'"),
         (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
+        (["compile", "digits", "--topology", "v5e:2x4", "--text", "no/file"], "no/file can't be written (No such file"),
         (["train", "digits", "--wire", "int4"], "invalid choice 'int4'"),
         (["trian"], "Unrecognized options: trian"),
         ([], "Missing subcommand"),
@@ -103,3 +104,5 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
     # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
     assert first.split() == ["lsgd", "53,832", "every", "4,", "62,804", "every", "16", "17,383"]
     assert len(others) == 8
+    done = lsgd("info", "--bytes", "resnet20-cifar10-4", cwd=tmp_path)  # Whose data are not there.
+    assert done.stdout.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], done.stderr

@@ -11,16 +11,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from lsgd_jax.collectives import collectives
-from lsgd_jax.compile_ahead import blank_feed, lowered_steps, spread
+from lsgd_jax.compile_ahead import blank_feed, lowered_steps, parameter_shapes, spread
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.step import init_state, local_steps
-from lsgd_jax.train import make_model, prepare, rounds, step_key
+from lsgd_jax.train import prepare, rounds, step_key
 
 LIBTPU = Path(sys.prefix, "tpu")
 """Out of the environment of all other tests: with libtpu in it every start of JAX looks for TPUs."""
@@ -70,8 +69,7 @@ def compiled(libtpu, tmp_path):
 
 def parameter_bytes(**changes):
     config = Config(**{"dataset": "mnist1d", "model": "conv1d", "steps": 1, "learning_rate": 0.1} | SMALL | changes)
-    model = nnx.eval_shape(lambda: make_model(config, blank_feed(config)))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parameter_shapes(config)))
 
 
 def sizes(found, **of):
