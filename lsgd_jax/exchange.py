@@ -273,7 +273,8 @@ def _chain(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chunks: in
 def _rows(bits: Array, chunks: int) -> Array:
     """An array in chunks, and a row more for what arrives too early, too late or at the root, and is forgotten."""
     width = -(-bits.size // chunks)
-    return jnp.pad(bits, (0, (chunks + 1) * width - bits.size)).reshape(chunks + 1, width)
+    padding = jnp.zeros((chunks + 1) * width - bits.size, bits.dtype)  # Faster than jnp.pad on CPUs.
+    return jnp.concatenate([bits, padding]).reshape(chunks + 1, width)
 
 
 def _pass_on(
