@@ -121,7 +121,8 @@ def broadcast_from(
     - "hierarchical", over axes of G groups of n workers each (the slower the links, the earlier the axis): the root's
       group parts the tree among its workers, each sends its part to its peers in the other groups by a ring, and the
       groups gather the parts: :math:`(n - 1) / n \, |x|` in the group, :math:`(K + G - 2) / K \, |x| / n` between
-      groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring.
+      groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring. (Between processes on CPUs, workers
+      that come more than 30 seconds after the first make its reduce-scatter fail.)
     - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 31 workers,
       with 32 chunks); otherwise an all-reduce.
 
@@ -317,7 +318,7 @@ def broadcast_rounded(
     - "int8": a closed loop. All hold the same reconstruction r of what was received last, the root sends the rounded
       difference :math:`q = \mathrm{round}((x - r) / s)` with one scale :math:`s = \max |x - r| / 127` an array, and all
       go on from :math:`r + s q`. The error, at most :math:`\max |x - r| / 254`, enters the next difference, so that
-      errors do not add up.
+      errors do not add up. The first is the difference to zeros: the parameters themselves, no finer than that.
 
     Args:
       tree: arrays of floats, as for `broadcast_from`.
