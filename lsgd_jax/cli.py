@@ -13,7 +13,7 @@ import tyro
 
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 
@@ -104,6 +104,8 @@ def compare(
     for name in ("method", "seed", "validation"):
         if getattr(config, name) != getattr(Config, name):  # The field's default.
             raise UsageError(f"compare chooses the {name} itself: use --methods, --seeds and --tune.")
+    if config.asynchronous is not None:
+        raise UsageError("compare trains workers in step: asynchronous is for train.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
     from lsgd_jax.compare import compare as run_comparison
@@ -242,6 +244,8 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
     """
     from lsgd_jax import compile_ahead, distributed
 
+    if config.asynchronous is not None:
+        raise UsageError("compile is for workers in step: asynchronous is for train.")
     try:
         if text is not None:
             text.touch()  # Before the compiler takes its minutes.
@@ -276,9 +280,14 @@ def main(arguments: list[str] | None = None) -> int:
         if distributed.process_index() == 0:  # The others have the same.
             print(f"lsgd: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"lsgd: {error}", file=sys.stderr, flush=True)
+        if distributed.process_count() > 1:
+            os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
+        return 1
     except Exception:
         if distributed.process_count() == 1:
             raise
         traceback.print_exc()
-        os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
+        os._exit(1)  # As above.
     return code or 0

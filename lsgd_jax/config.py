@@ -97,6 +97,18 @@ class Config:
     """In what numbers LSGD's leaders are sent: rounded to bfloat16, as int8 differences to the last, or as they are."""
     delay: Literal[0, 1] = 0
     """Whether LSGD's pulls come an exchange later, from the points and leaders of then."""
+    asynchronous: Literal["joined", "posted"] | None = None
+    """Let every worker step at its own speed: at an exchange, all meet when each has finished its step (joined), or
+    each is pulled towards the best that the others have posted, and nobody waits (posted). With EASGD and DOWNPOUR,
+    posted, each worker meets the centre on its own clock."""
+    staleness: int = 0
+    """With posted, the most local steps that a leader may have taken since it posted what others are pulled to: every
+    worker posts after each staleness + 1 of its steps."""
+    step_seconds: float = 0.0
+    """With asynchronous, the least time that a local step takes: the rest is slept. For experiments."""
+    slowdowns: tuple[float, ...] = ()
+    """By worker, in order, the factors of step_seconds; 1 for workers that are not given: 10 makes the first worker a
+    straggler that takes ten times as long as the others."""
     tune_learning_rates: tuple[float, ...] = ()
     """What `lsgd compare --tune` tries; if it is not given, multiples of the learning rate, with values of the method's
     own option."""
@@ -144,6 +156,7 @@ class Config:
         check_broadcast(self.broadcast)
         self._check("wire", self.wire in (None, *get_args(Wire)), "bfloat16, int8 or not given")
         self._check("delay", self.delay in (0, 1), "0 or 1")
+        self._check_asynchronous()
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
         self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")
@@ -151,6 +164,33 @@ class Config:
         if self.groups > 1 and self.global_period is not None:
             multiple = self.global_period >= 1 and self.global_period % self.period == 0
             self._check("global_period", multiple, f"a multiple of the period, {self.period}")
+
+    def _check_asynchronous(self) -> None:
+        ways: dict[str, tuple] = {
+            "lsgd": (None, "joined", "posted"),
+            "easgd": (None, "posted"),
+            "downpour": (None, "posted"),
+        }
+        allowed = ways.get(self.method, (None,))
+        texts = " or ".join(way or "not given" for way in reversed(allowed))
+        self._check("asynchronous", self.asynchronous in allowed, f"{texts} for {self.method}")
+        mode = self.asynchronous
+        self._check("staleness", self.staleness >= 0, "at least 0")
+        posted = mode == "posted" and self.method == "lsgd"
+        self._check("staleness", posted or self.staleness == 0, "0, unless LSGD is asynchronous and posted")
+        self._check("step_seconds", 0 <= self.step_seconds < float("inf"), "at least 0")
+        self._check("step_seconds", mode is not None or self.step_seconds == 0, "0, unless training is asynchronous")
+        self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
+        self._check("slowdowns", not self.slowdowns or self.step_seconds > 0, "given with step_seconds")
+        workers = self.groups * self.workers
+        self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one a worker")
+        if mode is not None:
+            for name in ("stale_pull", "global_stale_pull"):
+                self._check(name, not getattr(self, name), "0 or not given, if training is asynchronous")
+        if mode == "posted":
+            self._check("wire", self.wire is None, "not given with posted, which sends no leaders")
+            self._check("delay", self.delay == 0, "0 with posted")
+            self._check("batch_statistics", self.batch_statistics != "leader", "own, mean or reestimate with posted")
 
     def _check(self, name: str, right: bool, demand: str) -> None:
         if not right:

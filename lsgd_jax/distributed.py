@@ -1,6 +1,7 @@
 """Processes, devices, the mesh that the workers lie on, and functions mapped over the workers."""
 
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -104,6 +105,30 @@ def of_first_process(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if process_count() > 1 else value
 
 
+class StepCount:
+    """The local steps that all workers of all processes have taken together; all processes make theirs in one order."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self._name = f"lsgd_jax/steps/{next(self._numbers)}"
+        self.total = 0
+        """As far as this process knows: in one process, up to now; in several, since it added last."""
+        self._lock = threading.Lock()
+
+    def add(self) -> int:
+        """Count one step more; returns the total. Among processes it costs a message to the first and back."""
+        if process_count() > 1:
+            assert global_state.client is not None  # Where there are several processes, they are connected.
+            total = global_state.client.key_value_increment(self._name, 1)
+            with self._lock:  # Answers to two threads may overtake each other.
+                self.total = max(self.total, total)
+        else:
+            with self._lock:
+                self.total = total = self.total + 1
+        return total
+
+
 def simulate_devices(count: int) -> None:
     """Let the CPUs of all processes act as that many devices, unless the user's environment says how many each is.
 
@@ -190,6 +215,27 @@ class Placement:
             return jax.make_array_from_callback(self.shape + x.shape[1:], sharding, part)
 
         return jax.tree.map(put_entries, tree)
+
+    def parts(self, tree: Any) -> list[Any]:
+        """What of `STACKED` or `SHARED` arrays lies on the device of each of `own_workers`; nothing is copied.
+
+        It needs a device a worker.
+        """
+
+        def part(leaf: jax.Array, device: jax.Device) -> jax.Array:
+            return next(shard.data for shard in leaf.addressable_shards if shard.device == device)
+
+        devices = [self.mesh.devices.flat[worker] for worker in self.own_workers]
+        return [jax.tree.map(partial(part, device=device), tree) for device in devices]
+
+    def stacked(self, parts: Sequence[Any]) -> Any:
+        """The `STACKED` arrays of which these are the `parts`, [1, 1, ...] on each own worker's device; not copied."""
+
+        def stack(*arrays: jax.Array) -> jax.Array:
+            shape = self.shape + arrays[0].shape[2:]
+            return jax.make_array_from_single_device_arrays(shape, self.sharding(STACKED), list(arrays))
+
+        return jax.tree.map(stack, *parts)
 
     def over_workers(
         self, function: Callable[..., tuple], in_specs: tuple[PartitionSpec, ...], out_specs: tuple[PartitionSpec, ...]

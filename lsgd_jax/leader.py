@@ -45,6 +45,8 @@ from lsgd_jax.exchange import (
 
 Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
 """A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
+PULL = 0.1
+"""The paper's strength of either pull."""
 
 
 class LeaderState(NamedTuple):
@@ -236,7 +238,7 @@ def leader_pull(
         for level, leader in zip(levels, state.leaders, strict=True):
             if level.has_stale_pull:
                 stale = strength(level.stale_pull) / level.period
-                updates = _pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
+                updates = pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
 
         def elected(x: optax.Params, level: _Level) -> Int[Array, ""]:
             return elect(score, level.axis_names, eligible=all_finite(x))
@@ -250,7 +252,7 @@ def leader_pull(
                 position = elected(x, level)
             leader_x = broadcast_rounded(x, position, level.axis_names, wire=wire, last=leader.stored, method=broadcast)
             follows = (position != NOBODY) & (position != worker_index(level.axis_names))
-            updates = _pulled(updates, x, leader_x, strength(level.pull), follows)
+            updates = pulled(updates, x, leader_x, strength(level.pull), follows)
             leader = _met(leader, position, leader_x, x)
             if delay:
                 x = point(updates)
@@ -272,7 +274,7 @@ def leader_sgd(
     *,
     axis_name: AxisName,
     period: int = 4,
-    pull: Pull = 0.1,
+    pull: Pull = PULL,
     group_axis_name: AxisName | None = None,
     global_pull: Pull | None = None,
     global_period: int | None = None,
@@ -308,7 +310,7 @@ def leader_sgd(
       ValueError: as `leader_pull` does.
     """
     if global_pull is None:
-        global_pull = 0.0 if group_axis_name is None else 0.1
+        global_pull = 0.0 if group_axis_name is None else PULL
     if global_period is None and group_axis_name is not None:
         global_period = default_global_period(period)
     pulls = leader_pull(
@@ -405,6 +407,30 @@ def record_loss(
     return losses, jnp.where(jnp.arange(window) >= window - seen, losses, 0).sum() / seen
 
 
+def pulled(
+    updates: optax.Updates, x: optax.Params, leader_x: optax.Params, strength: Array, follows: Bool[Array, ""]
+) -> optax.Updates:
+    """The updates, less strength (x - leader_x), where the worker follows; elsewhere the updates to the bit.
+
+    Args:
+      updates: a worker's, to which the pull is added.
+      x: the point at which it is pulled.
+      leader_x: the leader's point.
+      strength: of the pull, in [0, 1].
+      follows: whether there is a leader, and it is another worker.
+    """
+
+    def pulled_leaf(u: Array, x: Array, leader_x: Array) -> Array:
+        return jnp.where(follows, u - (strength.astype(x.dtype) * (x - leader_x)).astype(u.dtype), u)
+
+    return jax.tree.map(pulled_leaf, updates, x, leader_x)
+
+
+def distance(x: optax.Params, leader_x: optax.Params) -> Float[Array, ""]:
+    """||x - leader_x||, over all arrays."""
+    return optax.tree.norm(jax.tree.map(jnp.subtract, x, leader_x))
+
+
 def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> LeaderState:
     leaf = jax.tree.leaves(params)[0]
     return LeaderState(
@@ -420,28 +446,16 @@ def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> Leade
 def _met(leader: LeaderState, position: Int[Array, ""], leader_x: optax.Params, x: optax.Params) -> LeaderState:
     """What is known after an exchange in which the worker stood at x."""
     somebody = position != NOBODY
-    distance = optax.tree.norm(jax.tree.map(jnp.subtract, x, leader_x)).astype(leader.distance.dtype)
     stored = leader.stored
     if stored is not None:
         stored = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), leader_x, stored)
     return leader._replace(
         position=position,
-        distance=jnp.where(somebody, distance, 0),
+        distance=jnp.where(somebody, distance(x, leader_x).astype(leader.distance.dtype), 0),
         exchanges=optax.safe_increment(leader.exchanges),
         stored=stored,
         has_stored=leader.has_stored | somebody,
     )
-
-
-def _pulled(
-    updates: optax.Updates, x: optax.Params, target: optax.Params, strength: Array, follows: Bool[Array, ""]
-) -> optax.Updates:
-    """The updates, less strength (x - target), where the worker follows; elsewhere the updates to the bit."""
-
-    def pulled(u: Array, x: Array, target: Array) -> Array:
-        return jnp.where(follows, u - (strength.astype(x.dtype) * (x - target)).astype(u.dtype), u)
-
-    return jax.tree.map(pulled, updates, x, target)
 
 
 def _may_be_zero(pull: Pull) -> bool:

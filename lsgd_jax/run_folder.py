@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class RunFolder:
           UsageError: if the folder has files in it or can't be made.
         """
         self.path = path
+        self._lock = threading.Lock()
         if process_index() > 0:
             return
         try:
@@ -43,11 +45,14 @@ class RunFolder:
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null."""
+        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
+
+        Threads may do so at the same time.
+        """
         if process_index() > 0:
             return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
-        with (self.path / "metrics.jsonl").open("a") as metrics:
+        with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line, allow_nan=False) + "\n")
 
 

@@ -1,5 +1,6 @@
 """What is compiled for training: the workers' local steps with their exchanges."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,6 +56,47 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, place
     return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
 
 
+def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Callable:
+    """A function that takes one worker through one local step, with the exchange if one falls due.
+
+    Args:
+      model: of the workers.
+      optimizer: every worker's, within the method.
+      feed: of the training data.
+
+    Returns:
+      A function of
+        what the feed has to lie on the device,
+        the factor by which the learning rate has been dropped,
+        the key of all that is random in the worker's steps, into which the step's number is folded,
+        the worker's `TrainState`, without worker axes, and
+        the step's number with the worker's batch;
+      it returns the new state and the loss. It calls the collectives that the optimiser does.
+    """
+    graphdef = nnx.graphdef(in_mode(model, training=True))
+
+    def step(
+        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
+    ) -> tuple[TrainState, Array]:
+        number, batch = now
+        data_key, dropout_key = jax.random.split(jax.random.fold_in(key, number))
+        x, y = feed.training(shared, batch, data_key)
+
+        def loss_of(params: optax.Params) -> tuple[Array, nnx.State]:
+            network = nnx.merge(graphdef, params, state.statistics, copy=True)
+            logits = network(x, rngs=nnx.Rngs(dropout=dropout_key))
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            return loss, nnx.state(network, nnx.BatchStat)
+
+        (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
+        )
+        return TrainState(optax.apply_updates(state.params, updates), statistics, optimizer_state), loss
+
+    return step
+
+
 def local_steps(
     model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, placement: Placement, feed: Feed
 ) -> Wrapped:
@@ -77,36 +119,23 @@ def local_steps(
         number folded in;
       it returns the new state and the `StepMetrics`, these on all devices, so that every process has all of them.
     """
-    graphdef = nnx.graphdef(in_mode(model, training=True))
+    step = worker_step(model, optimizer, feed)
 
-    def step(shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple) -> tuple:
-        number, batch = now
-        key = jax.random.fold_in(jax.random.fold_in(key, worker_index(placement.axes)), number)
-        data_key, dropout_key = jax.random.split(key)
-        x, y = feed.training(shared, batch, data_key)
-
-        def loss_of(params: optax.Params) -> tuple[Array, nnx.State]:
-            network = nnx.merge(graphdef, params, state.statistics, copy=True)
-            logits = network(x, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            return loss, nnx.state(network, nnx.BatchStat)
-
-        (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
-        )
-        state = TrainState(optax.apply_updates(state.params, updates), statistics, optimizer_state)
-        return state, StepMetrics(loss, leaders_in(optimizer_state))
+    def one_step(
+        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
+    ) -> tuple[TrainState, StepMetrics]:
+        state, loss = step(shared, rate_factor, key, state, now)
+        return state, StepMetrics(loss, leaders_in(state.optimizer))
 
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
     ) -> tuple[TrainState, StepMetrics]:
-        one_step = partial(step, shared, rate_factor, key)
+        take = partial(one_step, shared, rate_factor, jax.random.fold_in(key, worker_index(placement.axes)))
         count = len(jax.tree.leaves(batches)[0])
         if count == 1:
-            return one_step(state, (first, jax.tree.map(lambda x: x[0], batches)))
+            return take(state, (first, jax.tree.map(lambda x: x[0], batches)))
         of_steps: StepMetrics
-        state, of_steps = lax.scan(one_step, state, (first + jnp.arange(count), batches))
+        state, of_steps = lax.scan(take, state, (first + jnp.arange(count), batches))
         return state, StepMetrics(of_steps.loss.mean(0), jax.tree.map(lambda x: x[-1], of_steps.leaders))
 
     in_specs = (STACKED, SHARED, STACKED, SHARED, SHARED, SHARED)

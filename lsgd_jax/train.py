@@ -27,16 +27,16 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder
-from lsgd_jax.step import StepMetrics, init_state, local_steps
+from lsgd_jax.step import Leaders, init_state, local_steps
 
 
 def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True) -> float:
     """Train with the configuration and write the run's folder; of several processes, the first writes it.
 
     The same configuration gives the same bits on the same platform and versions, unless the learning rate drops by
-    the clock. All that is random comes from the seed by three independent ways: the start is the parameters of a model
-    made with the seed's key; what is random in steps comes from `step_key`; and the data's order is NumPy's, seeded
-    with the seed and the number of the epoch.
+    the clock or workers are asynchronous. All that is random comes from the seed by three independent ways: the start
+    is the parameters of a model made with the seed's key; what is random in steps comes from `step_key`; and the data's
+    order is NumPy's, seeded with the seed and the number of the epoch.
 
     Args:
       config: what the run depends on.
@@ -50,6 +50,10 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
     """
+    if config.asynchronous is not None:
+        from lsgd_jax import train_asynchronously  # It builds on what is below.
+
+        return train_asynchronously.train_and_evaluate(config, run_dir, data_dir=data_dir, lines=lines)
     with failing_together():
         placement, feed, model, optimizer = prepare(config, data_dir)
         folder = RunFolder(run_dir, config)
@@ -78,7 +82,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
         progress.say("training")
         seconds, started = 0.0, time.perf_counter()
         losses: list[jax.Array] = []
-        exchanges: deque[tuple[int, StepMetrics]] = deque()
+        exchanges: deque[tuple[int, Leaders]] = deque()
         for step in range(at_once, config.steps + 1, at_once):
             placement.wait_for(state)
             clock = seconds + time.perf_counter() - started
@@ -89,12 +93,12 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
             batch = next(batches, None)  # While the devices compute.
             losses.append(metrics.loss)
             if metrics.leaders is not None and step % config.period == 0:
-                exchanges.append((step, metrics))
+                exchanges.append((step, metrics.leaders))
             while len(exchanges) > 2:  # Logged behind the computation, so that it need not wait.
-                _log_exchange(folder, config, *exchanges.popleft())
+                log_exchange(folder, config, *exchanges.popleft())
             if step % config.eval_every == 0 or step == config.steps:
                 while exchanges:
-                    _log_exchange(folder, config, *exchanges.popleft())
+                    log_exchange(folder, config, *exchanges.popleft())
                 jax.block_until_ready(state)
                 seconds += time.perf_counter() - started
                 result = evaluate(state, shared)
@@ -209,6 +213,17 @@ def make_model(config: Config, feed: Feed) -> nnx.Module:
 
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
     """Every worker's optimiser within the method, over the axes of the placement."""
+    optimizer = local_optimizer(config)
+    if config.learning_rates != "equal":
+        factors = rate_factors(config.learning_rates, placement.axis_sizes)
+        optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=placement.axes))
+    return make_method(config, placement, optax.chain(optimizer, scale_by_rate_factor()))
+
+
+def make_method(
+    config: Config, placement: Placement, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """The method around a worker's optimiser, over the axes of the placement."""
     method = METHODS[config.method]
     options = inspect.signature(method.build).parameters
     own: dict[str, Any] = {"axis_name": placement.axes}
@@ -219,22 +234,18 @@ def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransf
             own[name] = value
     if config.groups > 1 and "group_axis_name" in options:
         own |= {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
-    return method.build(_local_optimizer(config, placement), **own)
+    return method.build(optimizer, **own)
 
 
-def _local_optimizer(config: Config, placement: Placement) -> optax.GradientTransformation:
+def local_optimizer(config: Config) -> optax.GradientTransformation:
+    """What every worker steps with on its own, before learning rates differ by worker or are dropped."""
     rate = config.learning_rate
     if config.local_optimizer == "adamw":
-        optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
-    elif config.local_optimizer == "lars":
-        optimizer = optax.lars(rate, config.weight_decay, momentum=config.momentum)
-    else:
-        decay = optax.add_decayed_weights(config.weight_decay)
-        optimizer = optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
-    if config.learning_rates != "equal":
-        factors = rate_factors(config.learning_rates, placement.axis_sizes)
-        optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=placement.axes))
-    return optax.chain(optimizer, scale_by_rate_factor())
+        return optax.adamw(rate, weight_decay=config.weight_decay)
+    if config.local_optimizer == "lars":
+        return optax.lars(rate, config.weight_decay, momentum=config.momentum)
+    decay = optax.add_decayed_weights(config.weight_decay)
+    return optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
 
 
 def learning_rate_factor(config: Config, step: int, steps_per_epoch: int, seconds: float) -> np.float32:
@@ -262,13 +273,13 @@ def rounds(feed: Feed, placement: Placement, steps: int, at_once: int) -> Iterat
         yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *some), STACKED)
 
 
-def _log_exchange(folder: RunFolder, config: Config, step: int, metrics: StepMetrics) -> None:
-    """Log a step on which an exchange was due."""
-    scores, positions, distances = jax.device_get(metrics.leaders)
+def log_exchange(folder: RunFolder, config: Config, step: int, leaders: Leaders, **more: Any) -> None:
+    """Log a step on which an exchange was due, with what else there is to tell."""
+    scores, positions, distances = jax.device_get(leaders)
     levels: dict[str, Any] = {}
     if config.groups > 1:
         levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}
     _, widest_period = config.levels[-1]
     if step % widest_period == 0:
         levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
-    folder.log("exchange", step=step, scores=scores, **levels)
+    folder.log("exchange", step=step, scores=scores, **levels, **more)

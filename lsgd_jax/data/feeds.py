@@ -1,5 +1,6 @@
 """How examples get to the workers' devices: all at once, or batch by batch while the workers train."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,6 +29,10 @@ class Feed(Protocol):
 
     def batches(self, first: int, end: int) -> Iterator[Any]:
         """What this process's workers get from one step to before another: trees of arrays, the worker axis first."""
+        ...
+
+    def of_workers(self, rows: Sequence[int]) -> "Feed":
+        """The same data for the workers at these positions alone; its batches may be drawn by a thread of its own."""
         ...
 
     def training(
@@ -73,6 +78,12 @@ class InMemory:
     def batches(self, first: int, end: int) -> Iterator[Int[np.ndarray, "workers batch"]]:
         """The indices."""
         return (self._batches(step)[self._rows] for step in range(first, end))
+
+    def of_workers(self, rows: Sequence[int]) -> "InMemory":
+        """The same data for some workers."""
+        feed = copy.copy(self)
+        feed._rows, feed._batches = list(rows), copy.copy(self._batches)
+        return feed
 
     def training(
         self, shared: tuple[Array, Array], batch: Int[Array, " batch"], key: PRNGKeyArray
@@ -149,6 +160,12 @@ class Streamed:
     def batches(self, first: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Images and labels."""
         return self._stream.batches(first, end, self._processes)
+
+    def of_workers(self, rows: Sequence[int]) -> "Streamed":
+        """The same data for some workers, with as many processes again."""
+        feed = copy.copy(self)
+        feed._stream = self._stream.of_workers(rows)
+        return feed
 
     def training(
         self, shared: tuple, batch: tuple[Array, Array], key: PRNGKeyArray

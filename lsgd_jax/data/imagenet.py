@@ -4,6 +4,7 @@ What the workers see at a step is a pure function of the seed and the step, what
 goes on from any step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.IMAGENET`.
 """
 
+import copy
 import io
 import math
 import sys
@@ -66,6 +67,12 @@ class ImageNetStream:
         )
         self.steps_per_epoch = self._indices.steps_per_epoch
         self._rows, self._seed, self._image_size = list(range(workers) if rows is None else rows), seed, image_size
+
+    def of_workers(self, rows: Sequence[int]) -> "ImageNetStream":
+        """The same stream for the workers at these positions alone."""
+        stream = copy.copy(self)
+        stream._rows, stream._indices = list(rows), copy.copy(self._indices)
+        return stream
 
     def batch(self, step: int) -> Training:
         """The images and labels at a step, counted from 0; the worker axis first, with the wanted workers."""

@@ -51,6 +51,7 @@ def draw(run: Path) -> Path:
 def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """The steps on which a run's workers elected the leader of all, and the leaders' ranks."""
     exchanges = [entry for entry in read_metrics(run, "exchange") if "leader" in entry]
+    exchanges.sort(key=lambda entry: entry["step"])  # Workers at their own speed may log late.
     return np.array([entry["step"] for entry in exchanges], int), np.array(
         [entry["leader"] for entry in exchanges], int
     )

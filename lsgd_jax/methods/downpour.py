@@ -6,7 +6,8 @@ Every `period` updates, with worker i having come from a to x,
 
 It is the sum that is added: the mean would be local SGD.
 
-Dean et al., "Large scale distributed deep networks", NeurIPS 2012; here with all workers in step.
+Dean et al., "Large scale distributed deep networks", NeurIPS 2012; with all workers in step or, by `meet_center`,
+each on its own clock.
 """
 
 from typing import Any
@@ -42,6 +43,24 @@ def downpour(
         return difference(new_center, x), (new_center, new_center)
 
     return exchange_every(period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: (center, start))
+
+
+def meet_center(x: optax.Params, center: optax.Params, came_from: optax.Params) -> optax.Params:
+    r"""One worker's exchange with the centre on its own clock, as the paper's asynchronous algorithm has it.
+
+    The worker adds to the centre what it has done since it came from a, and goes on from there:
+
+    .. math:: c \leftarrow c + (x - a), \qquad x \leftarrow c.
+
+    Args:
+      x: the worker's point.
+      center: the centre, c.
+      came_from: the centre from which the worker went on last, a.
+
+    Returns:
+      The new centre, which is the worker's new point.
+    """
+    return optax.apply_updates(center, difference(x, came_from))
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:

@@ -50,19 +50,61 @@ def easgd(
     check_strengths(pull=0 if pull is None else pull, center_pull=0 if center_pull is None else center_pull)
 
     def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
-        workers = worker_count(axis_name)
-        beta = center_pull
-        if beta is None:
-            beta = 0.9**8 if pull is None else workers * pull
-        if beta > 1:
-            raise ValueError(f"workers * pull must be at most 1, got {workers} * {pull}: give center_pull, too.")
-        alpha = beta / workers if pull is None else pull
+        alpha, beta = strengths(pull, center_pull, worker_count(axis_name))
         towards_mean = difference(mean(x, axis_name), center)
         new_center = jax.tree.map(lambda c, d: c + d, center, scaled(beta, towards_mean))
         return scaled(-alpha, difference(x, center)), new_center
 
     return exchange_every(
         period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, pull_at=pull_at
+    )
+
+
+def strengths(pull: float | None, center_pull: float | None, workers: int) -> tuple[float, float]:
+    """The strengths alpha of the workers' pull and beta of the centre's, where one follows from the other.
+
+    Args:
+      pull: as for `easgd`.
+      center_pull: as for `easgd`.
+      workers: how many there are.
+
+    Raises:
+      ValueError: if workers * pull is more than 1 where it stands for center_pull.
+    """
+    beta = center_pull
+    if beta is None:
+        beta = 0.9**8 if pull is None else workers * pull
+    if beta > 1:
+        raise ValueError(f"workers * pull must be at most 1, got {workers} * {pull}: give center_pull, too.")
+    return beta / workers if pull is None else pull, beta
+
+
+def meet_center(
+    x: optax.Params, center: optax.Params, pull: float, center_pull: float
+) -> tuple[optax.Params, optax.Params]:
+    r"""One worker's exchange with the centre on its own clock, as the paper's asynchronous algorithm has it.
+
+    .. math:: x \leftarrow x - \alpha (x - c), \qquad c \leftarrow c + \beta (x - c),
+
+    both from the same values.
+
+    Args:
+      x: the worker's point.
+      center: the centre, c.
+      pull: alpha.
+      center_pull: beta; as in the paper alpha for symmetric forces, or a share 1 / workers of the synchronous beta.
+
+    Returns:
+      The worker's new point and the new centre.
+
+    Example:
+      >>> meet_center(1.0, 0.0, 0.25, 0.5)
+      (Array(0.75, dtype=float32, weak_type=True), Array(0.5, dtype=float32, weak_type=True))
+    """
+    apart = difference(x, center)
+    return (
+        optax.apply_updates(x, scaled(-pull, apart)),
+        optax.apply_updates(center, scaled(center_pull, apart)),
     )
 
 
