@@ -253,10 +253,11 @@ class Posted:
         """Of the parameters that workers have taken from the board."""
 
     def compile(self, worker: Worker) -> None:
-        """The election and the pull."""
-        for level in self._levels:
+        """Elections, and pulls towards one leader or two."""
+        x, pull = worker.model.params, np.float32(0)
+        for i, level in enumerate(self._levels):
             self._elect(worker, [None] * level.workers)
-        jax.block_until_ready(_drawn(worker.model.params, worker.model.params, np.float32(0)))
+            jax.block_until_ready(_drawn(x, (x,) * (i + 1), (pull,) * (i + 1)))
 
     def after_step(self, worker: Worker) -> None:
         """Post it if it is time to, and count it."""
@@ -277,11 +278,24 @@ class Posted:
             self._post(worker)  # It stands for election as it is now.
             posts, steps = list(self._posts), list(self._steps)
         found: dict[str, Any] = {}
+        follows: dict[str, tuple[optax.Params, np.float32]] = {}
         for i, level in enumerate(self._levels):
-            if due[i] > done[i]:
-                of_level = self._follow(worker, level, posts, steps)
-                local = i + 1 < len(self._levels) or level.workers < len(posts)
-                found |= {("local_" if local else "") + name: value for name, value in of_level.items()}
+            if due[i] == done[i]:
+                continue
+            name = "local_" if level.workers < len(posts) else ""
+            first = worker.position - worker.position % level.workers  # Of the group, or of all.
+            leader = self._elect(worker, posts[first : first + level.workers])
+            found |= {f"{name}leader": leader, f"{name}staleness": 0, f"{name}distance": 0.0}
+            post = posts[first + leader]
+            if leader != NOBODY and first + leader != worker.position and post is not None:
+                found[f"{name}staleness"] = steps[first + leader] - post.step
+                follows[name] = jax.device_put(post.params, _device(worker)), np.float32(level.pull)
+        if follows:
+            params, distances = _drawn(worker.model.params, *zip(*follows.values(), strict=True))
+            worker.move(params)
+            found |= {f"{name}distance": float(apart) for name, apart in zip(follows, distances, strict=True)}
+            with self._lock:
+                self.bytes_taken += len(follows) * sum(x.nbytes for x in jax.tree.leaves(params))
         self._log("exchange", worker=worker.position, worker_step=worker.step, count=total, **found)
         yield None
 
@@ -294,21 +308,6 @@ class Posted:
         eligible = np.array([post is not None and post.finite for post in among])
         return int(_elected(*jax.device_put((scores, eligible), _device(worker))))
 
-    def _follow(
-        self, worker: Worker, level: Level, posts: Sequence[Post | None], steps: Sequence[int]
-    ) -> dict[str, Any]:
-        first = worker.position - worker.position % level.workers  # Of the group, or of all.
-        leader = self._elect(worker, posts[first : first + level.workers])
-        post = None if leader == NOBODY else posts[first + leader]
-        if post is None or first + leader == worker.position:
-            return {"leader": leader, "staleness": 0, "distance": 0.0}
-        leader_x = jax.device_put(post.params, _device(worker))
-        params, apart = _drawn(worker.model.params, leader_x, np.float32(level.pull))
-        worker.move(params)
-        with self._lock:
-            self.bytes_taken += sum(x.nbytes for x in jax.tree.leaves(params))
-        return {"leader": leader, "staleness": steps[first + leader] - post.step, "distance": float(apart)}
-
 
 @jax.jit
 def _elected(scores: Float[Array, " workers"], eligible: Bool[Array, " workers"]) -> Int[Array, ""]:
@@ -319,10 +318,16 @@ def _elected(scores: Float[Array, " workers"], eligible: Bool[Array, " workers"]
 
 
 @jax.jit
-def _drawn(x: optax.Params, leader_x: optax.Params, pull: Array) -> tuple[optax.Params, Array]:
-    """The point of a worker who follows, and its distance before."""
-    updates = pulled(jax.tree.map(jnp.zeros_like, x), x, leader_x, pull, jnp.array(True))
-    return optax.apply_updates(x, updates), distance(x, leader_x)
+def _drawn(
+    x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...]
+) -> tuple[optax.Params, list[Array]]:
+    """The point of a worker who follows the leaders one after the other, and its distances to them before each."""
+    updates, distances = jax.tree.map(jnp.zeros_like, x), []
+    for leader_x, pull in zip(leaders, pulls, strict=True):
+        point = optax.apply_updates(x, updates)
+        distances.append(distance(point, leader_x))
+        updates = pulled(updates, point, leader_x, pull, jnp.array(True))
+    return optax.apply_updates(x, updates), distances
 
 
 class Centred:
