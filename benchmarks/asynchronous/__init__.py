@@ -1,0 +1,1 @@
+"""How workers at their own speed fare."""
