@@ -56,7 +56,8 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
 
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
-      RunFailed: if a worker fails; at most `lsgd_jax.asynchronous.GRACE` seconds after it has.
+      RunFailed: if a worker fails; `lsgd_jax.asynchronous.GRACE` seconds after it has or the evaluation at hand has
+        ended, at the latest.
     """
     with failing_together():
         if config.asynchronous == "posted" and process_count() > 1:

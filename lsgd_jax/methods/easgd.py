@@ -98,8 +98,9 @@ def meet_center(
       The worker's new point and the new centre.
 
     Example:
-      >>> meet_center(1.0, 0.0, 0.25, 0.5)
-      (Array(0.75, dtype=float32, weak_type=True), Array(0.5, dtype=float32, weak_type=True))
+      >>> x, c = meet_center(1.0, 0.0, 0.25, 0.5)
+      >>> print(x, c)
+      0.75 0.5
     """
     apart = difference(x, center)
     return (

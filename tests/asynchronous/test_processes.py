@@ -1,9 +1,11 @@
 """Workers at their own speed in two processes."""
 
+import sys
+
 import numpy as np
 
 from lsgd_jax.run_folder import read_metrics
-from tests.multiprocess.test_processes import LSGD, run
+from tests.multiprocess.test_processes import LSGD, launch, run
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -18,6 +20,31 @@ def test_joined_workers_of_two_processes(tmp_path):
     assert all(np.sum(event["worker_steps"]) >= 2 * event["step"] for event in exchanges)
     assert [entry["worker_steps"] for entry in evaluations][-1] == [[12, 12]]
     assert None not in evaluations[0]["train_losses"][0]
+
+
+FAILING = """
+import sys
+from lsgd_jax import asynchronous, cli, distributed
+
+take_step = asynchronous.Worker.take_step
+
+def failing(worker):
+    take_step(worker)
+    if (distributed.process_index(), worker.step) == (1, 5):
+        raise RuntimeError("no more")
+
+asynchronous.Worker.take_step = failing
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_worker_that_fails_ends_all_processes(tmp_path):
+    train = [*TRAIN, "--asynchronous", "joined", "--run-dir", "run"]
+    done = launch(2, sys.executable, "-c", FAILING, *train, cwd=tmp_path)
+    assert done.returncode == 1
+    *_, sentence, end = done.stderr.splitlines()
+    assert sentence == "[1] lsgd: worker 1 failed after 5 steps and has ended the run (RuntimeError: no more)."
+    assert end == "lsgd: process 1 ended with code 1; the others were stopped."
 
 
 def test_posted_is_for_one_process(tmp_path):
