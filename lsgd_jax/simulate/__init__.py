@@ -1,0 +1,23 @@
+"""The methods in virtual time: workers at their own speeds, on links that take time, on one machine.
+
+`event_log` tells what happens when, `throughput` what that comes to for up to 100,000 workers, and `train_on` trains a
+small model along an event log, so that its error can be seen against virtual time.
+"""
+
+from lsgd_jax.simulate.cluster import SECOND, Cluster, StepTimes
+from lsgd_jax.simulate.events import SCHEDULES, Event, EventLog, Schedule, Totals, event_log, totals
+from lsgd_jax.simulate.throughput import throughput
+
+__all__ = [
+    "SCHEDULES",
+    "SECOND",
+    "Cluster",
+    "Event",
+    "EventLog",
+    "Schedule",
+    "StepTimes",
+    "Totals",
+    "event_log",
+    "throughput",
+    "totals",
+]

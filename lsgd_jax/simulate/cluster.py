@@ -1,0 +1,236 @@
+"""What the workers run on: how long their steps take, what messages between them cost, and who is away when.
+
+Virtual time is counted in whole nanoseconds, so that sums of times do not depend on their order.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from scipy.special import ndtri
+
+from lsgd_jax.collectives import Collective
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.ledger import exchanges
+
+SECOND = 1_000_000_000
+"""Nanoseconds of virtual time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The machines of a simulation. Times are in seconds, bandwidths in bits per second."""
+
+    step_seconds: float = 0.1
+    """Of a local step of a worker at full speed."""
+    slow: tuple[tuple[int, float], ...] = ()
+    """Workers whose steps take longer, each with how many times: 0 10 for the first worker at a tenth of the speed."""
+    variation: Literal["none", "lognormal", "pareto"] = "none"
+    """By what random factor steps take longer: not, lognormal with median 1, or Pareto (at least 1, now and then very
+    much)."""
+    varies_by: Literal["step", "worker"] = "step"
+    """Whether that factor is drawn for every step, or once for each worker."""
+    sigma: float = 0.3
+    """Of the lognormal factor's logarithm."""
+    tail: float = 2.0
+    """The Pareto factor exceeds f with probability f^-tail."""
+    pause_every: int | None = None
+    """Steps from one pause of a worker to its next, as for garbage collection; workers pause at different steps."""
+    pause_seconds: float = 1.0
+    """How long a pause is."""
+    trace: Path | None = None
+    """A text file of seconds a step in place of step_seconds: a line a step, a column a worker, separated by blanks or
+    commas; both are repeated when they are at an end."""
+    local_bandwidth: float = 10e9
+    """Of every worker's link within its group."""
+    local_latency: float = 10e-6
+    """Of a message within a group."""
+    global_bandwidth: float = 1e9
+    """Of every worker's link to other groups; where there is one group, it is not used."""
+    global_latency: float = 100e-6
+    """Of a message between groups."""
+    servers: int = 1
+    """Machines that hold a centre variable or a board together, each with a link like a worker's."""
+    absences: tuple[tuple[int, float, float], ...] = ()
+    """Workers that are away: which, from when and until when (inf: for good). Whoever is away from 0 joins later."""
+
+    def __post_init__(self) -> None:
+        """Check every number's range."""
+        for name in ("step_seconds", "pause_seconds", "tail"):
+            self._check(name, 0 < getattr(self, name) < math.inf, "positive")
+        for name in ("local_bandwidth", "global_bandwidth"):
+            self._check(name, getattr(self, name) > 0, "positive")
+        for name in ("local_latency", "global_latency", "sigma"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        self._check("slow", all(worker >= 0 and 0 < by < math.inf for worker, by in self.slow), "workers and factors")
+        self._check("pause_every", self.pause_every is None or self.pause_every >= 1, "at least 1")
+        self._check("servers", self.servers >= 1, "at least 1")
+        in_order = all(worker >= 0 and 0 <= start < end for worker, start, end in self.absences)
+        self._check("absences", in_order, "workers, each with when it goes and a later time when it comes back")
+
+    def _check(self, name: str, right: bool, demand: str) -> None:
+        if not right:
+            raise ValueError(f"{name} must be {demand}, got {getattr(self, name)}.")
+
+
+class StepTimes:
+    """How long steps take: a pure function of the seed, the worker and the number of the step.
+
+    Example:
+      >>> times = StepTimes(Cluster(slow=((1, 10.0),)), workers=2, seed=0)
+      >>> print(times(np.arange(2), np.array([0, 0])))
+      [ 100000000 1000000000]
+    """
+
+    def __init__(self, cluster: Cluster, workers: int, seed: int) -> None:
+        """Read the trace, if there is one.
+
+        Args:
+          cluster: of the workers.
+          workers: in all groups together.
+          seed: of all that is random.
+
+        Raises:
+          UsageError: if the trace can't be read, or a worker that the cluster tells of is not there.
+        """
+        named = [worker for worker, *_ in (*cluster.slow, *cluster.absences)]
+        if named and max(named) >= workers:
+            raise UsageError(f"there is no worker {max(named)}: workers are numbered from 0 to {workers - 1}.")
+        self._cluster = cluster
+        self._seed = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        self._usual = np.array([[cluster.step_seconds]]) if cluster.trace is None else _read_trace(cluster.trace)
+        self._slower = np.ones(workers)
+        for worker, by in cluster.slow:
+            self._slower[worker] *= by
+        self._pauses_at = (np.arange(workers) * 2_654_435_761) % (cluster.pause_every or 1)  # Spread out.
+
+    def __call__(self, workers: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Nanoseconds of the steps with these numbers, counted from 0, of these workers; at least 1."""
+        cluster, (rows, columns) = self._cluster, self._usual.shape
+        if rows == columns == 1:
+            seconds = self._usual[0, 0] * self._slower[workers]
+        else:
+            seconds = self._usual[steps % rows, workers % columns] * self._slower[workers]
+        if cluster.variation != "none":
+            uniform = self._uniform(workers, steps if cluster.varies_by == "step" else np.zeros_like(steps))
+            if cluster.variation == "lognormal":
+                seconds *= np.exp(cluster.sigma * ndtri(uniform))
+            else:
+                seconds *= uniform ** (-1 / cluster.tail)
+        if cluster.pause_every is not None:
+            seconds += cluster.pause_seconds * (steps % cluster.pause_every == self._pauses_at[workers])
+        return np.maximum(np.rint(seconds * SECOND), 1).astype(np.int64)
+
+    def _uniform(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """A number in (0, 1) for each worker and step: SplitMix64 of both, so that any can be had at any time."""
+        bits = workers.astype(np.uint64) << np.uint64(40)
+        bits += steps.astype(np.uint64)
+        bits *= np.uint64(0x9E3779B97F4A7C15)
+        bits += self._seed
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits ^= bits >> np.uint64(shift)
+            bits *= np.uint64(factor)
+        bits ^= bits >> np.uint64(31)
+        return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def _read_trace(path: Path) -> np.ndarray:
+    try:
+        lines = [line.replace(",", " ").split() for line in path.read_text().splitlines() if line.strip()]
+        seconds = np.array(lines, float)
+    except OSError as error:
+        raise UsageError(f"the trace {path} can't be read ({error.strerror}): name another.") from None
+    except ValueError:
+        seconds = np.empty(0)
+    if seconds.ndim != 2 or not np.all((seconds > 0) & np.isfinite(seconds)):
+        raise UsageError(f"the trace {path} must have as many positive numbers of seconds in every line.")
+    return seconds
+
+
+class ExchangeCost(NamedTuple):
+    """What an exchange costs each worker that takes part, once nobody is waited for."""
+
+    nanoseconds: int
+    """From its beginning until the worker goes on."""
+    bytes_sent: float
+    """By the worker."""
+    occupies: int = 0
+    """Nanoseconds for which it keeps the servers from serving others."""
+
+
+def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
+    r"""What exchanges among workers who wait for each other cost: in a group first, as `lsgd_jax.ledger` counts them.
+
+    An all-reduce of S bytes among n workers takes :math:`2 \lceil \log_2 n \rceil` messages one after the other and
+    :math:`2 (n - 1) / n \, S` bytes over every worker's link (recursive halving and doubling), scattering and
+    gathering half of both. In a ring or a chain each hop is a message. What crosses groups goes at the pace of the
+    links between groups.
+
+    Args:
+      config: of the workers.
+      cluster: they run on.
+      params: one worker's, or their shapes and dtypes.
+    """
+    costs = []
+    for (among, _), exchange in zip(config.levels, exchanges(config, params), strict=True):
+        crosses = among > config.workers
+        seconds = sum(_collective_seconds(each, cluster, crosses) for each in exchange.collectives)
+        costs.append(ExchangeCost(round(seconds * SECOND), exchange.bytes_sent))
+    return costs
+
+
+def server_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
+    """What an exchange with a centre variable or a board costs: for LSGD in groups, with and without a global pull.
+
+    A worker sends its parameters (and, for a board, its score) and receives as many at the same time, or, where it is
+    pulled to a global leader, too, twice as many; servers share out each such exchange evenly, and serve one after the
+    other.
+
+    Args:
+      config: of the workers.
+      cluster: they run on.
+      params: one worker's, or their shapes and dtypes.
+    """
+    bandwidth, latency = _link(cluster, crosses=config.groups > 1)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    sent = size + (4 if config.method == "lsgd" else 0)
+    costs = []
+    for received in range(1, len(config.levels) + 1):
+        seconds = 8 * max(sent, received * size) / bandwidth
+        whole = ExchangeCost(round((seconds + latency) * SECOND), sent, round(seconds / cluster.servers * SECOND))
+        costs.append(whole)
+    return costs
+
+
+def request_nanoseconds(config: Config, cluster: Cluster) -> int:
+    """How long it takes to ask a server."""
+    return round(_link(cluster, crosses=config.groups > 1)[1] * SECOND)
+
+
+def fetch_nanoseconds(config: Config, cluster: Cluster, params: Any) -> int:
+    """How long it takes a worker that joins to fetch parameters to start from."""
+    bandwidth, latency = _link(cluster, crosses=config.groups > 1)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return round((2 * latency + 8 * size / bandwidth) * SECOND)
+
+
+def _link(cluster: Cluster, *, crosses: bool) -> tuple[float, float]:
+    """Bandwidth and latency within groups or between them."""
+    if crosses:
+        return cluster.global_bandwidth, cluster.global_latency
+    return cluster.local_bandwidth, cluster.local_latency
+
+
+def _collective_seconds(collective: Collective, cluster: Cluster, crosses: bool) -> float:
+    doublings = math.ceil(math.log2(collective.group_size)) if collective.group_size > 1 else 0
+    messages = {"all-reduce": 2 * doublings, "collective-permute": 1}.get(collective.kind, doublings)
+    # Only what is sent level by level scatters and gathers, and that within groups.
+    crosses = crosses and collective.kind in ("all-reduce", "collective-permute")
+    bandwidth, latency = _link(cluster, crosses=crosses)
+    sent = collective.bytes if collective.kind == "collective-permute" else collective.sent
+    return (collective.times or 0) * (messages * latency + 8 * sent / bandwidth)

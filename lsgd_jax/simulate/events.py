@@ -1,0 +1,386 @@
+"""The methods in virtual time, event by event: who computes, who waits, and when exchanges happen.
+
+When anything happens does not depend on what the workers learn, so that the log of events comes first, and training
+(`lsgd_jax.simulate.training`) goes through it afterwards. Two questions part the methods:
+
+- When is an exchange due? By a worker's own count, `period` steps after its last; or by the count of all, when the
+  workers' steps together reach the next multiple of workers * `period` (Algorithm 1).
+- Who waits? All who exchange, for the last of them; or nobody but for a server, which holds a centre variable or a
+  board and serves one after the other.
+
+A worker looks whether an exchange is due at the end of a step, and what happens at one instant has all happened before
+anybody looks. Counting takes no time. An exchange makes up for all that have been due until it begins.
+"""
+
+import dataclasses
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from lsgd_jax.config import Config
+from lsgd_jax.simulate.cluster import (
+    SECOND,
+    Cluster,
+    StepTimes,
+    collective_costs,
+    fetch_nanoseconds,
+    request_nanoseconds,
+    server_costs,
+)
+
+
+class Schedule(NamedTuple):
+    """When a method's workers exchange, and whom they wait for."""
+
+    method: str
+    """In `lsgd_jax.methods.METHODS`."""
+    counts: Literal["own", "all"]
+    """Whose steps tell that an exchange is due."""
+    waits: Literal["together", "server"]
+    """Whether those who exchange wait for each other, or each for a server."""
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "lsgd": Schedule("lsgd", "own", "together"),
+    "lsgd-joined": Schedule("lsgd", "all", "together"),
+    "lsgd-posted": Schedule("lsgd", "all", "server"),
+    "easgd": Schedule("easgd", "own", "server"),
+    "downpour": Schedule("downpour", "own", "server"),
+    "local_sgd": Schedule("local_sgd", "own", "together"),
+    "data_parallel": Schedule("data_parallel", "own", "together"),
+}
+"""By name. LSGD is there three times: in step; joined, where all workers exchange at the end of the step that they are
+at; and posted, where each puts its score and parameters on a board and is drawn to the best that lie there."""
+
+
+class Event(NamedTuple):
+    """Something that happens; times are nanoseconds of virtual time."""
+
+    time: int
+    """When it takes effect: a step's end, an exchange's beginning once nobody is waited for."""
+    kind: Literal["step", "exchange", "leave", "join"]
+    workers: tuple[int, ...]
+    """Who takes part."""
+    begun: tuple[int, ...]
+    """Since when each computes or waits for it; of a worker that leaves, what is lost."""
+    end: int
+    """When they go on."""
+    level: int = 0
+    """Of an exchange: 0 in a group, or among all if there are no levels; 1 among all groups. With a board, whether
+    there is a global pull, too."""
+    staleness: tuple[int, ...] = ()
+    """Of an exchange of level 0: how many steps each one's partners have taken since its last, on average."""
+
+
+class EventLog(NamedTuple):
+    """A simulation, event by event in the order of their effects."""
+
+    workers: int
+    end: int
+    """The nanosecond at which the workers' steps together reached workers * steps, or nobody was left."""
+    events: list[Event]
+    """Those that have begun by then; some go on beyond it."""
+    still_waiting: dict[int, int]
+    """The workers that then wait for others, each with since when."""
+    costs: tuple[float, ...]
+    """The bytes that each worker sends in an exchange, by level."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What a simulation comes to, summed over all workers."""
+
+    workers: int
+    nanoseconds: int
+    """Of virtual time."""
+    steps: int
+    exchanges: tuple[int, ...]
+    """By level, each counted once for every worker that takes part."""
+    bytes_sent: float
+    waiting: int
+    """Nanoseconds of waiting for others or for a server."""
+    exchanging: int
+    """Nanoseconds of sending and receiving."""
+    away: int
+    """Nanoseconds of absences, with the steps that were lost."""
+    staleness: dict[int, int]
+    """How often partners had taken so many steps since a worker's last exchange, as in `Event`."""
+
+    @property
+    def throughput(self) -> float:
+        """Steps a second, of all workers."""
+        return self.steps * SECOND / self.nanoseconds
+
+    @property
+    def efficiency(self) -> float:
+        """The share of the present workers' time that they compute."""
+        present = self.workers * self.nanoseconds - self.away
+        return 1 - (self.waiting + self.exchanging) / present
+
+    @property
+    def mean_staleness(self) -> float:
+        """In steps; NaN if there were no exchanges."""
+        count = sum(self.staleness.values())
+        return sum(steps * times for steps, times in self.staleness.items()) / count if count else float("nan")
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers for a table, in seconds, bytes and shares."""
+        time = self.workers * self.nanoseconds
+        return {
+            "workers": self.workers,
+            "virtual_seconds": self.nanoseconds / SECOND,
+            "steps": self.steps,
+            "steps_per_second": self.throughput,
+            "efficiency": self.efficiency,
+            "waiting": self.waiting / time,
+            "exchanging": self.exchanging / time,
+            "away": self.away / time,
+            "bytes_sent_per_worker": self.bytes_sent / self.workers,
+            "mean_staleness": self.mean_staleness if self.staleness else None,
+            "largest_staleness": max(self.staleness, default=None),
+        }
+
+
+def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> EventLog:
+    """Simulate until the workers have taken `config.steps` steps each on average.
+
+    The same arguments give the same log.
+
+    Args:
+      schedule: of the method; the configuration's own method does not matter.
+      config: of the workers: how many, their steps, their periods, how leaders are sent, the seed.
+      cluster: they run on.
+      params: one worker's, or their shapes and dtypes: what is sent.
+
+    Raises:
+      UsageError: if the cluster tells of workers that are not there, or its trace can't be read.
+
+    Example:
+      Two workers in step, the second at half speed: 4 steps take it 4 * 0.2 seconds.
+
+      >>> from lsgd_jax.presets import PRESETS
+      >>> config = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=4)
+      >>> cluster = Cluster(slow=((1, 2.0),), local_latency=0.0)
+      >>> log = event_log(SCHEDULES["lsgd"], config, cluster, np.zeros(10))
+      >>> print(log.end / SECOND, log.events[-1].kind, log.events[-1].begun)
+      0.8 exchange (400000000, 800000000)
+    """
+    return _Queue(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+
+
+def totals(log: EventLog) -> Totals:
+    """Sum up a log; what goes on beyond its end is cut off there."""
+    exchanges, staleness = [0] * len(log.costs), Counter[int]()
+    waiting = exchanging = away = steps = 0
+    left_at: dict[int, int] = {}
+
+    def within(start: int, end: int) -> int:
+        return min(end, log.end) - min(start, log.end)
+
+    for event in log.events:
+        if event.kind == "step":
+            steps += 1
+        elif event.kind == "exchange":
+            exchanges[event.level] += len(event.workers)
+            staleness.update(event.staleness)
+            waiting += sum(within(begun, event.time) for begun in event.begun)
+            exchanging += len(event.workers) * within(event.time, event.end)
+        elif event.kind == "leave":
+            left_at[event.workers[0]] = event.begun[0]
+        else:
+            away += within(left_at.pop(event.workers[0]), event.time)
+            exchanging += within(event.time, event.end)
+    away += sum(within(since, log.end) for since in left_at.values())
+    waiting += sum(within(since, log.end) for since in log.still_waiting.values())
+    sent = sum(count * bytes_sent for count, bytes_sent in zip(exchanges, log.costs, strict=True))
+    return Totals(
+        workers=log.workers,
+        nanoseconds=log.end,
+        steps=steps,
+        exchanges=tuple(exchanges),
+        bytes_sent=sent,
+        waiting=waiting,
+        exchanging=exchanging,
+        away=away,
+        staleness=dict(sorted(staleness.items())),
+    )
+
+
+_STEP, _LEAVE, _JOIN = range(3)  # In this order at one instant.
+
+
+class _Queue:
+    """The state of a simulation and its queue of what is to happen: a step's end, or a worker's coming or going."""
+
+    def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
+        self.schedule, self.workers = schedule, config.groups * config.workers
+        (self.group_size, self.period), *wider = config.levels
+        self.ratio = wider[0][1] // self.period if wider else None
+        self.target = self.workers * config.steps
+        together = schedule.waits == "together"
+        self.costs = (collective_costs if together else server_costs)(config, cluster, params)
+        self.asking, self.fetching = request_nanoseconds(config, cluster), fetch_nanoseconds(config, cluster, params)
+        self.step_times = StepTimes(cluster, self.workers, config.seed)
+
+        self.queue: list[tuple[int, int, int, int]] = []  # When, what, who, and which of the worker's plans it is.
+        self.plans = [0] * self.workers  # Only the last of a worker's plans holds.
+        self.present = [True] * self.workers
+        self.begun = [0] * self.workers  # The step at hand, or the one that is to follow an exchange.
+        self.steps, self.since_exchange = [0] * self.workers, [0] * self.workers
+        self.drawn: list[list[int]] = [[] for _ in range(self.workers)]  # Coming steps' times, the next at the end.
+        self.started = [0] * self.workers
+        self.settled = [0] * self.workers  # The number of the last exchange that was due.
+        self.partners_steps = [0] * self.workers  # At the last exchange with a server.
+        self.arrived: dict[int, int] = {}  # Who waits for the group, since when.
+        self.parked: dict[int, tuple[int, list[int]]] = {}  # Groups that wait for others, since when, and who.
+        self.total, self.servers_free = 0, 0
+        self.events: list[Event] = []
+        for worker, start, end in cluster.absences:
+            for seconds, what in ((start, _LEAVE), (end, _JOIN)):
+                if seconds < float("inf"):
+                    heapq.heappush(self.queue, (round(seconds * SECOND), what, worker, 0))
+
+    def run(self) -> EventLog:
+        for worker in range(self.workers):
+            self.start(worker, 0)
+        now = 0
+        while self.queue and self.total < self.target:
+            now, ended = self.queue[0][0], []
+            while self.queue and self.queue[0][0] == now:
+                _, what, worker, plan = heapq.heappop(self.queue)
+                if what == _STEP and plan == self.plans[worker]:
+                    self.end_step(worker, now)
+                    ended.append(worker)
+                elif what == _LEAVE and self.present[worker]:
+                    self.leave(worker, now)
+                elif what == _JOIN and not self.present[worker]:
+                    self.join(worker, now)
+            for worker in ended:
+                if not self.present[worker]:
+                    continue
+                if not self.is_due(worker):
+                    self.start(worker, now)
+                elif self.schedule.waits == "server":
+                    self.be_served(worker, now)
+                else:
+                    self.arrived[worker] = now
+            for group in range(self.workers // self.group_size if self.arrived or self.parked else 0):
+                self.exchange_in_group(group, now)
+            self.exchange_of_all()
+        waiting = self.arrived | {worker: since for since, members in self.parked.values() for worker in members}
+        rank = {"step": 0, "exchange": 1, "leave": 2, "join": 3}
+        events = sorted(self.events, key=lambda event: (event.time, rank[event.kind]))
+        return EventLog(self.workers, now, events, waiting, tuple(cost.bytes_sent for cost in self.costs))
+
+    def start(self, worker: int, time: int) -> None:
+        """Let a worker take its next step from a time on."""
+        if not self.drawn[worker]:
+            coming = self.started[worker] + np.arange(64)
+            self.drawn[worker] = self.step_times(np.full(64, worker), coming)[::-1].tolist()
+        self.started[worker] += 1
+        self.begun[worker] = time
+        self.plans[worker] += 1
+        heapq.heappush(self.queue, (time + self.drawn[worker].pop(), _STEP, worker, self.plans[worker]))
+
+    def end_step(self, worker: int, now: int) -> None:
+        self.steps[worker] += 1
+        self.since_exchange[worker] += 1
+        self.total += 1
+        self.events.append(Event(now, "step", (worker,), (self.begun[worker],), now))
+        self.begun[worker] = now
+
+    def leave(self, worker: int, now: int) -> None:
+        since = self.arrived.pop(worker, self.begun[worker])
+        for group, (parked_since, members) in list(self.parked.items()):
+            if worker in members:
+                since = parked_since
+                members.remove(worker)
+                if not members:
+                    del self.parked[group]
+        self.present[worker] = False
+        self.plans[worker] += 1
+        self.events.append(Event(now, "leave", (worker,), (since,), now))
+
+    def join(self, worker: int, now: int) -> None:
+        """Come with nothing done since the last exchange, and with what is due for those that are there."""
+        there = [other for other in range(self.workers) if self.present[other]]
+        nearest = [other for other in there if other // self.group_size == worker // self.group_size] or there
+        self.settled[worker] = min((self.settled[other] for other in nearest), default=self.settled[worker])
+        self.present[worker] = True
+        self.since_exchange[worker] = 0
+        self.partners_steps[worker] = self.total - self.steps[worker]
+        self.events.append(Event(now, "join", (worker,), (now,), now + self.fetching))
+        self.start(worker, now + self.fetching)
+
+    def due(self, worker: int) -> int:
+        """The number of the last exchange that has been due for a worker."""
+        if self.schedule.counts == "own":
+            return self.settled[worker] + (self.since_exchange[worker] >= self.period)
+        return self.total // (self.workers * self.period)
+
+    def is_due(self, worker: int) -> bool:
+        return self.due(worker) > self.settled[worker]
+
+    def settle(self, members: Iterable[int]) -> bool:
+        """Note what an exchange makes up for; tells whether one of all groups was among it."""
+        due, settled = (max(of(worker) for worker in members) for of in (self.due, self.settled.__getitem__))
+        for worker in members:
+            self.settled[worker], self.since_exchange[worker] = due, 0
+        return self.ratio is not None and due // self.ratio > settled // self.ratio
+
+    def be_served(self, worker: int, now: int) -> None:
+        """Exchange with the servers once they have served whoever came before."""
+        partners_steps = self.total - self.steps[worker]
+        stale = _rounded(partners_steps - self.partners_steps[worker], self.workers - 1)
+        self.partners_steps[worker] = partners_steps
+        level = int(self.settle([worker]))
+        begins = max(now + self.asking, self.servers_free)
+        self.servers_free = begins + self.costs[level].occupies
+        end = begins + self.costs[level].nanoseconds
+        self.events.append(Event(begins, "exchange", (worker,), (now,), end, level, (stale,)))
+        self.start(worker, end)
+
+    def exchange_in_group(self, group: int, now: int) -> None:
+        """Exchange if all of the group that are there have arrived."""
+        first = group * self.group_size
+        members = [worker for worker in range(first, first + self.group_size) if self.present[worker]]
+        if group in self.parked or not members or any(worker not in self.arrived for worker in members):
+            return
+        taken = [self.since_exchange[worker] for worker in members]
+        stale = tuple(_rounded(sum(taken) - own, len(members) - 1) for own in taken)
+        of_all = self.settle(members)
+        begun = tuple(self.arrived.pop(worker) for worker in members)
+        end = now + self.costs[0].nanoseconds
+        self.events.append(Event(now, "exchange", tuple(members), begun, end, 0, stale))
+        if of_all:
+            self.parked[group] = end, members
+        else:
+            for worker in members:
+                self.start(worker, end)
+
+    def exchange_of_all(self) -> None:
+        """Exchange among all groups if all wait for it, but for those that have come while others waited."""
+        if self.ratio is None or not self.parked:
+            return
+        number = max(self.settled[worker] for _, members in self.parked.values() for worker in members)
+        for worker in range(self.workers):
+            expected = self.present[worker] and self.settled[worker] // self.ratio < number // self.ratio
+            if expected and worker // self.group_size not in self.parked:
+                return
+        begins = max(since for since, _ in self.parked.values())
+        begun = {worker: since for since, members in self.parked.values() for worker in members}
+        end = begins + self.costs[1].nanoseconds
+        members = tuple(sorted(begun))
+        self.events.append(Event(begins, "exchange", members, tuple(begun[worker] for worker in members), end, 1))
+        for worker in members:
+            self.settled[worker] = number
+            self.start(worker, end)
+        self.parked.clear()
+
+
+def _rounded(total: int, count: int) -> int:
+    """The mean, to the nearest whole number; 0 of nothing."""
+    return (2 * total + count) // (2 * count) if count else 0
