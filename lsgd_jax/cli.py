@@ -16,6 +16,8 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.simulate.cluster import Cluster
+from lsgd_jax.simulate.events import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +135,52 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def simulate(
+    config: Preset,
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = Cluster(),
+    methods: str = ",".join(SCHEDULES),
+    costs_only: bool = False,
+    parameters: int | None = None,
+    target_error: float = 0.05,
+    out: Path = Path("simulation"),
+    data_dir: Path | None = None,
+) -> None:
+    """Simulate methods in virtual time, with workers at their own speeds on links that take time.
+
+    All workers together take workers * --steps steps. The same command gives the same numbers: virtual time does not
+    depend on the machine. As an example, 8 workers, the first at a tenth of the others' speed:
+
+    lsgd simulate digits --groups 1 --workers 8 --slow 0 10
+
+    Args:
+      config: the preset and what to change in it; --methods stands for its method.
+      cluster: the machines and links.
+      methods: names separated by commas: lsgd is in step; in lsgd-joined all exchange when the steps of all together
+        have reached the next period; in lsgd-posted nobody waits but for a board on which scores and parameters are
+        put; easgd and downpour go to a server with the centre, each worker on its own clock.
+      costs_only: tell times, waiting, staleness and bytes without training: for up to 100,000 workers.
+      parameters: how many float32 parameters are sent, if nothing is trained; by default as many as the network has.
+      target_error: tell when this test error was reached, in [0, 1].
+      out: the folder to write to: a timeline, the staleness and, if trained, the errors, as pictures, CSV and JSON.
+      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    names = methods.split(",")
+    unknown = [name for name in names if name not in SCHEDULES]
+    if unknown:
+        raise UsageError(f"there is no method {unknown[0]!r}; there are {', '.join(SCHEDULES)}.")
+    if config.method != Config.method:
+        raise UsageError("simulate chooses the method itself: use --methods.")
+    if not 0 <= target_error <= 1:
+        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    if parameters is not None and (parameters < 1 or not costs_only):
+        raise UsageError(f"parameters must be at least 1, with --costs-only, got {parameters}.")
+    _check_writable(out)
+    from lsgd_jax.figures import simulation
+
+    train_target = None if costs_only else target_error
+    print(simulation.make(out, config, cluster, names, train_target, parameters=parameters, data_dir=data_dir))
+
+
 def figure(
     name: Annotated[
         Literal["trajectories", "nonconvex", "matrix-completion", "analytic", "F4", "F5", "F6", "F7", "F8"],
@@ -154,18 +202,23 @@ def figure(
     """
     from lsgd_jax.figures import analytic, networks
 
-    try:  # Before the computation, not after.
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f".{name}").touch()
-        (out / f".{name}").unlink()
-    except OSError as error:
-        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
+    _check_writable(out)
     if name in networks.FIGURES:
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
         return
     figures = analytic()
     for each in figures if name == "analytic" else [name]:
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
+
+
+def _check_writable(out: Path) -> None:
+    """Make the folder, before anything is computed and not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".written").touch()
+        (out / ".written").unlink()
+    except OSError as error:
+        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
 
 
 def data(
@@ -268,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
         commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
-        commands |= {"info": info, "launch": launch, "compile": compile_ahead}
+        commands |= {"simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
         code = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="lsgd",

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Int
-from scipy.special import ndtri
 
 from lsgd_jax.collectives import Collective
 from lsgd_jax.config import Config
@@ -119,6 +118,8 @@ class StepTimes:
         if cluster.variation != "none":
             uniform = self._uniform(workers, steps if cluster.varies_by == "step" else np.zeros_like(steps))
             if cluster.variation == "lognormal":
+                from scipy.special import ndtri  # Takes its time to import, and the command line imports this module.
+
                 seconds *= np.exp(cluster.sigma * ndtri(uniform))
             else:
                 seconds *= uniform ** (-1 / cluster.tail)

@@ -59,11 +59,13 @@ class _Batches:
             return np.zeros(workers, np.int64)
 
         everyone = np.arange(workers)
+        self.group_of = everyone // self.group_size
         self.started = zeros()
         self.ends = self.next_times(everyone)  # Of the step at hand; never, of those that wait.
         self.following = self.next_times(everyone)  # How long the step after it takes.
-        self.steps, self.since_exchange, self.settled = zeros(), zeros(), zeros()
-        self.partners_steps, self.arrived = zeros(), zeros()
+        self.steps, self.steps_before = zeros(), zeros()  # In all, and when they last exchanged.
+        self.settled = zeros()  # The number of the last exchange that was due.
+        self.partners_steps, self.arrived, self.due = zeros(), zeros(), zeros()
         self.missing = np.full(workers // self.group_size, self.group_size)  # How many a group waits for.
         self.parked = np.full(workers // self.group_size, _NEVER)  # Since when a group waits for others.
         self.last = [(zeros(), zeros(), zeros()) for _ in self.costs]  # An exchange: since when, when, until when.
@@ -76,13 +78,11 @@ class _Batches:
             waits = self.ends == _NEVER
             before = (np.where(waits, self.ends.min(), self.ends) + self.following).min()
             who = np.flatnonzero(self.ends < before)
-            who = who[np.argsort(self.ends[who], kind="stable")]
             time = self.ends[who]
-            counts = self.total + self.at_once * np.searchsorted(time, time, side="right")
-            if counts[-1] >= self.target:
-                end = time[np.searchsorted(counts, self.target)]
-                who, time, counts = who[time <= end], time[time <= end], counts[time <= end]
-            self.end_steps(who, time, counts)
+            end = self.reached(self.target, time)
+            if end is not None:
+                who, time = who[time <= end], time[time <= end]
+            self.end_steps(who, time)
         still = self.ends == _NEVER
         since = np.where(self.parked == _NEVER, 0, self.parked).repeat(self.group_size)
         since = np.where(since > 0, since, self.arrived)[still]
@@ -114,34 +114,39 @@ class _Batches:
         self.ends[who] = time + self.following[who]
         self.following[who] = self.next_times(who)
 
-    def end_steps(self, who: np.ndarray, time: np.ndarray, counts: np.ndarray) -> None:
-        """End steps, in the order of time, after which all have taken so many."""
-        self.total = int(counts[-1])
+    def reached(self, count: int, time: np.ndarray) -> int | None:
+        """When all steps together reach a count by steps that end at these times; None if they don't."""
+        wanted = -(-(count - self.total) // self.at_once)
+        return int(np.partition(time, wanted - 1)[wanted - 1]) if wanted <= len(time) else None
+
+    def end_steps(self, who: np.ndarray, time: np.ndarray) -> None:
         self.steps[who] += self.at_once
-        self.since_exchange[who] += self.at_once
         if self.schedule.counts == "own":
-            number = self.settled[who] + (self.since_exchange[who] >= self.period)
+            number = self.settled[who] + (self.steps[who] - self.steps_before[who] >= self.period)
         else:
-            number = counts // (self.workers * self.period)
+            last, every = self.total // (self.workers * self.period), self.workers * self.period
+            reached = self.reached((last + 1) * every, time)  # Each ends one step, so that it is one exchange at most.
+            number = last + (time >= reached if reached is not None else np.zeros(len(who), int))
         due = number > self.settled[who]
         self.go_on(who[~due], time[~due])
-        if not due.any():
-            return
-        if self.schedule.waits == "server":
-            self.be_served(who[due], time[due], counts[due], number[due])
-        else:
-            self.arrive(who[due], time[due])
-            groups = np.unique(who[due] // self.group_size)
-            groups = groups[self.missing[groups] == 0]
+        if due.any() and self.schedule.waits == "server":
+            by_time = np.flatnonzero(due)[np.argsort(time[due], kind="stable")]
+            counts = self.total + np.searchsorted(np.sort(time), time[by_time], side="right")
+            self.be_served(who[by_time], time[by_time], counts, number[by_time])
+        elif due.any():
+            self.arrive(who[due], time[due], number[due])
+            groups = np.flatnonzero(self.missing == 0)
             if len(groups):
-                self.exchange_in_groups(groups, time, counts)
+                self.exchange_in_groups(groups)
+        self.total += self.at_once * len(who)
 
     def be_served(self, who: np.ndarray, time: np.ndarray, counts: np.ndarray, number: np.ndarray) -> None:
+        """Serve workers in this order, given the count of all steps when each asks."""
         partners_steps = counts - self.steps[who]
         self.note_staleness(partners_steps - self.partners_steps[who], self.workers - 1)
         self.partners_steps[who] = partners_steps
         level = self.levels(number, self.settled[who])
-        self.settled[who], self.since_exchange[who] = number, 0
+        self.settled[who], self.steps_before[who] = number, self.steps[who]
         occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
         # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
         served_before = np.cumsum(occupies) - occupies
@@ -154,21 +159,18 @@ class _Batches:
             self.note_exchange(i, who[at], time[at], begins[at], (begins + takes)[at])
         self.go_on(who, begins + takes)
 
-    def arrive(self, who: np.ndarray, time: np.ndarray) -> None:
-        self.arrived[who], self.ends[who] = time, _NEVER
-        self.missing -= np.bincount(who // self.group_size, minlength=len(self.missing))
+    def arrive(self, who: np.ndarray, time: np.ndarray, number: np.ndarray) -> None:
+        self.arrived[who], self.ends[who], self.due[who] = time, _NEVER, number
+        self.missing -= np.bincount(self.group_of[who], minlength=len(self.missing))
 
-    def exchange_in_groups(self, groups: np.ndarray, time: np.ndarray, counts: np.ndarray) -> None:
-        """Let groups exchange all of which have arrived, the last one at one of these times."""
+    def exchange_in_groups(self, groups: np.ndarray) -> None:
         members = groups[:, None] * self.group_size + np.arange(self.group_size)
         begins = self.arrived[members].max(1)
-        taken = self.since_exchange[members]
+        taken = self.steps[members] - self.steps_before[members]
         self.note_staleness(taken.sum(1, keepdims=True) - taken, self.group_size - 1)
         settled = self.settled[members].max(1)
-        number = settled + 1
-        if self.schedule.counts == "all":
-            number = counts[np.searchsorted(time, begins)] // (self.workers * self.period)
-        self.settled[members], self.since_exchange[members] = number[:, None], 0
+        number = self.due[members].max(1)  # What the last to arrive has seen.
+        self.settled[members], self.steps_before[members] = number[:, None], self.steps[members]
         self.missing[groups] = self.group_size
         ends = begins + self.costs[0].nanoseconds
         begun = self.arrived[members].reshape(-1)

@@ -1,0 +1,248 @@
+"""Simulations in virtual time: who computed, waited and led, how stale exchanges were, and errors against time."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.exchange import NOBODY
+from lsgd_jax.figures.output import write
+from lsgd_jax.methods import METHODS
+from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
+from lsgd_jax.simulate.training import Course, Network, train_on
+from lsgd_jax.train import parameter_shapes
+
+MOST_LOGGED = 64
+"""Workers up to which a simulation has a log, a timeline and training."""
+PERIODS_SHOWN = 6
+COMPUTES, WAITS, EXCHANGES, AWAY, LEADS = "#8fbbd9", "#f3e3c3", "#c0392b", "0.85", "black"
+
+
+def make(
+    out: Path,
+    config: Config,
+    cluster: Cluster,
+    names: list[str],
+    target_error: float | None,
+    *,
+    parameters: int | None = None,
+    data_dir: Path | None = None,
+) -> str:
+    """Simulate methods and write what came of it into a folder; returns a table of it.
+
+    Args:
+      out: the folder.
+      config: of the workers and of training.
+      cluster: the machines.
+      names: of `SCHEDULES`.
+      target_error: in [0, 1], of which it is told when it was reached; None: costs only.
+      parameters: how many float32 parameters are sent; None: as many as the network has.
+      data_dir: where data sets have been prepared.
+
+    Raises:
+      UsageError: if the configuration can't be simulated.
+    """
+    workers = config.groups * config.workers
+    if workers > MOST_LOGGED and (target_error is not None or cluster.absences):
+        raise UsageError(f"training and absences are for at most {MOST_LOGGED} workers: add --costs-only, or lower them.")
+    params = parameter_shapes(config, data_dir)
+    if parameters is not None:
+        params = jax.ShapeDtypeStruct((parameters,), np.float32)
+    logs: dict[str, EventLog] = {}
+    courses: dict[str, Course] = {}
+    sums: dict[str, Totals] = {}
+    networks: dict[float, Network] = {}
+    for name in names:
+        schedule = SCHEDULES[name]
+        of_method = with_own_rate(config, name)
+        if workers > MOST_LOGGED:
+            try:
+                sums[name] = throughput(schedule, of_method, cluster, params)
+            except ValueError as error:
+                raise UsageError(f"{name}: {error}") from None
+            continue
+        logs[name] = event_log(schedule, of_method, cluster, params)
+        sums[name] = totals(logs[name])
+        if target_error is not None:
+            rate = of_method.learning_rate
+            networks[rate] = networks.get(rate) or Network(of_method, data_dir)
+            courses[name] = train_on(logs[name], schedule, of_method, networks[rate])
+
+    summary: dict[str, Any] = {"cluster": _plain(cluster), "methods": {name: of.summary() for name, of in sums.items()}}
+    for name, course in courses.items():
+        summary["methods"][name] |= {
+            "final_error": float(course.center_error[-1]),
+            f"seconds_to_{target_error:g}": course.seconds_to(target_error or 0),
+        }
+    stale_rows = ([name, steps, times] for name, of in sums.items() for steps, times in of.staleness.items())
+    write(out, "staleness", draw_staleness(sums), ["method", "steps", "times"], stale_rows, summary)
+    if logs:
+        columns = ["method", "seconds", "event", "level", "workers", "since", "until"]
+        write(out, "timeline", draw_timeline(logs, courses), columns, _log_rows(logs), summary)
+    if target_error is not None:
+        columns = ["method", "seconds", "steps", "center_error"]
+        write(out, "error", draw_errors(courses, target_error), columns, _error_rows(courses), summary)
+    return table(summary["methods"]) + f"\nsee {out}"
+
+
+def with_own_rate(config: Config, name: str) -> Config:
+    """The configuration for a method; where workers' steps add up, with an n-th of the learning rate.
+
+    Raises:
+      UsageError: if the method can't have the configuration.
+    """
+    method = SCHEDULES[name].method
+    rate = config.learning_rate / (config.groups * config.workers if METHODS[method].adds_up else 1)
+    try:
+        return dataclasses.replace(config, method=method, learning_rate=rate)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def table(methods: dict[str, dict[str, Any]]) -> str:
+    """Numbers of several methods, in markdown."""
+
+    def cell(value: Any) -> str:
+        return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+    columns = list(next(iter(methods.values())))
+    rows = [["method", *(column.replace("_", " ") for column in columns)], ["---"] * (len(columns) + 1)]
+    rows += [[name, *(cell(of[column]) for column in columns)] for name, of in methods.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |" for row in rows)
+
+
+def draw_timeline(logs: dict[str, EventLog], courses: dict[str, Course]) -> Figure:
+    """The first periods of every method, a row a worker; with a course, who led."""
+    [first, *_] = logs.values()
+    shown = PERIODS_SHOWN * _typical_period(logs) / SECOND
+    height = 0.9 + 0.17 * first.workers
+    figure = Figure(figsize=(13, height * len(logs) + 0.8), layout="constrained")
+    panels = figure.subplots(len(logs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, log) in zip(panels, logs.items(), strict=True):
+        _draw_log(axes, log, courses.get(name), shown)
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_ylabel("worker", fontsize=9)
+    panels[0].set(xlim=(0, shown), ylim=(first.workers - 0.5, -0.5), yticks=range(0, first.workers, 2))
+    panels[-1].set_xlabel("seconds of virtual time")
+    legend: list[Any] = [
+        Patch(facecolor=color, label=label)
+        for color, label in ((COMPUTES, "a step"), (WAITS, "waits"), (EXCHANGES, "exchanges"), (AWAY, "away"))
+    ]
+    if any(course.leaders for course in courses.values()):
+        legend.append(Line2D([], [], color=LEADS, marker="*", linestyle="", label="leads"))
+    figure.legend(handles=legend, ncols=len(legend), loc="outside upper right", frameon=False, fontsize=9)
+    return figure
+
+
+def _typical_period(logs: dict[str, EventLog]) -> float:
+    """The median time from a worker's exchange to its next, over all methods but those of a single step."""
+    gaps = []
+    for log in logs.values():
+        times: dict[int, list[int]] = {}
+        for event in log.events:
+            if event.kind == "exchange":
+                for worker in event.workers:
+                    times.setdefault(worker, []).append(event.time)
+        gaps.append(np.median(np.concatenate([np.diff(of) for of in times.values()])) if times else 0)
+    return float(max(gaps)) or max(log.end for log in logs.values()) / PERIODS_SHOWN
+
+
+def _draw_log(axes: Axes, log: EventLog, course: Course | None, shown: float) -> None:
+    bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
+
+    def bar(worker: int, color: str, start: int, end: int) -> None:
+        if start < end and start / SECOND < shown:
+            bars.setdefault((worker, color), []).append((start / SECOND, (end - start) / SECOND))
+
+    left: dict[int, int] = {}
+    for event in log.events:
+        for worker, begun in zip(event.workers, event.begun, strict=True):
+            if event.kind == "step":
+                bar(worker, COMPUTES, begun, event.time)
+            elif event.kind == "exchange":
+                bar(worker, WAITS, begun, event.time)
+                # However short, an exchange is to be seen.
+                bar(worker, EXCHANGES, event.time, max(event.end, event.time + round(0.003 * shown * SECOND)))
+            elif event.kind == "leave":
+                left[worker] = begun
+            else:
+                bar(worker, AWAY, left.pop(worker), event.time)
+                bar(worker, EXCHANGES, event.time, event.end)
+    for worker, since in left.items():
+        bar(worker, AWAY, since, log.end)
+    for (worker, color), spans in bars.items():
+        edge = {"edgecolor": "white", "linewidth": 0.6} if color == COMPUTES else {"zorder": 3}
+        axes.broken_barh(spans, (worker - 0.4, 0.8), facecolor=color, **edge)
+    led = [(event.time / SECOND, leader) for event, leader in (course.leaders if course else []) if leader != NOBODY]
+    led = [(time, leader) for time, leader in led if time < shown]
+    axes.plot(*zip(*led, strict=True) if led else ([], []), "*", color=LEADS, markersize=7, zorder=4, clip_on=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_staleness(sums: dict[str, Totals]) -> Figure:
+    """How many steps partners had taken when workers exchanged, a panel a method."""
+    figure = Figure(figsize=(2.4 * max(len(sums), 2), 3), layout="constrained")
+    most = max([steps for of in sums.values() for steps in of.staleness], default=1)
+    bins = np.arange(most + 2) - 0.5 if most < 60 else np.linspace(0, most + 1, 60)
+    for axes, (name, of) in zip(
+        figure.subplots(1, len(sums), sharex=True, sharey=True, squeeze=False)[0], sums.items(), strict=True
+    ):
+        weights = np.array(list(of.staleness.values()), float)
+        axes.hist(list(of.staleness), bins, weights=weights / max(weights.sum(), 1), color=COMPUTES, edgecolor="white")
+        if of.staleness:
+            axes.axvline(of.mean_staleness, color=EXCHANGES, linewidth=1)
+        axes.set_title(f"{name}\nmean {of.mean_staleness:.1f}", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set(yscale="log", ylabel="share of exchanges")
+    figure.supxlabel("steps that the others had taken, on average, since the worker's last exchange", fontsize=9)
+    return figure
+
+
+def draw_errors(courses: dict[str, Course], target: float) -> Figure:
+    """Test error of each method's center against virtual time and against steps."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    colors = itertools.cycle(matplotlib.color_sequences["tab10"])
+    for (name, course), color in zip(courses.items(), colors, strict=False):
+        for axes, x in zip(panels, (course.seconds, course.steps), strict=True):
+            axes.plot(x, 100 * course.center_error, color=color, linewidth=1.4, label=name)
+    for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
+        axes.axhline(100 * target, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(xlabel=label, yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.grid(alpha=0.2, which="both")
+    panels[0].set_ylabel("test error of the center (%)")
+    panels[1].legend(fontsize=9)
+    return figure
+
+
+def _log_rows(logs: dict[str, EventLog]) -> Any:
+    for name, log in logs.items():
+        for event in log.events:
+            who, since = " ".join(map(str, event.workers)), " ".join(f"{b / SECOND:.9f}" for b in event.begun)
+            yield [name, f"{event.time / SECOND:.9f}", event.kind, event.level, who, since, f"{event.end / SECOND:.9f}"]
+
+
+def _error_rows(courses: dict[str, Course]) -> Any:
+    for name, course in courses.items():
+        for seconds, steps, error in zip(course.seconds, course.steps, course.center_error, strict=True):
+            yield [name, f"{seconds:.9f}", f"{steps:g}", f"{error:.6f}"]
+
+
+def _plain(cluster: Cluster) -> dict[str, Any]:
+    """For JSON, in which there are no infinities and no paths."""
+    fields = dataclasses.asdict(cluster) | {"trace": None if cluster.trace is None else str(cluster.trace)}
+    fields["absences"] = [[w, start, end if np.isfinite(end) else None] for w, start, end in cluster.absences]
+    return {name: None if value == float("inf") else value for name, value in fields.items()}

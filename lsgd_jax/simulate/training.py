@@ -1,0 +1,390 @@
+"""Training in virtual time: workers' steps and exchanges in the order of an event log.
+
+Steps are those of `lsgd_jax.step`, exchanges those of the methods' own transformations, with no step of their own
+before them: `lsgd_jax.leader.leader_sgd` elects and pulls whoever takes part, and a centre meets one worker at a time
+as EASGD's or DOWNPOUR's only one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lsgd_jax.config import Config
+from lsgd_jax.distributed import Placement, place
+from lsgd_jax.errors import UsageError
+from lsgd_jax.evaluate import evaluation
+from lsgd_jax.exchange import NOBODY, mean
+from lsgd_jax.leader import leader_sgd
+from lsgd_jax.methods import mean_of_workers
+from lsgd_jax.methods.data_parallel import data_parallel
+from lsgd_jax.methods.downpour import downpour
+from lsgd_jax.methods.easgd import easgd, strengths
+from lsgd_jax.methods.local_sgd import local_sgd
+from lsgd_jax.simulate.cluster import SECOND
+from lsgd_jax.simulate.events import Event, EventLog, Schedule
+from lsgd_jax.step import TrainState, init_state, leaders_in, local_steps
+from lsgd_jax.train import learning_rate_factor, make_feed, make_model, make_optimizer, step_key
+
+_AXIS = "worker"
+
+
+class Problem(Protocol):
+    """What is trained."""
+
+    def start(self) -> TrainState:
+        """A worker's state at the start, in arrays of its own.
+
+        The optimiser's state is that of `lsgd_jax.methods.independent`, which holds the score.
+        """
+        ...
+
+    def step(self, state: TrainState, worker: int, number: int, progress: float, seconds: float) -> TrainState:
+        """A worker's state after its own step of that number, counted from 0; the state may be given up.
+
+        Args:
+          state: before it.
+          worker: whose.
+          number: of the step.
+          progress: all workers' steps so far, divided by the workers.
+          seconds: of virtual time.
+        """
+        ...
+
+    def step_together(
+        self, states: list[TrainState], workers: Sequence[int], numbers: list[int], progress: float, seconds: float
+    ) -> list[TrainState]:
+        """The states of several workers after a step with the mean of their gradients."""
+        ...
+
+    def test(self, states: list[TrainState], center: optax.Params | None) -> tuple[float, np.ndarray]:
+        """The test errors, in [0, 1], of a model and of all workers; without one, of the mean of the workers."""
+        ...
+
+
+class Course(NamedTuple):
+    """What came of training along an event log."""
+
+    seconds: Float[np.ndarray, " evaluations"]
+    """Of virtual time."""
+    steps: Float[np.ndarray, " evaluations"]
+    """Of all workers, divided by the workers."""
+    center_error: Float[np.ndarray, " evaluations"]
+    worker_errors: Float[np.ndarray, "evaluations workers"]
+    """NaN for those that are away."""
+    leaders: list[tuple[Event, int]]
+    """LSGD's exchanges, each with the worker that led it, or `NOBODY`."""
+    states: list[TrainState]
+    """Every worker's at the end."""
+
+    def seconds_to(self, error: float) -> float | None:
+        """Virtual seconds until the first evaluation with at most that center error; None if there was none."""
+        reached = np.flatnonzero(self.center_error <= error)
+        return float(self.seconds[reached[0]]) if len(reached) else None
+
+
+def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem) -> Course:
+    """Train along an event log.
+
+    The same arguments give the same bits on the same platform and versions. Evaluations come every
+    `config.eval_every` steps of the average worker, and take no time.
+
+    Args:
+      log: what happens when, from `event_log` with the same schedule and configuration.
+      schedule: of the method.
+      config: of the method's strengths, the groups and the evaluations.
+      problem: what is trained.
+
+    Raises:
+      UsageError: for options of the configuration that are not simulated.
+    """
+    for name in ("wire", "delay", "stale_pull", "global_stale_pull"):
+        if getattr(config, name):
+            raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
+    return _Replay(log, schedule, config, problem).run()
+
+
+class _Replay:
+    """The workers, by their numbers, and what is shared between them."""
+
+    def __init__(self, log: EventLog, schedule: Schedule, config: Config, problem: Problem) -> None:
+        self.log, self.schedule, self.config, self.problem = log, schedule, config, problem
+        self.states = [problem.start() for _ in range(log.workers)]
+        self.present = [True] * log.workers
+        self.numbers = [0] * log.workers
+        self.total = 0
+        self.leaders: list[tuple[Event, int]] = []
+        if schedule.method == "lsgd":
+            pulls = [config.pull] if len(log.costs) == 1 else [config.pull, config.global_pull]
+            self.exchanges = [_leader_pull(pull) for pull in pulls]
+        elif schedule.method == "local_sgd":
+            self.exchanges = [_averaging()]
+        if schedule.method in ("easgd", "downpour"):
+            self.center = problem.start().params
+            alpha, beta = strengths(log.workers, config.pull, config.center_pull)
+            self.with_center = _elastic(alpha, beta / log.workers) if schedule.method == "easgd" else _adding()
+            self.came_from = [self.center] * log.workers
+        if schedule.method == "lsgd" and schedule.waits == "server":  # What lies on the board: parameters and scores.
+            nothing = problem.start()
+            self.board = [(nothing.params, _score(nothing))] * log.workers
+
+    def run(self) -> Course:
+        evaluations: list[tuple[float, float, float, np.ndarray]] = []
+        every, due = self.config.eval_every * self.log.workers, 0
+        happens: dict[str, Callable[[Event], None]] = {"step": self.step, "leave": self.leave, "join": self.join}
+        happens["exchange"] = self.exchange
+        for event, following in zip(self.log.events, [*self.log.events[1:], None], strict=True):
+            happens[event.kind](event)
+            if following is None or (self.total >= due and following.time > event.time):
+                due = (self.total // every + 1) * every
+                evaluations.append((event.time / SECOND, self.total / self.log.workers, *self.test()))
+        seconds, steps, center, workers = (np.array(of) for of in zip(*evaluations, strict=True))
+        return Course(seconds, steps, center, workers, self.leaders, self.states)
+
+    def progress(self, event: Event) -> tuple[float, float]:
+        return self.total / self.log.workers, event.time / SECOND
+
+    def step(self, event: Event) -> None:
+        [worker] = event.workers
+        if self.schedule.method != "data_parallel":
+            number, (progress, seconds) = self.numbers[worker], self.progress(event)
+            self.states[worker] = self.problem.step(self.states[worker], worker, number, progress, seconds)
+            self.numbers[worker] += 1
+        self.total += 1
+
+    def exchange(self, event: Event) -> None:
+        who = event.workers
+        if self.schedule.method == "data_parallel":
+            numbers, states = [self.numbers[worker] for worker in who], [self.states[worker] for worker in who]
+            after = self.problem.step_together(states, who, numbers, *self.progress(event))
+            for worker, state in zip(who, after, strict=True):
+                self.states[worker] = state
+                self.numbers[worker] += 1
+        elif self.schedule.method in ("easgd", "downpour"):
+            self.meet_center(who[0])
+        elif self.schedule.waits == "server":
+            self.meet_board(event)
+        else:
+            params, scores = [self.params(worker) for worker in who], [_score(self.states[worker]) for worker in who]
+            moved, position = self.exchanges[event.level](params, scores)
+            for worker, of_worker in zip(who, moved, strict=True):
+                self.place(worker, of_worker)
+            self.note_leader(event, who, position)
+
+    def meet_center(self, worker: int) -> None:
+        shared = self.center if self.schedule.method == "easgd" else (self.center, self.came_from[worker])
+        params, shared = self.with_center(self.params(worker), shared)
+        self.center, self.came_from[worker] = (shared, shared) if self.schedule.method == "easgd" else shared
+        self.place(worker, params)
+
+    def meet_board(self, event: Event) -> None:
+        """Post, and be drawn where an exchange of all who have posted would draw to, had they stayed there."""
+        [worker] = event.workers
+        # A copy, since a step gives up its arrays.
+        self.board[worker] = jax.tree.map(jnp.copy, (self.params(worker), _score(self.states[worker])))
+        group = worker // self.config.workers
+        of_group = range(group * self.config.workers, (group + 1) * self.config.workers)
+        for level, rows in enumerate([of_group, range(self.log.workers)][: event.level + 1]):
+            params = [self.board[row][0] for row in rows]
+            params[rows.index(worker)] = self.params(worker)
+            moved, position = self.exchanges[level](params, [self.board[row][1] for row in rows])
+            self.place(worker, moved[rows.index(worker)])
+        self.note_leader(event, rows, position)
+
+    def leave(self, event: Event) -> None:
+        [worker] = event.workers
+        self.present[worker] = False
+        if self.schedule.method == "lsgd" and self.schedule.waits == "server":
+            params, score = self.board[worker]
+            self.board[worker] = params, jnp.full_like(score, jnp.inf)  # Nobody to be elected.
+
+    def join(self, event: Event) -> None:
+        """Start anew from the centre, from the best worker, or from the first; alone, from what was left."""
+        [worker] = event.workers
+        there = [other for other in range(self.log.workers) if self.present[other]]
+        source = self.params(worker)
+        if self.schedule.method in ("easgd", "downpour"):
+            source = self.came_from[worker] = self.center
+        elif there:
+            lsgd = self.schedule.method == "lsgd"
+            scores = [float(np.squeeze(_score(self.states[other]))) if lsgd else 0.0 for other in there]
+            source = self.params(there[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))])
+        self.present[worker] = True
+        self.states[worker] = self.problem.start()._replace(params=jax.tree.map(jnp.copy, source))
+
+    def params(self, worker: int) -> optax.Params:
+        return self.states[worker].params
+
+    def place(self, worker: int, params: optax.Params) -> None:
+        self.states[worker] = self.states[worker]._replace(params=params)
+
+    def note_leader(self, event: Event, who: Sequence[int], position: Array) -> None:
+        if self.schedule.method == "lsgd":
+            self.leaders.append((event, NOBODY if position == NOBODY else who[int(position)]))
+
+    def test(self) -> tuple[float, np.ndarray]:
+        there = [worker for worker in range(self.log.workers) if self.present[worker]] or [0]
+        has_center = self.schedule.method in ("easgd", "downpour")
+        error, of_workers = self.problem.test(
+            [self.states[worker] for worker in there], self.center if has_center else None
+        )
+        errors = np.full(self.log.workers, np.nan)
+        errors[there] = of_workers
+        return error, errors
+
+
+def _score(state: TrainState) -> Array:
+    optimizer: Any = state.optimizer
+    return optimizer.score
+
+
+@functools.cache
+def _leader_pull(pull: float | None) -> Callable:
+    options = {} if pull is None else {"pull": pull}
+    return _together(leader_sgd(optax.identity(), axis_name=_AXIS, period=1, window=1, **options))
+
+
+@functools.cache
+def _averaging() -> Callable:
+    return _together(local_sgd(optax.identity(), axis_name=_AXIS, period=1))
+
+
+@functools.cache
+def _elastic(pull: float, center_pull: float) -> Callable:
+    return _alone(easgd(optax.identity(), axis_name=_AXIS, period=1, pull=pull, center_pull=center_pull))
+
+
+@functools.cache
+def _adding() -> Callable:
+    return _alone(downpour(optax.identity(), axis_name=_AXIS, period=1))
+
+
+def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
+    """An exchange of workers: from lists of their parameters and scores to a list of the moved, and who led."""
+
+    def one(x: optax.Params, score: Array) -> tuple[optax.Params, Array]:
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), tx.init(x), x, value=score)
+        leaders = leaders_in(state)
+        return optax.apply_updates(x, updates), jnp.array(NOBODY) if leaders is None else leaders.positions[-1]
+
+    @jax.jit
+    def exchange(params: list[optax.Params], scores: list[Array]) -> tuple[list[optax.Params], Array]:
+        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params)
+        moved, positions = jax.vmap(one, axis_name=_AXIS)(stacked, jnp.stack([jnp.reshape(s, ()) for s in scores]))
+        return [jax.tree.map(lambda x, i=i: x[i], moved) for i in range(len(params))], positions[0]
+
+    return exchange
+
+
+def _alone(tx: optax.GradientTransformationExtraArgs) -> Callable:
+    """A worker's exchange with a centre: from its parameters and what is shared to both afterwards."""
+
+    def one(x: optax.Params, shared: Any) -> tuple[optax.Params, Any]:
+        state = tx.init(x)._replace(step=jnp.array(1), shared=shared)  # After the first, which averages the starts.
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), state, x)
+        return optax.apply_updates(x, updates), state.shared
+
+    @jax.jit
+    def exchange(x: optax.Params, shared: Any) -> tuple[optax.Params, Any]:
+        added, removed = (partial(jax.tree.map, f) for f in (lambda x: x[None], lambda x: x[0]))
+        return removed(jax.vmap(one, axis_name=_AXIS)(added(x), added(shared)))
+
+    return exchange
+
+
+class Network:
+    """A `Problem`: a network on a data set, as `lsgd train` trains it, all workers on one device."""
+
+    def __init__(self, config: Config, data_dir: Path | None = None) -> None:
+        """Load the data and make the network.
+
+        Args:
+          config: of the run; its method does not matter.
+          data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
+
+        Raises:
+          UsageError: if the configuration is not one for the data, or one that is not simulated.
+        """
+        if config.learning_rates != "equal":
+            raise UsageError("training in virtual time is with equal learning_rates.")
+        self._config = dataclasses.replace(config, method="independent", groups=1, workers=config.groups * config.workers)
+        workers = range(self._config.workers)
+        self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
+        self._model = make_model(config, self._feeds[0])
+        if jax.tree.leaves(nnx.state(self._model, nnx.BatchStat)):
+            raise UsageError(f"training in virtual time is without batch statistics, which {config.model} has.")
+        self._keys = [jax.random.fold_in(step_key(config.seed), worker) for worker in workers]
+        self._shared = jax.device_put(self._feeds[0].shared, jax.devices()[0])
+        self._alone = self._placement(1)
+        optimizer = make_optimizer(self._config, self._alone)
+        self._program = local_steps(self._model, optimizer, self._alone, self._feeds[0])
+        self._start = init_state(self._model, optimizer, self._alone)
+        self._together: dict[int, Callable] = {}
+        self._tests: dict[tuple[int, bool], Callable] = {}
+
+    def start(self) -> TrainState:
+        """All workers start alike."""
+        return jax.tree.map(jnp.copy, self._start)
+
+    def step(self, state: TrainState, worker: int, number: int, progress: float, seconds: float) -> TrainState:
+        """A step on the worker's next batch."""
+        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        batch, key = self._batch(worker, number), self._keys[worker]
+        state, _ = self._program(state, self._shared, batch, np.int32(number), factor, key)
+        return state
+
+    def step_together(
+        self, states: list[TrainState], workers: Sequence[int], numbers: list[int], progress: float, seconds: float
+    ) -> list[TrainState]:
+        """A step of the same program as `lsgd train` has it."""
+        count = len(workers)
+        if count not in self._together:
+            placement = self._placement(count)
+            optimizer = data_parallel(make_optimizer(self._config, placement), axis_name=placement.axes)
+            program = local_steps(self._model, optimizer, placement, self._feeds[0])
+
+            def step(states: list[TrainState], *rest: Any) -> list[TrainState]:
+                after, _ = program(jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *states), *rest)
+                return [jax.tree.map(lambda x, i=i: x[:, i : i + 1], after) for i in range(count)]
+
+            self._together[count] = jax.jit(step)
+        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        batches = np.concatenate([self._batch(*each) for each in zip(workers, numbers, strict=True)], 1)
+        key = step_key(self._config.seed)
+        return self._together[count](states, self._shared, batches, np.int32(max(numbers)), factor, key)
+
+    def test(self, states: list[TrainState], center: optax.Params | None) -> tuple[float, np.ndarray]:
+        """On the test data."""
+        count, has_center = len(states), center is not None
+        if (count, has_center) not in self._tests:
+            self._tests[count, has_center] = evaluation(
+                self._model,
+                (lambda params, center, axes: mean(center, axes)) if has_center else mean_of_workers,
+                self._placement(count),
+                self._feeds[0],
+                batch_statistics="own",
+                statistics_batches=1,
+                key=self._keys[0],
+            )
+        params, centers = (
+            jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *trees)
+            for trees in ([state.params for state in states], [center] * count if has_center else [()])
+        )
+        result = self._tests[count, has_center](TrainState(params, states[0].statistics, centers), self._shared)
+        return result.center_error, np.ravel(result.worker_errors)
+
+    def _placement(self, workers: int) -> Placement:
+        return place(1, workers, jax.devices()[:1])
+
+    def _batch(self, worker: int, number: int) -> np.ndarray:
+        """[group, worker, step, ...], one of each."""
+        return np.asarray(next(self._feeds[worker].batches(number, number + 1)))[None, :, None]
