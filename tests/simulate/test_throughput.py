@@ -31,7 +31,7 @@ def clusters(draw):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     cluster=clusters(),
     groups=st.integers(1, 3),

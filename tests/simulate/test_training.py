@@ -1,0 +1,185 @@
+"""Training in virtual time against the synchronous trainer, and against plain NumPy on a quadratic."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsgd_jax.errors import UsageError
+from lsgd_jax.methods.independent import independent
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.simulate import SCHEDULES, Cluster, event_log
+from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.step import TrainState
+from lsgd_jax.train import train_and_evaluate
+from tests import oracle
+
+CONFIG = dataclasses.replace(
+    PRESETS["digits"], groups=2, workers=2, steps=12, period=3, global_period=6, eval_every=6, window=2
+)
+ETA = 0.1
+HESSIAN = np.array([1.0, 3.0])
+TARGETS = np.random.default_rng(0).normal(size=(4, 2))  # Each worker's own minimum, so that they drift apart.
+
+
+class State(NamedTuple):
+    params: jax.Array
+    statistics: tuple
+    optimizer: object
+
+
+class Quadratics:
+    """Every worker has a quadratic of its own, and all start at the same point."""
+
+    optimizer = independent(optax.sgd(ETA), axis_name="worker", window=2)
+
+    def start(self):
+        x = jnp.array([2.0, -1.0])
+        return TrainState(x, (), self.optimizer.init(x))
+
+    def step(self, state, worker, number, progress, seconds):
+        value, grad = self._value_and_grad(state.params, worker)
+        updates, optimizer = self.optimizer.update(grad, state.optimizer, state.params, value=value)
+        return state._replace(params=optax.apply_updates(state.params, updates), optimizer=optimizer)
+
+    def step_together(self, states, workers, numbers, progress, seconds):
+        grads = [self._value_and_grad(s.params, worker)[1] for s, worker in zip(states, workers, strict=True)]
+        mean = sum(grads) / len(grads)
+        return [s._replace(params=s.params - ETA * mean) for s in states]
+
+    def test(self, states, center):
+        center = sum(s.params for s in states) / len(states) if center is None else center
+        return float(jnp.sum(center**2)), np.zeros(len(states))
+
+    def _value_and_grad(self, x, worker):
+        offset = x - jnp.array(TARGETS[worker], x.dtype)
+        return jnp.sum(HESSIAN * offset**2) / 2, jnp.asarray(HESSIAN, x.dtype) * offset
+
+
+def gradient(x, step, worker):
+    return HESSIAN * (x - TARGETS[2 * worker[0] + worker[1]])
+
+
+def loss(x, step, worker):
+    return float((HESSIAN * (x - TARGETS[2 * worker[0] + worker[1]]) ** 2).sum() / 2)
+
+
+def simulated(name, config=CONFIG, cluster=Cluster()):
+    config = dataclasses.replace(config, method=SCHEDULES[name].method)
+    log = event_log(SCHEDULES[name], config, cluster, np.zeros(2, np.float32))
+    return log, train_on(log, SCHEDULES[name], config, Quadratics())
+
+
+@pytest.mark.parametrize("name", ["lsgd", "lsgd-joined"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_at_equal_speeds_it_is_the_algorithm_in_step(name, groups):
+    config = dataclasses.replace(CONFIG, groups=groups, workers=4 // groups, pull=0.3, global_pull=0.2)
+
+    def of(function):
+        return lambda x, step, worker: function(x, step, divmod(worker[0] * config.workers + worker[1], 2))
+
+    expected = oracle.lsgd(
+        np.tile([2.0, -1.0], (groups, config.workers, 1)),
+        of(gradient),
+        of(loss),
+        steps=12,
+        eta=ETA,
+        pull=lambda step, worker: 0.3,
+        period=3,
+        global_pull=(lambda step, worker: 0.2) if groups > 1 else None,
+        global_period=6,
+        window=2,
+    )
+    _, course = simulated(name, config)
+    x = np.array([state.params for state in course.states])
+    np.testing.assert_allclose(x, expected.x[-1].reshape(4, 2), rtol=1e-5, atol=1e-6)
+    leaders = [leader for event, leader in course.leaders if event.level == len(expected.global_leaders) // 2]
+    if groups > 1:
+        assert leaders == expected.global_leaders
+    else:
+        assert leaders == [leader for [leader] in expected.local_leaders]
+
+
+@pytest.mark.parametrize("name", ["local_sgd", "data_parallel"])
+def test_peers_in_step(name):
+    config = dataclasses.replace(CONFIG, groups=1, workers=4)
+    trajectory, _ = oracle.peer(
+        name,
+        [[np.array([2.0, -1.0])] for _ in range(4)],
+        lambda x, step, worker: [gradient(x[0], step, divmod(worker, 2))],
+        lambda x, step, worker: loss(x[0], step, divmod(worker, 2)),
+        steps=12,
+        eta=ETA,
+        momentum=0.0,
+        period=3,
+    )
+    _, course = simulated(name, config)
+    x = np.array([state.params for state in course.states])
+    np.testing.assert_allclose(x, np.array(trajectory[-1])[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["easgd", "downpour", "lsgd-posted"])
+def test_methods_with_a_server_event_by_event(name):
+    """The log gone through once more in NumPy."""
+    config = dataclasses.replace(CONFIG, groups=1, workers=4, pull=0.3 if name == "lsgd-posted" else 0.1)
+    log, course = simulated(name, config, Cluster(slow=((1, 2.5),), variation="lognormal"))
+    start = np.array([2.0, -1.0])
+    x, center, came_from = [start.copy() for _ in range(4)], start.copy(), [start.copy() for _ in range(4)]
+    losses, board = [[] for _ in range(4)], [(np.inf, start)] * 4
+    exchanges, leaders = 0, []
+    for event in log.events:
+        i = event.workers[0]
+        if event.kind == "step":
+            losses[i] = [*losses[i], loss(x[i], 0, divmod(i, 2))][-2:]
+            x[i] = x[i] - ETA * gradient(x[i], 0, divmod(i, 2))
+            continue
+        exchanges += 1
+        if name == "easgd":
+            x[i], center = x[i] - 0.1 * (x[i] - center), center + 0.1 * (x[i] - center)
+        elif name == "downpour":
+            center = center + x[i] - came_from[i]
+            x[i] = came_from[i] = center
+        else:
+            board[i] = (np.mean(losses[i]), x[i])
+            best = min(range(4), key=lambda j: board[j][0])
+            leaders.append(best)
+            x[i] = x[i] - 0.3 * (x[i] - board[best][1])
+    assert exchanges > 8
+    np.testing.assert_allclose(np.array([s.params for s in course.states]), x, rtol=1e-4, atol=1e-5)
+    assert [leader for _, leader in course.leaders] == leaders
+
+
+@pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
+def test_a_network_as_lsgd_train_trains_it(name, tmp_path):
+    config = dataclasses.replace(CONFIG, method=SCHEDULES[name].method)
+    train_and_evaluate(config, tmp_path / "run", lines=False)
+    [_, last] = read_metrics(tmp_path / "run", "evaluation")
+    log = event_log(SCHEDULES[name], config, Cluster(), np.zeros(2))
+    course = train_on(log, SCHEDULES[name], config, Network(config))
+    assert course.steps[-1] == 12
+    np.testing.assert_allclose(course.center_error[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
+    np.testing.assert_allclose(course.worker_errors[-1], np.ravel(last["worker_errors"]), atol=0.011)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_workers_may_go_and_come(name):
+    absences = ((1, 0.25, 0.9), (3, 0.0, 0.4), (0, 0.7, float("inf")))
+    log, course = simulated(name, cluster=Cluster(absences=absences))
+    again = simulated(name, cluster=Cluster(absences=absences))
+    assert again[0] == log
+    np.testing.assert_array_equal(again[1].center_error, course.center_error)
+    assert np.isfinite(course.center_error).all()
+    assert np.isnan(course.worker_errors[-1][0])
+    assert course.steps[-1] >= 12
+
+
+def test_options_that_are_not_simulated():
+    with pytest.raises(UsageError, match="without wire"):
+        simulated("lsgd", dataclasses.replace(CONFIG, wire="int8"))
+    with pytest.raises(UsageError, match="equal learning_rates"):
+        Network(dataclasses.replace(CONFIG, learning_rates="linear"))
