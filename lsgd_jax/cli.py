@@ -137,7 +137,7 @@ def _seeds(text: str) -> list[int]:
 
 def simulate(
     config: Preset,
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = Cluster(),
+    cluster: tyro.conf.OmitArgPrefixes[Cluster],
     methods: str = ",".join(SCHEDULES),
     costs_only: bool = False,
     parameters: int | None = None,

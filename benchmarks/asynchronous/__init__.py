@@ -1,1 +1,1 @@
-"""How workers at their own speed fare."""
+"""Workers at their own speeds, on this machine and in virtual time."""

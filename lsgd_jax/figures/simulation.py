@@ -24,7 +24,7 @@ from lsgd_jax.train import parameter_shapes
 
 MOST_LOGGED = 64
 """Workers up to which a simulation has a log, a timeline and training."""
-PERIODS_SHOWN = 6
+PERIODS_SHOWN = 4
 COMPUTES, WAITS, EXCHANGES, AWAY, LEADS = "#8fbbd9", "#f3e3c3", "#c0392b", "0.85", "black"
 
 
@@ -53,8 +53,10 @@ def make(
       UsageError: if the configuration can't be simulated.
     """
     workers = config.groups * config.workers
-    if workers > MOST_LOGGED and (target_error is not None or cluster.absences):
-        raise UsageError(f"training and absences are for at most {MOST_LOGGED} workers: add --costs-only, or lower them.")
+    if workers > MOST_LOGGED and target_error is not None:
+        raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: add --costs-only.")
+    if workers > MOST_LOGGED and cluster.absences:
+        raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
     params = parameter_shapes(config, data_dir)
     if parameters is not None:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
@@ -186,7 +188,7 @@ def _draw_log(axes: Axes, log: EventLog, course: Course | None, shown: float) ->
         axes.broken_barh(spans, (worker - 0.4, 0.8), facecolor=color, **edge)
     led = [(event.time / SECOND, leader) for event, leader in (course.leaders if course else []) if leader != NOBODY]
     led = [(time, leader) for time, leader in led if time < shown]
-    axes.plot(*zip(*led, strict=True) if led else ([], []), "*", color=LEADS, markersize=7, zorder=4, clip_on=False)
+    axes.plot(*zip(*led, strict=True) if led else ([], []), "*", color=LEADS, markersize=7, zorder=4)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -130,7 +130,7 @@ class _Replay:
             self.exchanges = [_averaging()]
         if schedule.method in ("easgd", "downpour"):
             self.center = problem.start().params
-            alpha, beta = strengths(log.workers, config.pull, config.center_pull)
+            alpha, beta = strengths(config.pull, config.center_pull, log.workers)
             self.with_center = _elastic(alpha, beta / log.workers) if schedule.method == "easgd" else _adding()
             self.came_from = [self.center] * log.workers
         if schedule.method == "lsgd" and schedule.waits == "server":  # What lies on the board: parameters and scores.
@@ -316,7 +316,9 @@ class Network:
         """
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
-        self._config = dataclasses.replace(config, method="independent", groups=1, workers=config.groups * config.workers)
+        self._config = dataclasses.replace(
+            config, method="independent", groups=1, workers=config.groups * config.workers
+        )
         workers = range(self._config.workers)
         self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
         self._model = make_model(config, self._feeds[0])

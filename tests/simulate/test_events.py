@@ -93,7 +93,8 @@ def test_in_step_the_ledger_tells_the_bytes(name, groups):
     name=st.sampled_from(list(SCHEDULES)),
     groups=st.integers(1, 3),
     absences=st.lists(
-        st.tuples(st.integers(0, 2), st.floats(0, 1.5), st.one_of(st.floats(0.01, 1.5), st.just(float("inf")))), max_size=4
+        st.tuples(st.integers(0, 2), st.floats(0, 1.5), st.one_of(st.floats(0.01, 1.5), st.just(float("inf")))),
+        max_size=4,
     ),
     seed=st.integers(0, 3),
 )

@@ -1,9 +1,7 @@
 """Training in virtual time against the synchronous trainer, and against plain NumPy on a quadratic."""
 
 import dataclasses
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,15 +20,10 @@ from tests import oracle
 CONFIG = dataclasses.replace(
     PRESETS["digits"], groups=2, workers=2, steps=12, period=3, global_period=6, eval_every=6, window=2
 )
+ALIKE = Cluster()
 ETA = 0.1
 HESSIAN = np.array([1.0, 3.0])
 TARGETS = np.random.default_rng(0).normal(size=(4, 2))  # Each worker's own minimum, so that they drift apart.
-
-
-class State(NamedTuple):
-    params: jax.Array
-    statistics: tuple
-    optimizer: object
 
 
 class Quadratics:
@@ -69,7 +62,7 @@ def loss(x, step, worker):
     return float((HESSIAN * (x - TARGETS[2 * worker[0] + worker[1]]) ** 2).sum() / 2)
 
 
-def simulated(name, config=CONFIG, cluster=Cluster()):
+def simulated(name, config=CONFIG, cluster=ALIKE):
     config = dataclasses.replace(config, method=SCHEDULES[name].method)
     log = event_log(SCHEDULES[name], config, cluster, np.zeros(2, np.float32))
     return log, train_on(log, SCHEDULES[name], config, Quadratics())
@@ -155,7 +148,7 @@ def test_methods_with_a_server_event_by_event(name):
 
 
 @pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
-def test_a_network_as_lsgd_train_trains_it(name, tmp_path):
+def test_a_network_as_lsgd_train_trains_it(name, tmp_path, quick_compilation):
     config = dataclasses.replace(CONFIG, method=SCHEDULES[name].method)
     train_and_evaluate(config, tmp_path / "run", lines=False)
     [_, last] = read_metrics(tmp_path / "run", "evaluation")

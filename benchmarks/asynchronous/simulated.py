@@ -1,0 +1,192 @@
+"""Methods in virtual time: stragglers and the time to a test error, and scaling to 100,000 workers.
+
+    python -m benchmarks.asynchronous.simulated
+
+Virtual time does not depend on the machine; the script takes some minutes.
+
+The first experiment trains the digits preset with 8 workers in one group, whose steps take 0.1 s, on links of
+10 Gbit/s, with the preset's learning rate. DOWNPOUR, in which 8 workers go 8 times as far, has an eighth of it, and no
+momentum, with which it diverges. What is told is the median over seeds of the virtual seconds until the center's test
+error is at most 5 %.
+
+The second asks how much of the workers' time is computing, without training, for three made-up clusters; the
+assumptions are `CLUSTERS`. LSGD in step and joined exchanges in groups every 4 steps and among all every 16; the
+board, which serves both, and the centre are spread over one machine for every 8 workers, behind the links between
+groups. Other methods exchange every 16 steps, and data parallel every step.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from lsgd_jax.figures.output import write
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.run_folder import environment
+from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
+from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.train import parameter_shapes
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = ("lsgd", "lsgd-joined", "lsgd-posted", "easgd", "downpour", "data_parallel")
+TARGET = 0.05
+STRAGGLERS = {
+    "no straggler": Cluster(),
+    "one at half speed": Cluster(slow=((0, 2.0),)),
+    "one at a tenth": Cluster(slow=((0, 10.0),)),
+    "lognormal steps": Cluster(variation="lognormal", sigma=0.5),
+}
+SIZES = (8, 512, 8192, 100_352)
+
+
+class Machines(NamedTuple):
+    """Assumptions of the scaling experiment."""
+
+    cluster: Cluster
+    per_group: int
+    parameters: int
+    per_server: int
+    """Workers for each machine that holds the centre or the board."""
+
+
+CLUSTERS = {
+    # Groups are pods of 256 chips: 800 Gbit/s a chip within, 6 Gbit/s a chip between them.
+    "TPU pods": Machines(
+        Cluster(0.5, variation="lognormal", sigma=0.02, local_bandwidth=8e11, local_latency=2e-6,
+                global_bandwidth=6e9, global_latency=5e-5), 256, 1_000_000_000, 8),
+    # Groups are machines with 8 GPUs: 2.4 Tbit/s within, 100 Gbit/s a machine between them.
+    "GPUs over Ethernet": Machines(
+        Cluster(0.5, variation="lognormal", sigma=0.1, local_bandwidth=2.4e12, local_latency=5e-6,
+                global_bandwidth=1.25e10, global_latency=3e-5), 8, 1_000_000_000, 8),
+    # Groups are sites with 8 machines: 1 Gbit/s within, 100 Mbit/s for each between them, machines of all ages.
+    "across the internet": Machines(
+        Cluster(2.0, variation="lognormal", varies_by="worker", sigma=0.5, local_bandwidth=1e9, local_latency=5e-4,
+                global_bandwidth=1e8, global_latency=5e-2), 8, 100_000_000, 8),
+}  # fmt: skip
+PERIOD, GLOBAL_PERIOD, ROUNDS = 4, 16, 8
+
+
+def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figure]:
+    """Train with every straggler and every method."""
+    base = dataclasses.replace(PRESETS["digits"], groups=1, workers=8, steps=steps, eval_every=4)
+    params = parameter_shapes(base)
+    summary: dict[str, Any] = {name: {method: [] for method in METHODS} for name in STRAGGLERS}
+    rows, first = [], {}
+    for seed in range(seeds):
+        seeded = dataclasses.replace(base, seed=seed)
+        alone = dataclasses.replace(seeded, momentum=0.0, learning_rate=base.learning_rate / base.workers)
+        of_downpour, of_others = Network(alone), Network(seeded)
+        for name, cluster in STRAGGLERS.items():
+            for method in METHODS:
+                config = dataclasses.replace(seeded, method=SCHEDULES[method].method)
+                log = event_log(SCHEDULES[method], config, cluster, params)
+                network = of_downpour if method == "downpour" else of_others
+                course = train_on(log, SCHEDULES[method], config, network)
+                summary[name][method].append(course.seconds_to(TARGET))
+                print(f"seed {seed}, {name}, {method}: {course.seconds_to(TARGET)} s to {TARGET:.0%},"
+                      f" {course.center_error[-1]:.2%} after {course.seconds[-1]:.1f} s", flush=True)  # fmt: skip
+                first.setdefault((name, method), course)
+                points = zip(course.seconds, course.steps, course.center_error, strict=True)
+                rows += [[seed, name, method, f"{s:.3f}", f"{k:g}", f"{e:.5f}"] for s, k, e in points]
+    figure = Figure(figsize=(4 * len(STRAGGLERS), 4), layout="constrained")
+    panels = figure.subplots(1, len(STRAGGLERS), sharey=True)
+    for axes, name in zip(panels, STRAGGLERS, strict=True):
+        for method, color in zip(METHODS, matplotlib.color_sequences["tab10"], strict=False):
+            course = first[name, method]
+            axes.plot(course.seconds, 100 * course.center_error, color=color, linewidth=1.3, label=method)
+        axes.axhline(100 * TARGET, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(title=name, xlabel="seconds of virtual time", yscale="log", xlim=(0, 0.3 * steps))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.2, which="both")
+    panels[0].set_ylabel("test error of the center (%), seed 0")
+    panels[0].legend(fontsize=8)
+    return summary, rows, figure
+
+
+def stragglers_table(summary: dict[str, Any]) -> str:
+    lines = ["| method | " + " | ".join(STRAGGLERS) + " |", "|---" * (len(STRAGGLERS) + 1) + "|"]
+    for method in METHODS:
+        cells = []
+        for name in STRAGGLERS:
+            middle = float(np.median([np.inf if s is None else s for s in summary[name][method]]))
+            cells.append("not reached" if np.isinf(middle) else f"{middle:.1f} s")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def scaling() -> tuple[dict[str, Any], list[list], Figure]:
+    """Simulate costs for every cluster, method and number of workers."""
+    methods = [method for method in METHODS if method != "downpour"]  # Its times are EASGD's.
+    summary: dict[str, Any] = {}
+    rows = []
+    figure = Figure(figsize=(5 * len(CLUSTERS), 4.2), layout="constrained")
+    for axes, (name, machines) in zip(figure.subplots(1, len(CLUSTERS), sharey=True), CLUSTERS.items(), strict=True):
+        summary[name] = {"assumptions": dataclasses.asdict(machines.cluster) | machines._asdict(), "methods": {}}
+        summary[name]["assumptions"].pop("cluster")
+        params = jax.ShapeDtypeStruct((machines.parameters,), np.float32)
+        for method, color in zip(methods, matplotlib.color_sequences["tab10"], strict=False):
+            found = []
+            for size in SIZES:
+                workers = min(size, machines.per_group)
+                config = dataclasses.replace(
+                    PRESETS["digits"], groups=size // workers, workers=workers, period=PERIOD,
+                    global_period=GLOBAL_PERIOD, steps=ROUNDS * GLOBAL_PERIOD,
+                )  # fmt: skip
+                if SCHEDULES[method].method != "lsgd":
+                    config = dataclasses.replace(config, period=GLOBAL_PERIOD)
+                cluster = dataclasses.replace(machines.cluster, servers=max(size // machines.per_server, 1))
+                found.append(throughput(SCHEDULES[method], config, cluster, params).summary())
+                numbers = [found[-1][of] for of in ("efficiency", "waiting", "exchanging", "mean_staleness")]
+                rows.append([name, method, size, *(f"{number or 0:.4f}" for number in numbers)])
+                print(*rows[-1], flush=True)
+            summary[name]["methods"][method] = found
+            axes.plot(SIZES, [100 * of["efficiency"] for of in found], ".-", color=color, label=method)
+        axes.set(title=name, xlabel="workers", xscale="log", ylim=(0, 103))
+        axes.grid(alpha=0.2)
+    figure.axes[0].set_ylabel("share of the workers' time spent computing (%)")
+    figure.axes[0].legend(fontsize=8, loc="lower left")
+    return summary, rows, figure
+
+
+def scaling_table(summary: dict[str, Any]) -> str:
+    lines = ["| machines | method | " + " | ".join(f"{size:,}" for size in SIZES) + " | lost, at most workers, to |"]
+    lines.append("|---" * (len(SIZES) + 3) + "|")
+    for name, of in summary.items():
+        for method, found in of["methods"].items():
+            cells = " | ".join(f"{each['efficiency']:.0%}" for each in found)
+            last = found[-1]
+            lost = f"waiting {last['waiting']:.0%}, exchanging {last['exchanging']:.0%}"
+            lines.append(f"| {name} | {method} | {cells} | {lost} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    summary, rows, figure = scaling()
+    columns = ["machines", "method", "workers", "efficiency", "waiting", "exchanging", "mean_staleness"]
+    periods = {"period": PERIOD, "global_period": GLOBAL_PERIOD}
+    write(arguments.out, "scaling", figure, columns, rows, {**periods, "machines": summary})
+    table = scaling_table(summary)
+    (arguments.out / "scaling.md").write_text(table + "\n")
+    print(table, flush=True)
+    summary, rows, figure = stragglers(arguments.seeds, arguments.steps)
+    columns = ["seed", "stragglers", "method", "seconds", "steps", "center_error"]
+    about = {"target_error": TARGET, "seconds_to_target": summary, "environment": environment()}
+    write(arguments.out, "stragglers", figure, columns, rows, about)
+    table = stragglers_table(summary)
+    (arguments.out / "stragglers.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""lsgd simulate, run as a user runs it, and its mistakes."""
+
+import json
+
+import pytest
+
+from lsgd_jax import cli
+
+SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "lsgd,adam"], "there is no method 'adam'; there are lsgd, lsgd-joined, "),
+        (["--slow", "3", "2"], "there is no worker 3: workers are numbered from 0 to 2."),
+        (["--trace", "none.csv"], "the trace none.csv can't be read"),
+        (["--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
+        (["--parameters", "5"], "parameters must be at least 1, with --costs-only, got 5."),
+        (["--method", "easgd"], "simulate chooses the method itself"),
+        (["--workers", "65"], "training is for at most 64 workers, got 65: add --costs-only."),
+        (["--workers", "65", "--steps", "6", "--costs-only"], "the steps must be a multiple of 4"),
+        (["--wire", "int8", "--methods", "lsgd"], "without wire"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_one_sentence(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*SMALL, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("lsgd: ")
+    assert error.count("\n") == 1
+
+
+def test_a_number_out_of_range(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*SMALL, "--step-seconds", "-1"])
+    assert "step_seconds must be positive, got -1.0." in capsys.readouterr().err
+
+
+def test_costs_only(tmp_path, capsys):
+    out = tmp_path / "out"
+    cli.main([*SMALL, "--costs-only", "--slow", "0", "10", "--absences", "1", "0.2", "0.5", "--out", str(out)])
+    assert "| lsgd-joined " in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{name}.{kind}" for name in ("staleness", "timeline") for kind in ("csv", "json", "png")
+    ]
+    methods = json.loads((out / "timeline.json").read_text())["methods"]
+    assert methods["lsgd-posted"]["efficiency"] > methods["lsgd"]["efficiency"]
+    first = (out / "timeline.csv").read_bytes()
+    cli.main([*SMALL, "--costs-only", "--slow", "0", "10", "--absences", "1", "0.2", "0.5", "--out", str(out)])
+    assert (out / "timeline.csv").read_bytes() == first
+
+
+def test_many_workers(tmp_path, capsys):
+    out = tmp_path / "out"
+    many = ["--workers", "1000", "--costs-only", "--parameters", "1000000", "--variation", "pareto"]
+    cli.main([*SMALL, *many, "--out", str(out)])
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".png"]
+
+
+def test_training(tmp_path, capsys, quick_compilation):
+    out = tmp_path / "out"
+    cli.main([*SMALL, "--methods", "lsgd,lsgd-posted", "--eval-every", "4", "--out", str(out)])
+    methods = json.loads((out / "error.json").read_text())["methods"]
+    assert methods.keys() == {"lsgd", "lsgd-posted"}
+    assert 0 <= methods["lsgd"]["final_error"] <= 1
+    assert (out / "error.csv").read_text().startswith("method,seconds,steps,center_error\nlsgd,")
