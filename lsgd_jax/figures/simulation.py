@@ -57,8 +57,9 @@ def make(
         raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: add --costs-only.")
     if workers > MOST_LOGGED and cluster.absences:
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
-    params = parameter_shapes(config, data_dir)
-    if parameters is not None:
+    if parameters is None:  # Costs only may be of more workers than there are examples for.
+        params = parameter_shapes(dataclasses.replace(config, groups=1, workers=1), data_dir)
+    else:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
     logs: dict[str, EventLog] = {}
     courses: dict[str, Course] = {}
@@ -156,7 +157,8 @@ def _typical_period(logs: dict[str, EventLog]) -> float:
             if event.kind == "exchange":
                 for worker in event.workers:
                     times.setdefault(worker, []).append(event.time)
-        gaps.append(np.median(np.concatenate([np.diff(of) for of in times.values()])) if times else 0)
+        between = [gap for of in times.values() for gap in np.diff(of)]
+        gaps.append(np.median(between) if between else 0)
     return float(max(gaps)) or max(log.end for log in logs.values()) / PERIODS_SHOWN
 
 

@@ -32,7 +32,8 @@ def test_a_mistake_exits_with_2_and_one_sentence(arguments, message, tmp_path, c
     assert error.count("\n") == 1
 
 
-def test_a_number_out_of_range(capsys):
+def test_a_number_out_of_range(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit, match="2"):
         cli.main([*SMALL, "--step-seconds", "-1"])
     assert "step_seconds must be positive, got -1.0." in capsys.readouterr().err
