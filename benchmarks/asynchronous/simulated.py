@@ -29,7 +29,7 @@ from lsgd_jax.figures.output import write
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import environment
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
-from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.simulate.training import Course, Network, train_on
 from lsgd_jax.train import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +76,8 @@ def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figu
     base = dataclasses.replace(PRESETS["digits"], groups=1, workers=8, steps=steps, eval_every=4)
     params = parameter_shapes(base)
     summary: dict[str, Any] = {name: {method: [] for method in METHODS} for name in STRAGGLERS}
-    rows, first = [], {}
+    rows: list[list] = []
+    first: dict[tuple[str, str], Course] = {}
     for seed in range(seeds):
         seeded = dataclasses.replace(base, seed=seed)
         alone = dataclasses.replace(seeded, momentum=0.0, learning_rate=base.learning_rate / base.workers)
@@ -155,7 +156,9 @@ def scaling() -> tuple[dict[str, Any], list[list], Figure]:
 
 
 def scaling_table(summary: dict[str, Any]) -> str:
-    lines = ["| machines | method | " + " | ".join(f"{size:,}" for size in SIZES) + " | lost with the most workers to |"]
+    lines = [
+        "| machines | method | " + " | ".join(f"{size:,}" for size in SIZES) + " | lost with the most workers to |"
+    ]
     lines.append("|---" * (len(SIZES) + 3) + "|")
     for name, of in summary.items():
         for method, found in of["methods"].items():

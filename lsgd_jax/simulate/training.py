@@ -249,7 +249,7 @@ def _score(state: TrainState) -> Array:
 
 @functools.cache
 def _leader_pull(pull: float | None) -> Callable:
-    options = {} if pull is None else {"pull": pull}
+    options: dict[str, Any] = {} if pull is None else {"pull": pull}
     return _together(leader_sgd(optax.identity(), axis_name=_AXIS, period=1, window=1, **options))
 
 
