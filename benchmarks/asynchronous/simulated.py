@@ -156,9 +156,7 @@ def scaling() -> tuple[dict[str, Any], list[list], Figure]:
 
 
 def scaling_table(summary: dict[str, Any]) -> str:
-    lines = [
-        "| machines | method | " + " | ".join(f"{size:,}" for size in SIZES) + " | lost with the most workers to |"
-    ]
+    lines = ["| machines | method | " + " | ".join(f"{size:,}" for size in SIZES) + " | lost with the most to |"]
     lines.append("|---" * (len(SIZES) + 3) + "|")
     for name, of in summary.items():
         for method, found in of["methods"].items():

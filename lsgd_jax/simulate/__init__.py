@@ -1,7 +1,7 @@
 """The methods in virtual time: workers at their own speeds, on links that take time, on one machine.
 
 `event_log` tells what happens when, and `throughput` what that comes to for up to 100,000 workers;
-`lsgd_jax.simulate.training` trains a small model along an event log, so that its error can be seen against virtual time.
+`lsgd_jax.simulate.training` trains a small model along an event log: its error against virtual time.
 """
 
 from lsgd_jax.simulate.cluster import SECOND, Cluster, StepTimes
