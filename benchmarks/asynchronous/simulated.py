@@ -25,12 +25,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.figures.output import write
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import environment
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
 from lsgd_jax.simulate.training import Course, Network, train_on
-from lsgd_jax.train import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("lsgd", "lsgd-joined", "lsgd-posted", "easgd", "downpour", "data_parallel")

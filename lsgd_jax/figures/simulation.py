@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY
@@ -20,7 +21,6 @@ from lsgd_jax.figures.output import write
 from lsgd_jax.methods import METHODS
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import Course, Network, train_on
-from lsgd_jax.train import parameter_shapes
 
 MOST_LOGGED = 64
 """Workers up to which a simulation has a log, a timeline and training."""
@@ -58,7 +58,7 @@ def make(
     if workers > MOST_LOGGED and cluster.absences:
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
     if parameters is None:  # Costs only may be of more workers than there are examples for.
-        params = parameter_shapes(dataclasses.replace(config, groups=1, workers=1), data_dir)
+        params = parameter_shapes(dataclasses.replace(config, groups=1, workers=1))
     else:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
     logs: dict[str, EventLog] = {}
