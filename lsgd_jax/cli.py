@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,7 +14,7 @@ import tyro
 
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
-from lsgd_jax.errors import RunFailed, UsageError
+from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
@@ -54,20 +55,27 @@ else:  # One subcommand a preset, its fields as options.
     ]
 
 
-def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = None) -> None:
+def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = None, resume: bool = False) -> None:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
+
+    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop, with 128 and the signal for its exit
+    code; a second interrupt stops it at once.
 
     Args:
       config: the preset and what to change in it.
       run_dir: the folder to write; by default one under runs/ named after the data and the time.
       data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      resume: go on from the last checkpoint in the folder, or start if there is none; also with other numbers of
+        workers, processes and devices, and to more steps.
     """
+    if resume and run_dir is None:
+        raise UsageError("a run goes on in its folder: name it with --run-dir.")
     from lsgd_jax.train import train_and_evaluate
 
     distributed.initialize()
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    error = train_and_evaluate(config, run_dir, data_dir=data_dir)
+    error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume)
     if distributed.process_index() > 0:
         return
     from lsgd_jax.figures import run
@@ -330,14 +338,24 @@ def main(arguments: list[str] | None = None) -> int:
             config=(tyro.conf.CascadeSubcommandArgs,),
         )
     except UsageError as error:
-        if distributed.process_index() == 0:  # The others have the same.
-            print(f"lsgd: {error}", file=sys.stderr)
+        together = distributed.process_count() == 1 or isinstance(error, AgreedError)
+        if distributed.process_index() == 0 or not together:
+            print(f"lsgd: {error}", file=sys.stderr, flush=True)
+        if not together:
+            os._exit(2)  # As below.
         return 2
     except RunFailed as error:
         print(f"lsgd: {error}", file=sys.stderr, flush=True)
         if distributed.process_count() > 1:
             os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
         return 1
+    except Interrupted as stop:
+        if distributed.process_index() == 0:
+            print(f"lsgd: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except KeyboardInterrupt:
+        print("lsgd: interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception:
         if distributed.process_count() == 1:
             raise

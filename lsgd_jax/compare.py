@@ -77,6 +77,7 @@ def compare(
     Raises:
       UsageError: if the folder holds a comparison with another configuration, or a run does not fit the machine.
     """
+    config = dataclasses.replace(config, checkpoint_every=0)  # What has been stopped is done again.
     chosen = {method: _with_own_rate(config, method) for method in methods}
     for method_config in chosen.values():
         # Whatever does not fit is said before anything is trained or written.
@@ -91,7 +92,7 @@ def compare(
         if not path.exists():
             unfinished = path.with_name(path.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False)
+            train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False, stop_if_all_fail=False)
             unfinished.rename(path)
         elif _config_in(path) != config:
             raise UsageError(f"{path} holds a run with another configuration: remove it, or name another --out.")

@@ -117,14 +117,20 @@ class Config:
     these are global periods, and the period is a quarter of it."""
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
+    checkpoint_every: int | None = None
+    """Local steps between checkpoints, which a run goes on from after a stop; by default those between evaluations, and
+    with 0 none are kept."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints are kept, beside the one with the lowest test error."""
     seed: int = 0
     """Of the start, the data's order and all else that is random."""
 
     def __post_init__(self) -> None:
         """Check every number's range."""
-        counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every"]
+        counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every", "keep_checkpoints"]
         for name in [*counts, "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
+            self._check(name, getattr(self, name) < 2**31, "below 2^31")
         for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox", "stale_pull", "global_stale_pull"):
             strength = getattr(self, name)
             self._check(name, strength is None or 0 <= strength <= 1, "in [0, 1]")
@@ -150,6 +156,8 @@ class Config:
         self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
         self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
         self._check("data_processes", self.data_processes >= 0, "at least 0")
+        every = self.checkpoint_every
+        self._check("checkpoint_every", every is None or every >= 0, "at least 0, for none")
         self._check("width", 0 < self.width <= 64, "in (0, 64]")
         has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
         self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
@@ -230,6 +238,11 @@ class Config:
         if self.method == "lsgd" and self.groups > 1:
             return [(self.workers, self.period), (workers, self.global_period or default_global_period(self.period))]
         return [(workers, self.period)]
+
+    @property
+    def checkpoint_period(self) -> int:
+        """Local steps between checkpoints; 0 for none."""
+        return self.eval_every if self.checkpoint_every is None else self.checkpoint_every
 
     @property
     def worker_batch_size(self) -> int:

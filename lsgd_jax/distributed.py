@@ -17,7 +17,7 @@ from jax._src.distributed import global_state  # What is public wakes the device
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import AgreedError, UsageError
 
 STACKED = PartitionSpec("group", "worker")
 """Arrays with an entry for every worker, [group, worker, ...], each where its worker is."""
@@ -84,7 +84,8 @@ def failing_together() -> Iterator[None]:
     """Raise a `UsageError` of one process on all of them, which would wait for it for ever.
 
     Raises:
-      UsageError: the first process's that has one.
+      UsageError: its own in a run of one process.
+      AgreedError: of several, the first process's that has one.
     """
     message = ""
     try:
@@ -97,7 +98,7 @@ def failing_together() -> Iterator[None]:
         own = np.frombuffer(message.encode()[:1000].ljust(1000), np.uint8)
         messages = [bytes(of_one).decode(errors="ignore").rstrip() for of_one in multihost_utils.process_allgather(own)]
         if any(messages):
-            raise UsageError(next(filter(None, messages)))
+            raise AgreedError(next(filter(None, messages)))
 
 
 def of_first_process(value: float) -> float:

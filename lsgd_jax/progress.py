@@ -47,6 +47,10 @@ class RunProgress:
         """Show what the run is doing, where there is a terminal."""
         self._bar.update(self._task, status=status)
 
+    def tell(self, sentence: str) -> None:
+        """Print a sentence, which stays."""
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
     def show(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
         """Show where the run is, after an evaluation.
 

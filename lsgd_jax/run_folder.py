@@ -1,5 +1,9 @@
-"""A run's folder: its configuration, its environment, its metrics (one JSON line an event), its pictures."""
+"""A run's folder: its configuration, its environment, its metrics (one JSON line an event), its pictures.
 
+Checkpoints lie in it, too: `lsgd_jax.checkpoint`.
+"""
+
+import dataclasses
 import json
 import os
 import platform
@@ -16,27 +20,39 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed import process_count, process_index
 from lsgd_jax.errors import UsageError
 
+MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
+"""The fields of the configuration in which a run that goes on may differ from what it was."""
+
 
 class RunFolder:
-    """The folder that a run writes; made anew, so that nothing already written is lost.
+    """The folder that a run writes; made anew, so that nothing already written is lost, or its own of before.
 
     Of several processes the first writes it, and the others do nothing.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
-        """Make the folder and write the configuration and the environment.
+    def __init__(self, path: Path, config: Config, *, resume: bool = False) -> None:
+        """Make the folder and write the configuration and the environment, or see whether a run can go on in it.
+
+        Args:
+          path: of the folder.
+          config: of the run.
+          resume: whether the folder may have a run in it, which then has to be of this configuration, but for the
+            fields in `MAY_CHANGE`.
 
         Raises:
-          UsageError: if the folder has files in it or can't be made.
+          UsageError: if the folder has other files in it or can't be made.
         """
-        self.path = path
+        self.path, self._config = path, config
         self._lock = threading.Lock()
         if process_index() > 0:
             return
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
-                raise UsageError(f"the run folder {path} is not empty: name another with --run-dir, or remove it.")
+                if not resume:
+                    raise UsageError(f"the run folder {path} is not empty: name another with --run-dir, or remove it.")
+                self._check_goes_on()
+                return
             with (path / "config.json").open("x") as file:  # Of two that come at once, one fails.
                 file.write(config.to_json() + "\n")
             (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
@@ -44,16 +60,85 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
 
+    def _check_goes_on(self) -> None:
+        for linked in (path for path in self.path.iterdir() if path.is_symlink()):
+            raise UsageError(f"{linked} is a link, through which the run would write elsewhere: replace it by a copy.")
+        try:
+            before = Config.load(self.path)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{self.path} is no folder of a run, its config.json can't be read ({error}).") from None
+        config = self._config
+        for field in dataclasses.fields(Config):
+            old, new = getattr(before, field.name), getattr(config, field.name)
+            by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
+            may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
+            if old != new and not may_change:
+                why = ", at fractions of which its learning rate drops" if field.name in MAY_CHANGE else ""
+                raise UsageError(
+                    f"the run in {self.path} can't go on with another {field.name}{why}: {new}, not {old}."
+                )
+
+    def check_seen_by_all(self) -> None:
+        """Raise UsageError on a process that does not see the folder."""
+        if not (self.path / "config.json").exists():
+            raise UsageError(
+                f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
+                " name one that all hosts share, or give --checkpoint-every 0."
+            )
+
+    def check_length(self, length: int) -> None:
+        """Raise UsageError unless the metrics file has whole lines up to this length in bytes."""
+        if process_index() > 0 or length == 0:
+            return
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as metrics:
+                metrics.seek(length - 1)
+                if metrics.read(1) != b"\n":
+                    raise UsageError(f"no line of metrics.jsonl ends after {length} bytes")
+        except OSError as error:
+            raise UsageError(f"metrics.jsonl can't be read ({error.strerror})") from None
+
+    def go_on(self, length: int) -> None:
+        """Cut the metrics file to a length in bytes, and write the configuration with which the run goes on.
+
+        Raises:
+          UsageError: if they can't be written.
+        """
+        if process_index() > 0:
+            return
+        try:
+            with (self.path / "metrics.jsonl").open("ab") as metrics:
+                metrics.truncate(length)
+            new = self.path / "config.json.new"
+            new.write_text(self._config.to_json() + "\n")
+            new.replace(self.path / "config.json")
+        except OSError as error:
+            raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
+
+    def length(self) -> int:
+        """The metrics file's bytes, which are on the disk; 0 on other processes than the first."""
+        if process_index() > 0:
+            return 0
+        with (self.path / "metrics.jsonl").open("rb") as metrics:
+            os.fsync(metrics.fileno())
+            return metrics.seek(0, os.SEEK_END)
+
     def log(self, event: str, **values: Any) -> None:
         """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
 
         Threads may do so at the same time.
+
+        Raises:
+          UsageError: if it can't be written.
         """
         if process_index() > 0:
             return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
-        with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
-            metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
+                metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
 
 
 def _jsonable(value: Any) -> Any:
@@ -80,6 +165,13 @@ def environment() -> dict[str, Any]:
 
 
 def read_metrics(path: Path, event: str) -> list[dict[str, Any]]:
-    """The events of one kind that a run has logged, in order."""
-    with (path / "metrics.jsonl").open() as lines:
+    """The events of one kind that a run has logged, in order; a last line that was not finished is left out.
+
+    Raises:
+      UsageError: if the metrics can't be read.
+    """
+    try:
+        *lines, _ = (path / "metrics.jsonl").read_text().split("\n")
         return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(f"the metrics in {path} can't be read ({error}).") from None

@@ -11,11 +11,11 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.stages import Wrapped
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
-from lsgd_jax.exchange import worker_index
+from lsgd_jax.exchange import all_finite, worker_index
 from lsgd_jax.leader import LeaderPullState
 
 
@@ -44,15 +44,30 @@ class StepMetrics(NamedTuple):
 
     loss: Float[Array, "group worker"]
     """The mean training loss."""
+    failed: Bool[Array, "group worker"]
+    """Whether a worker's parameters are not all finite after the last step."""
     leaders: Leaders | None
     """None for methods without leaders."""
 
 
+def state_shapes(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
+    """What `init_state` returns, without its numbers."""
+    sharding = placement.sharding(STACKED)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*placement.shape, *x.shape), x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: _start(model, optimizer)),
+    )
+
+
+def _start(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """One worker's."""
+    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return TrainState(params, statistics, optimizer.init(params))
+
+
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
     """All workers at the same start, each on its device."""
-    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
-    state = TrainState(params, statistics, optimizer.init(params))
-    own = len(placement.own_workers)
+    state, own = _start(model, optimizer), len(placement.own_workers)
     return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
 
 
@@ -125,7 +140,7 @@ def local_steps(
         shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
     ) -> tuple[TrainState, StepMetrics]:
         state, loss = step(shared, rate_factor, key, state, now)
-        return state, StepMetrics(loss, leaders_in(state.optimizer))
+        return state, StepMetrics(loss, ~all_finite(state.params), leaders_in(state.optimizer))
 
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
@@ -136,7 +151,8 @@ def local_steps(
             return take(state, (first, jax.tree.map(lambda x: x[0], batches)))
         of_steps: StepMetrics
         state, of_steps = lax.scan(take, state, (first + jnp.arange(count), batches))
-        return state, StepMetrics(of_steps.loss.mean(0), jax.tree.map(lambda x: x[-1], of_steps.leaders))
+        last = jax.tree.map(lambda x: x[-1], of_steps)
+        return state, last._replace(loss=of_steps.loss.mean(0))
 
     in_specs = (STACKED, SHARED, STACKED, SHARED, SHARED, SHARED)
     mapped = placement.over_workers(steps, in_specs, (STACKED, STACKED))

@@ -3,9 +3,12 @@
 import inspect
 import itertools
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +19,32 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
+from lsgd_jax.checkpoint import Checkpoints, Progress
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
 from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, of_first_process, place
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.evaluate import evaluation
+from lsgd_jax.interruption import deferred_signals
 from lsgd_jax.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
 from lsgd_jax.progress import RunProgress
+from lsgd_jax.resume import resumed
 from lsgd_jax.run_folder import RunFolder
-from lsgd_jax.step import Leaders, init_state, local_steps
+from lsgd_jax.step import Leaders, StepMetrics, init_state, local_steps, state_shapes
 
 
-def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True) -> float:
+def train_and_evaluate(
+    config: Config,
+    run_dir: Path,
+    *,
+    data_dir: Path | None = None,
+    lines: bool = True,
+    resume: bool = False,
+    stop_if_all_fail: bool = True,
+) -> float:
     """Train with the configuration and write the run's folder; of several processes, the first writes it.
 
     The same configuration gives the same bits on the same platform and versions, unless the learning rate drops by
@@ -38,35 +52,62 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
     is the parameters of a model made with the seed's key; what is random in steps comes from `step_key`; and the data's
     order is NumPy's, seeded with the seed and the number of the epoch.
 
+    A run is saved and can stop at the ends of compiled programs (`steps_at_once`). It goes on from there to the same
+    bits and the same metrics file, but for its seconds. It may go on with other workers, processes and devices, as
+    `lsgd_jax.resume` tells, and to more steps, unless its learning rate drops at fractions of them.
+
     Args:
       config: what the run depends on.
-      run_dir: a folder that is empty or does not exist.
+      run_dir: a folder that is empty or does not exist; with `resume` also one with a run of this configuration.
       data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
       lines: whether to print a line an evaluation where there is no terminal.
+      resume: whether to go on from the last checkpoint in the folder; where there is none, the run starts.
+      stop_if_all_fail: whether to stop when no worker has finite parameters any more.
 
     Returns:
       The center's last test error, in [0, 1].
 
     Raises:
-      UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
+      UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has
+        files in it or can't be written, its checkpoints can't be read, or all workers have failed.
+      Interrupted: if a SIGINT or SIGTERM has stopped the run, after a checkpoint.
     """
     if config.asynchronous is not None:
         from lsgd_jax import train_asynchronously  # It builds on what is below.
 
+        if resume:
+            raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without --resume.")
         return train_asynchronously.train_and_evaluate(config, run_dir, data_dir=data_dir, lines=lines)
+    every = config.checkpoint_period
     with failing_together():
+        if resume and not every:
+            raise UsageError("a run goes on from checkpoints, but checkpoint_every is 0: there are none.")
         placement, feed, model, optimizer = prepare(config, data_dir)
-        folder = RunFolder(run_dir, config)
+        folder = RunFolder(run_dir, config, resume=resume)
+    with failing_together():
+        if config.checkpoint_period:
+            folder.check_seen_by_all()
 
-    state = init_state(model, optimizer, placement)
     params = nnx.state(model, nnx.Param)
     shared = placement.put(feed.shared, SHARED)
     key = step_key(config.seed)
-    at_once = steps_at_once(config)
-    batches = rounds(feed, placement, config.steps, at_once)
 
-    with RunProgress(config.steps, lines=lines) as progress:
-        progress.say("compiling")  # Before the clock starts, and only once: another signature would be an error.
+    with (
+        RunProgress(config.steps, lines=lines) as shown,
+        Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints) as checkpoints,
+    ):
+        start = partial(init_state, model, optimizer, placement)
+        shapes = state_shapes(model, optimizer, placement)
+        found = resumed(checkpoints, folder, config, placement, start, shapes, params, shown.tell) if resume else None
+        state, progress = found or (start(), Progress.at_start(placement))
+        first = progress.step
+        at_once = steps_at_once(config, first)
+        batches = rounds(feed, placement, first, config.steps, at_once)
+        if first == config.steps:
+            shown.tell(f"the run has taken its {first} steps already")
+            return progress.error or 0.0
+
+        shown.say("compiling")  # Before the clock starts, and only once: another signature would be an error.
         program, batch = local_steps(model, optimizer, placement, feed), next(batches)
         take_steps = program.lower(state, shared, batch, np.int32(0), np.float32(1), key).compile()
         evaluate = evaluation(
@@ -79,51 +120,91 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
             key=jax.random.fold_in(key, config.steps),  # No step's.
         )
 
-        progress.say("training")
-        seconds, started = 0.0, time.perf_counter()
-        losses: list[jax.Array] = []
-        exchanges: deque[tuple[int, Leaders]] = deque()
-        for step in range(at_once, config.steps + 1, at_once):
-            placement.wait_for(state)
-            clock = seconds + time.perf_counter() - started
-            if config.learning_rate_drops_in == "seconds":  # The rates of all processes drop together.
-                clock = of_first_process(clock)
-            rate_factor = learning_rate_factor(config, step - at_once, feed.steps_per_epoch, clock)
-            state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
-            batch = next(batches, None)  # While the devices compute.
-            losses.append(metrics.loss)
-            if metrics.leaders is not None and step % config.period == 0:
-                exchanges.append((step, metrics.leaders))
-            while len(exchanges) > 2:  # Logged behind the computation, so that it need not wait.
-                log_exchange(folder, config, *exchanges.popleft())
-            if step % config.eval_every == 0 or step == config.steps:
-                while exchanges:
-                    log_exchange(folder, config, *exchanges.popleft())
-                jax.block_until_ready(state)
-                seconds += time.perf_counter() - started
-                result = evaluate(state, shared)
-                train_losses = np.mean(jax.device_get(losses), axis=0)
-                losses.clear()
-                folder.log(
-                    "evaluation",
-                    step=step,
-                    seconds=seconds,
-                    bytes_sent=bytes_sent(config, params, step),
-                    learning_rate_factor=rate_factor,
-                    train_losses=train_losses,
-                    center_error=result.center_error,
-                    center_loss=result.center_loss,
-                    worker_errors=result.worker_errors,
-                )
-                progress.show(
-                    step,
-                    loss=float(np.mean(train_losses)),
-                    error=result.center_error,
-                    leader=None if metrics.leaders is None else int(metrics.leaders.positions[0, 0, -1]),
-                    steps_per_second=step / seconds,
-                )
-                started = time.perf_counter()
+        shown.say("training")
+        pending: deque[tuple[int, StepMetrics]] = deque()
+        with deferred_signals() if every else nullcontext(lambda step: None) as asked_to_stop:
+            started = time.perf_counter()
+            for step in range(first + at_once, config.steps + 1, at_once):
+                placement.wait_for(state)
+                clock = progress.seconds + time.perf_counter() - started
+                if config.learning_rate_drops_in == "seconds":  # The rates of all processes drop together.
+                    clock = of_first_process(clock)
+                rate_factor = learning_rate_factor(config, step - at_once, feed.steps_per_epoch, clock)
+                state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
+                batch = next(batches, None)  # While the devices compute.
+                pending.append((step, metrics))
+                while len(pending) > 2:  # Told behind the computation, so that it need not wait.
+                    _tell(folder, config, progress, *pending.popleft())
+
+                evaluates = step % config.eval_every == 0 or step == config.steps
+                saves = bool(every) and (step // every > (step - at_once) // every or step == config.steps)
+                stops = asked_to_stop(step)
+                if evaluates or saves or stops or not progress.has_workers:
+                    while pending:
+                        _tell(folder, config, progress, *pending.popleft())
+                    jax.block_until_ready(state)
+                    progress.step, progress.seconds = step, progress.seconds + time.perf_counter() - started
+                    if stop_if_all_fail and not progress.has_workers:
+                        with failing_together():
+                            raise UsageError(_all_failed(progress, every))
+                    if evaluates:
+                        result = evaluate(state, shared)
+                        train_losses = np.mean(progress.losses, axis=0)
+                        progress.losses.clear()
+                        progress.error = result.center_error
+                        folder.log(
+                            "evaluation",
+                            step=step,
+                            seconds=progress.seconds,
+                            bytes_sent=progress.bytes_before + bytes_sent(config, params, step),
+                            learning_rate_factor=rate_factor,
+                            train_losses=train_losses,
+                            center_error=result.center_error,
+                            center_loss=result.center_loss,
+                            worker_errors=result.worker_errors,
+                        )
+                        shown.show(
+                            step,
+                            loss=float(np.mean(train_losses)),
+                            error=result.center_error,
+                            leader=None if metrics.leaders is None else int(metrics.leaders.positions[0, 0, -1]),
+                            steps_per_second=step / progress.seconds,
+                        )
+                    if saves or stops:
+                        progress.metrics_length = folder.length()
+                        checkpoints.save(state, progress, progress.error if evaluates else None)
+                    if stops and step < config.steps:
+                        name = signal.Signals(stops).name
+                        raise Interrupted(
+                            f"stopped by {name} after step {step} of {config.steps}; the same command goes on with"
+                            f" --run-dir {run_dir} --resume.",
+                            stops,
+                        )
+                    started = time.perf_counter()
     return result.center_error
+
+
+def _tell(folder: RunFolder, config: Config, progress: Progress, step: int, metrics: StepMetrics) -> None:
+    """Log and note what has happened in a program that ended with a step."""
+    loss, failed, leaders = jax.device_get(metrics)
+    progress.losses.append(loss)
+    progress.scores = np.where(failed, np.inf, loss if leaders is None else leaders.score).tolist()
+    if leaders is not None and step % config.period == 0:
+        log_exchange(folder, config, step, leaders)
+    since, now = progress.failed_since, np.flatnonzero(failed).tolist()
+    if new := [worker for worker in now if str(worker) not in since]:
+        folder.log("failure", step=step, workers=new)
+    progress.failed_since = {str(worker): since.get(str(worker), step) for worker in now}
+
+
+def _all_failed(progress: Progress, every: int) -> str:
+    steps = progress.failed_since
+    worker = min(steps, key=steps.__getitem__)
+    kept = "; checkpoints from before are kept" if every else ""
+    return (
+        f"all workers have failed, since their parameters are NaN or infinite: worker {worker} first, by step"
+        f" {steps[worker]}, and the last by step {max(steps.values())}{kept}."
+    )
 
 
 def step_key(seed: int) -> PRNGKeyArray:
@@ -261,21 +342,26 @@ def learning_rate_factor(config: Config, step: int, steps_per_epoch: int, second
     return np.float32(0.1 ** sum(now[config.learning_rate_drops_in] >= drop for drop in config.learning_rate_drops))
 
 
-def steps_at_once(config: Config) -> int:
-    """Local steps in one compiled program: a period or a part of it, so that evaluations and the end fall between."""
-    return math.gcd(config.period, config.eval_every, config.steps)
+def steps_at_once(config: Config, first: int = 0) -> int:
+    """Local steps in one compiled program: a period or a part of it, so that evaluations and the end fall between.
+
+    Args:
+      config: of the run.
+      first: the step from which it goes on.
+    """
+    return math.gcd(config.period, config.eval_every, config.steps, first)
 
 
-def rounds(feed: Feed, placement: Placement, steps: int, at_once: int) -> Iterator[Any]:
-    """The feed's batches for so many steps, on the devices, [group, worker, steps at once, ...]."""
-    batches = feed.batches(0, steps)
+def rounds(feed: Feed, placement: Placement, first: int, end: int, at_once: int) -> Iterator[Any]:
+    """The feed's batches from one step to before another, on the devices, [group, worker, steps at once, ...]."""
+    batches = feed.batches(first, end)
     while some := list(itertools.islice(batches, at_once)):
         yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *some), STACKED)
 
 
 def log_exchange(folder: RunFolder, config: Config, step: int, leaders: Leaders, **more: Any) -> None:
-    """Log a step on which an exchange was due, with what else there is to tell."""
-    scores, positions, distances = jax.device_get(leaders)
+    """Log a step on which an exchange was due, with what else there is to tell; `leaders` is on the host."""
+    scores, positions, distances = leaders.score, leaders.positions, leaders.distances
     levels: dict[str, Any] = {}
     if config.groups > 1:
         levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}

@@ -262,8 +262,9 @@ class _JoinedRun(_Run):
             worker.move(part)
         self._exchanged_steps = number * self.config.period
         clock = {"seconds": self.seconds(), "count": self.count.total}
+        leaders = jax.device_get(leaders)
         log_exchange(self.folder, self.config, self._exchanged_steps, leaders, worker_steps=steps, staleness=0, **clock)
-        self.leader = int(jax.device_get(leaders.positions)[0, 0, -1])
+        self.leader = int(leaders.positions[0, 0, -1])
         self.evaluate_if_due(self._exchanged_steps * self.size)
 
 

@@ -1,0 +1,290 @@
+"""A run's checkpoints: arrays and JSON, nothing that is executed when it is read."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import lax
+from jaxtyping import Array, UInt32
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, process_count, process_index
+from lsgd_jax.errors import Interrupted, UsageError
+from lsgd_jax.step import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; lists by worker are [group][worker]."""
+
+    shape: tuple[int, int]
+    """Groups, and workers in each."""
+    processes: int
+    devices: int
+    """Of all processes."""
+    step: int = 0
+    """Local steps of every worker."""
+    seconds: float = 0.0
+    """Of training."""
+    metrics_length: int = 0
+    """Bytes of the metrics file."""
+    losses: list[Any] = dataclasses.field(default_factory=list)
+    """Every program's mean training losses by worker, since the last evaluation."""
+    scores: list[list[float]] = dataclasses.field(default_factory=list)
+    """By which workers are compared, the lower the better; infinite for workers that have failed."""
+    failed_since: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The steps since which workers have failed, by the worker's position among all."""
+    error: float | None = None
+    """The center's test error at the last evaluation, in [0, 1]."""
+    bytes_before: float = 0.0
+    """What each worker sent beyond what the present number of workers would have sent until now."""
+
+    @staticmethod
+    def at_start(placement: Placement) -> "Progress":
+        """Nothing yet."""
+        return Progress(placement.shape, process_count(), placement.mesh.size)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether there is a worker that has not failed."""
+        return len(self.failed_since) < self.shape[0] * self.shape[1]
+
+    @staticmethod
+    def from_json(fields: Any) -> "Progress":
+        """What `dataclasses.asdict` and JSON have made of it.
+
+        Raises:
+          ValueError: if it is not that.
+        """
+        try:
+            progress = Progress(**fields)
+            groups, workers = progress.shape
+            shape = (int(groups), int(workers))
+            counts = [progress.step, progress.metrics_length, *shape, *progress.failed_since.values()]
+            if not all(isinstance(count, int) and count >= 0 for count in counts):
+                raise ValueError("a count is not one")
+            if progress.step and np.shape(progress.scores) != shape:
+                raise ValueError("the scores are not the workers'")
+            losses = [np.asarray(loss, np.float32) for loss in progress.losses]
+            if any(loss.shape != shape for loss in losses):
+                raise ValueError("the losses are not the workers'")
+            return dataclasses.replace(progress, shape=shape, losses=losses, seconds=float(progress.seconds))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from None
+
+
+class Checkpoints:
+    """The checkpoints of a run: the last few, and the one whose center had the lowest test error.
+
+    They are written in the background, and each appears as a whole or not at all. Of several processes each writes
+    what its workers hold; all must see the same folder. As a context, it ends when all is written.
+    """
+
+    def __init__(self, folder: Path, placement: Placement, keep: int) -> None:
+        """Name the folder.
+
+        Args:
+          folder: of the checkpoints; it is made at the first save.
+          placement: of the workers.
+          keep: how many of the last are kept.
+        """
+        self._folder, self._placement, self._keep = folder.absolute(), placement, keep
+        sums = placement.over_workers(lambda state: (_sum_of_bytes(state),), (STACKED,), (STACKED,))
+        self._sums = jax.jit(sums, out_shardings=placement.sharding(SHARED))
+        self._writer: ocp.CheckpointManager | None = None
+        alone = _among({process_index()}, f"reader {process_index()}")
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            progress=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        )
+        self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+    def __enter__(self) -> "Checkpoints":
+        """Nothing is under way yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait until all is written, unless the other processes may have gone, who write their part of it."""
+        if self._writer is not None and (error is None or isinstance(error, UsageError | Interrupted)):
+            with failing_together():
+                self._finish()
+            self._writer.close()
+
+    def save(self, state: TrainState, progress: Progress, error: float | None = None) -> None:
+        """Begin to save; it waits only for the last one to be written.
+
+        Args:
+          state: of all workers, which may be given up after the call.
+          progress: of the run.
+          error: the center's test error in this state, in [0, 1], if it is known.
+
+        Raises:
+          UsageError: if this one or the last one can't be written.
+        """
+        with failing_together():
+            self._finish()
+        (sums,) = self._sums(state)
+        told = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_by_name(state)),
+            progress=ocp.args.JsonSave({"progress": told, "sums": np.asarray(sums).tolist()}),
+        )
+        try:
+            if self._writer is None:
+                self._writer = self._open_writer()
+            self._writer.save(progress.step, args=items, metrics=None if error is None else {"error": error})
+        except Exception as problem:  # Of the file system or in between: of many types.
+            raise UsageError(self._unwritten(problem)) from None
+
+    def _open_writer(self) -> ocp.CheckpointManager:
+        with failing_together():
+            self._folder.mkdir(exist_ok=True)
+        best = BestN(
+            get_metric_fn=lambda metrics: metrics["error"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
+            multiprocessing_options=_among(set(range(process_count())), "writer"),
+        )
+        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "progress"))
+
+    def _finish(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.wait_until_finished()
+        except Exception as problem:
+            raise UsageError(self._unwritten(problem)) from None
+
+    def _unwritten(self, problem: Exception) -> str:
+        return f"a checkpoint can't be written to {self._folder} ({_first_line(problem)}); those before it are kept."
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, the last one first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+    def progress(self, step: int) -> Progress:
+        """How far the run had come.
+
+        Raises:
+          UsageError: if the checkpoint can't be read.
+        """
+        return self._told(step)[0]
+
+    def _told(self, step: int) -> tuple[Progress, Any]:
+        told = self._read(step, progress=ocp.args.JsonRestore())
+        try:
+            progress, sums = Progress.from_json(told["progress"]), told["sums"]
+        except (TypeError, KeyError, ValueError) as problem:
+            raise UsageError(f"its progress is not a run's ({problem})") from None
+        if progress.step != step:
+            raise UsageError(f"it tells of step {progress.step}")
+        return progress, sums
+
+    def restore(self, step: int, shapes: TrainState) -> TrainState:
+        """The state of the same workers, each on its device.
+
+        Args:
+          step: one of `steps`.
+          shapes: of the state, with its shardings.
+
+        Raises:
+          UsageError: if the checkpoint can't be read or is of something else.
+        """
+        _, sums = self._told(step)
+        arrays = self._read(step, state=ocp.args.StandardRestore(_by_name(shapes)))
+        state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in _by_name(shapes)])
+        if not np.array_equal(self._sums(state)[0], sums):
+            raise UsageError("its numbers are not those that were saved")
+        return state
+
+    def restore_resized(self, step: int, fresh: TrainState, sources: list[int]) -> TrainState:
+        """The state of other workers than were saved; every process reads all of it.
+
+        What workers knew of their leaders is left behind: the groups are others, and so are positions in them.
+
+        Args:
+          step: one of `steps`.
+          fresh: the state at the start, of the workers that there are now.
+          sources: for each of them, the position of the saved worker that it goes on from.
+
+        Raises:
+          UsageError: if the checkpoint can't be read or is of something else.
+        """
+        progress, sums = self._told(step)
+        saved = self._reader.metadata(self._folder / str(step)).item_metadata["state"].tree
+        arrays = self._read(
+            step,
+            state=ocp.args.StandardRestore(
+                {name: np.broadcast_to(np.zeros((), x.dtype), x.shape) for name, x in saved.items()}
+            ),
+        )
+        if not np.array_equal(_sum_of_bytes_on_host(arrays, progress.shape), sums):
+            raise UsageError("its numbers are not those that were saved")
+        own = [sources[worker] for worker in self._placement.own_workers]
+        leaves = _by_name(fresh)
+        for name, leaf in leaves.items():
+            if ".leaders[" not in name:
+                saved_leaf = arrays.get(name)
+                if saved_leaf is None or saved_leaf.shape[2:] != leaf.shape[2:]:
+                    raise UsageError(f"it has no {name} of this run")
+                of_own = saved_leaf.reshape(-1, *leaf.shape[2:])[own]
+                leaves[name] = self._placement.put(of_own, STACKED)
+        return jax.tree.unflatten(jax.tree.structure(fresh), leaves.values())
+
+    def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
+        try:
+            [found] = self._reader.restore(self._folder / str(step), args=ocp.args.Composite(**item)).values()
+        except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
+            raise UsageError(_first_line(problem)) from None
+        return found
+
+    def set_aside(self, step: int) -> Path:
+        """Move a checkpoint that can't be read out of the way; returns where to."""
+        aside = self._folder.with_name(f"unreadable-checkpoint-{step}")
+        if process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(step)).rename(aside)
+        return aside
+
+
+def _among(processes: set[int], prefix: str) -> ocp.options.MultiprocessingOptions:
+    """Let orbax wait for these processes only, and by the coordination service: collectives would mix with training."""
+    return ocp.options.MultiprocessingOptions(
+        primary_host=min(processes), active_processes=processes, barrier_sync_key_prefix=prefix
+    )
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _first_line(problem: Exception) -> str:
+    text = str(problem).strip() or type(problem).__name__
+    return text.splitlines()[0][:300]
+
+
+def _sum_of_bytes(tree: Any) -> UInt32[Array, ""]:
+    """One worker's, modulo 2^32."""
+
+    def of_leaf(x: Array) -> UInt32[Array, ""]:
+        of_bytes = x.astype(jnp.uint8) if x.dtype == bool else lax.bitcast_convert_type(x, jnp.uint8)
+        return of_bytes.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return sum(map(of_leaf, jax.tree.leaves(tree)), jnp.uint32(0))
+
+
+def _sum_of_bytes_on_host(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """The same of all workers, from arrays [group, worker, ...]."""
+    sums = [np.ascontiguousarray(x).reshape(*shape, -1).view(np.uint8).sum(-1, np.uint64) for x in arrays.values()]
+    return np.sum(sums, axis=0) % 2**32
