@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from lsgd_jax.exchange import BroadcastMethod, Wire, check_broadcast
-from lsgd_jax.leader import default_global_period
+from lsgd_jax.leader import Revive, default_global_period
 from lsgd_jax.methods import METHODS
 
 
@@ -95,6 +95,9 @@ class Config:
     hierarchical sends one copy between groups. All give the same bits."""
     wire: Wire | None = None
     """In what numbers LSGD's leaders are sent: rounded to bfloat16, as int8 differences to the last, or as they are."""
+    revive: Revive = "never"
+    """Whether an LSGD worker whose loss or parameters are NaN or infinite starts anew from the leader at the next
+    exchange, with an optimiser as at the start."""
     delay: Literal[0, 1] = 0
     """Whether LSGD's pulls come an exchange later, from the points and leaders of then."""
     asynchronous: Literal["joined", "posted"] | None = None
@@ -165,6 +168,7 @@ class Config:
         self._check("wire", self.wire in (None, *get_args(Wire)), "bfloat16, int8 or not given")
         self._check("delay", self.delay in (0, 1), "0 or 1")
         self._check_asynchronous()
+        self._check("revive", self.revive in get_args(Revive), "never or from_leader")
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
         self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")
@@ -195,6 +199,7 @@ class Config:
         if mode is not None:
             for name in ("stale_pull", "global_stale_pull"):
                 self._check(name, not getattr(self, name), "0 or not given, if training is asynchronous")
+            self._check("revive", self.revive == "never", "never, if training is asynchronous")
         if mode == "posted":
             self._check("wire", self.wire is None, "not given with posted, which sends no leaders")
             self._check("delay", self.delay == 0, "0 with posted")

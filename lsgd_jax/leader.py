@@ -43,6 +43,8 @@ from lsgd_jax.exchange import (
     worker_index,
 )
 
+Revive: TypeAlias = Literal["never", "from_leader"]
+"""What becomes of a worker whose score or parameters are not finite."""
 Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
 """A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
 PULL = 0.1
@@ -76,8 +78,12 @@ class LeaderPullState(NamedTuple):
     """Updates so far."""
     losses: Float[Array, " window"]
     """The last losses, the newest at the end; zeros in front as long as there have been fewer."""
+    seen: Int[Array, ""]
+    """How many losses there have been: updates so far or, after a revival, since then."""
     score: Float[Array, ""]
-    """The mean of the losses seen, which elections compare; infinite before the first update."""
+    """The mean of the losses seen, which elections compare; infinite before the first."""
+    revived: Bool[Array, ""]
+    """Whether the last update has revived the worker."""
     leaders: tuple[LeaderState, ...]
     """The leader of the worker's group and, where there are groups, the global leader: `leaders[-1]` leads all."""
 
@@ -110,6 +116,7 @@ def leader_pull(
     broadcast: BroadcastMethod = "auto",
     wire: Wire | None = None,
     delay: Literal[0, 1] = 0,
+    revive: Revive = "never",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pull every worker towards the leader, the worker whose recent training loss is lowest (Algorithm 1).
 
@@ -159,6 +166,9 @@ def leader_pull(
         and its leader as they were at the end of the last exchange k. The leader of then is not moved. What is sent is
         known a period before it is needed, so that a compiler may send it while the workers compute, where period and
         exchange are one straight program.
+      revive: "from_leader" lets a worker whose score or parameters are not finite start anew from the leader at the
+        next exchange that has one. Its losses are forgotten, and its updates are for once the leader's parameters: use
+        `apply_updates` of this module in place of optax's, since a NaN swallows whatever is added to it.
 
     Returns:
       A gradient transformation. `update(updates, state, params, value=loss)` needs the params and the worker's scalar
@@ -192,6 +202,8 @@ def leader_pull(
         raise ValueError(f'wire must be None, "bfloat16" or "int8", got {wire!r}.')
     if delay not in (0, 1):
         raise ValueError(f"delay must be 0 or 1, got {delay!r}.")
+    if revive not in get_args(Revive):
+        raise ValueError(f'revive must be "never" or "from_leader", got {revive!r}.')
     check_whole("period", period, "updates")
     check_whole("window", window, "losses")
     levels = [_Level(axis_names(axis_name), period, pull, stale_pull)]
@@ -212,7 +224,9 @@ def leader_pull(
         leaders = tuple(
             _unknown_leader(params, stores=level.has_stale_pull or wire == "int8", waits=delay == 1) for level in levels
         )
-        return LeaderPullState(jnp.zeros((), jnp.int32), *init_losses(window, params), leaders)
+        losses, score = init_losses(window, params)
+        seen, revived = (jnp.zeros_like(score, dtype) for dtype in (jnp.int32, bool))
+        return LeaderPullState(jnp.zeros((), jnp.int32), losses, seen, score, revived, leaders)
 
     def update(
         updates: optax.Updates,
@@ -226,11 +240,12 @@ def leader_pull(
         del extra_args  # Other links of the chain may want them.
         if params is None:
             raise ValueError("leader_pull moves parameters: pass them, update(updates, state, params, value=loss).")
-        losses, score = record_loss(state.losses, value, state.step)
+        losses, score = record_loss(state.losses, value, state.seen)
         step = state.step if step is None else step
 
-        def point(updates: optax.Updates) -> optax.Params:
-            return params if pull_at == "before_step" else optax.apply_updates(params, updates)
+        def point(updates: optax.Updates, revived: Bool[Array, ""] | None = None) -> optax.Params:
+            x = params if pull_at == "before_step" else optax.apply_updates(params, updates)
+            return x if revived is None or revive == "never" else _select(revived, updates, x)
 
         def strength(pull: Pull) -> Float[Array, ""]:
             return own_entry(pull(step) if callable(pull) else pull, worker_axes)
@@ -240,31 +255,40 @@ def leader_pull(
                 stale = strength(level.stale_pull) / level.period
                 updates = pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
 
-        def elected(x: optax.Params, level: _Level) -> Int[Array, ""]:
-            return elect(score, level.axis_names, eligible=all_finite(x))
+        def elected(x: optax.Params, revived: Bool[Array, ""], level: _Level) -> Int[Array, ""]:
+            return elect(score, level.axis_names, eligible=all_finite(x) & ~revived)
 
-        def exchange(level: _Level, before: tuple[optax.Updates, LeaderState]) -> tuple[optax.Updates, LeaderState]:
-            updates, leader = before
+        def exchange(level: _Level, before: tuple[optax.Updates, Array, LeaderState]) -> tuple:
+            updates, revived, leader = before
+            now = point(updates, revived)
             if delay:
                 x, position = leader.waiting, leader.position
             else:
-                x = point(updates)
-                position = elected(x, level)
+                x, position = now, elected(now, revived, level)
             leader_x = broadcast_rounded(x, position, level.axis_names, wire=wire, last=leader.stored, method=broadcast)
             follows = (position != NOBODY) & (position != worker_index(level.axis_names))
             updates = pulled(updates, x, leader_x, strength(level.pull), follows)
             leader = _met(leader, position, leader_x, x)
+            if revive == "from_leader":
+                starts_anew = (position != NOBODY) & ~revived & ~(jnp.isfinite(score) & all_finite(now))
+                updates = _select(starts_anew, leader_x, updates)
+                revived |= starts_anew
             if delay:
-                x = point(updates)
-                leader = leader._replace(position=elected(x, level), waiting=x)
-            return updates, leader
+                x = point(updates, revived)
+                leader = leader._replace(position=elected(x, revived, level), waiting=x)
+            return updates, revived, leader
 
-        leaders = []
+        leaders, revived = [], jnp.zeros_like(state.revived)
         for level, leader in zip(levels, state.leaders, strict=True):
             due = (step + 1) % level.period == 0
-            updates, leader = when(due, partial(exchange, level), (updates, leader), worker_axes)
+            updates, revived, leader = when(due, partial(exchange, level), (updates, revived, leader), worker_axes)
             leaders.append(leader)
-        return updates, LeaderPullState(optax.safe_increment(state.step), losses, score, tuple(leaders))
+        seen = optax.safe_increment(state.seen)
+        if revive == "from_leader":
+            forgotten = init_losses(window, params)
+            losses, score = _select(revived, forgotten, (losses, score))
+            seen = jnp.where(revived, 0, seen)
+        return updates, LeaderPullState(optax.safe_increment(state.step), losses, seen, score, revived, tuple(leaders))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -285,10 +309,11 @@ def leader_sgd(
     broadcast: BroadcastMethod = "auto",
     wire: Wire | None = None,
     delay: Literal[0, 1] = 0,
+    revive: Revive = "never",
 ) -> optax.GradientTransformationExtraArgs:
     """LSGD with any optimiser and the paper's pulls: the optimiser, then `leader_pull`.
 
-    A NaN in one worker's loss or parameters stays with that worker, who can't lead.
+    A NaN in one worker's loss or parameters stays with that worker, who can't lead, or ends with its revival.
 
     Args:
       optimizer: the worker's own.
@@ -305,6 +330,8 @@ def leader_sgd(
       broadcast: how leaders are sent, as for `leader_pull`.
       wire: in what numbers leaders are sent, as for `leader_pull`.
       delay: 1 puts off each pull to the next exchange, as for `leader_pull`.
+      revive: "from_leader" lets workers that have failed start anew from the leader, as for `leader_pull`, with an
+        optimiser state as at the start; parameters have to be updated by `apply_updates` of this module.
 
     Raises:
       ValueError: as `leader_pull` does.
@@ -327,8 +354,37 @@ def leader_sgd(
         broadcast=broadcast,
         wire=wire,
         delay=delay,
+        revive=revive,
     )
-    return optax.chain(optimizer, pulls)
+    return optax.chain(optimizer, pulls) if revive == "never" else _with_new_starts(optimizer, pulls)
+
+
+def apply_updates(params: optax.Params, updates: optax.Updates, state: optax.OptState) -> optax.Params:
+    """What `optax.apply_updates` does, but a worker that has just been revived is set to the updates.
+
+    Args:
+      params: one worker's; no worker axis.
+      updates: for them.
+      state: the optimiser's that `update` returned with the updates, with or without a `LeaderPullState` in it.
+    """
+    moved, revived = optax.apply_updates(params, updates), optax.tree.get(state, "revived")
+    return moved if revived is None else _select(revived, updates, moved)
+
+
+def _with_new_starts(
+    optimizer: optax.GradientTransformation, pulls: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """Chain the two; the optimiser of a worker that is revived starts anew, too."""
+    chained = optax.chain(optimizer, pulls)
+
+    def update(
+        updates: optax.Updates, state: tuple, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, tuple]:
+        updates, (own, pull_state) = chained.update(updates, state, params, **extra_args)
+        # Where it is used, the updates are parameters.
+        return updates, (_select(pull_state.revived, optimizer.init(updates), own), pull_state)
+
+    return optax.GradientTransformationExtraArgs(chained.init, update)
 
 
 def default_global_period(period: int) -> int:
@@ -456,6 +512,11 @@ def _met(leader: LeaderState, position: Int[Array, ""], leader_x: optax.Params, 
         stored=stored,
         has_stored=leader.has_stored | somebody,
     )
+
+
+def _select(condition: Bool[Array, ""], chosen: Any, otherwise: Any) -> Any:
+    """One tree or the other."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, otherwise)
 
 
 def _may_be_zero(pull: Pull) -> bool:

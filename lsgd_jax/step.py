@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.exchange import all_finite, worker_index
-from lsgd_jax.leader import LeaderPullState
+from lsgd_jax.leader import LeaderPullState, apply_updates
 
 
 class TrainState(NamedTuple):
@@ -33,6 +33,8 @@ class Leaders(NamedTuple):
 
     score: Float[Array, "group worker"]
     """The mean of the last training losses, by which leaders are elected."""
+    revived: Bool[Array, "group worker"]
+    """Whether the last step has revived the worker."""
     positions: Int[Array, "group worker level"]
     """Of the last local and, with groups, global leader."""
     distances: Float[Array, "group worker level"]
@@ -107,7 +109,10 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
         )
-        return TrainState(optax.apply_updates(state.params, updates), statistics, optimizer_state), loss
+        statistics = jax.tree.map(  # A NaN would stay in a running mean for good, also after a revival.
+            lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), statistics, state.statistics
+        )
+        return TrainState(apply_updates(state.params, updates, optimizer_state), statistics, optimizer_state), loss
 
     return step
 
@@ -172,5 +177,5 @@ def leaders_in(state: optax.OptState) -> Leaders | None:
     for part in parts:
         if isinstance(part, LeaderPullState):
             positions, distances = (jnp.stack([leader[i] for leader in part.leaders]) for i in range(2))
-            return Leaders(part.score, positions, distances)
+            return Leaders(part.score, part.revived, positions, distances)
     return None

@@ -102,7 +102,7 @@ def train_and_evaluate(
         state, progress = found or (start(), Progress.at_start(placement))
         first = progress.step
         at_once = steps_at_once(config, first)
-        batches = rounds(feed, placement, first, config.steps, at_once)
+        batches = rounds(feed, placement, config.steps, at_once, first)
         if first == config.steps:
             shown.tell(f"the run has taken its {first} steps already")
             return progress.error or 0.0
@@ -191,6 +191,8 @@ def _tell(folder: RunFolder, config: Config, progress: Progress, step: int, metr
     progress.scores = np.where(failed, np.inf, loss if leaders is None else leaders.score).tolist()
     if leaders is not None and step % config.period == 0:
         log_exchange(folder, config, step, leaders)
+        if leaders.revived.any():
+            folder.log("revival", step=step, workers=np.flatnonzero(leaders.revived))
     since, now = progress.failed_since, np.flatnonzero(failed).tolist()
     if new := [worker for worker in now if str(worker) not in since]:
         folder.log("failure", step=step, workers=new)
@@ -352,9 +354,9 @@ def steps_at_once(config: Config, first: int = 0) -> int:
     return math.gcd(config.period, config.eval_every, config.steps, first)
 
 
-def rounds(feed: Feed, placement: Placement, first: int, end: int, at_once: int) -> Iterator[Any]:
-    """The feed's batches from one step to before another, on the devices, [group, worker, steps at once, ...]."""
-    batches = feed.batches(first, end)
+def rounds(feed: Feed, placement: Placement, steps: int, at_once: int, first: int = 0) -> Iterator[Any]:
+    """The feed's batches from a step to the last, on the devices, [group, worker, steps at once, ...]."""
+    batches = feed.batches(first, steps)
     while some := list(itertools.islice(batches, at_once)):
         yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *some), STACKED)
 

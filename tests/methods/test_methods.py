@@ -92,7 +92,7 @@ def test_all_methods_have_one_shape_and_the_same_names(name):
     assert names[0] == "axis_name"
     known = {"axis_name", "period", "pull", "center_pull", "prox", "outer_learning_rate", "outer_momentum", "pull_at"}
     known |= {"group_axis_name", "global_pull", "global_period", "window", "stale_pull", "global_stale_pull"}
-    known |= {"broadcast", "wire", "delay"}
+    known |= {"broadcast", "wire", "delay", "revive"}
     assert set(names) <= known
     assert set(METHODS[name].grid) <= set(names)
     update = list(inspect.signature(build(name).update).parameters)
