@@ -248,14 +248,20 @@ def data(
 
 
 def launch(
-    command: tyro.conf.Positional[tuple[str, ...]], processes: int, devices_per_process: int | None = None
+    command: tyro.conf.Positional[tuple[str, ...]],
+    processes: int,
+    devices_per_process: int | None = None,
+    restarts: int = 0,
 ) -> int:
     """Train in several processes on this machine, as on several hosts: lsgd launch --processes 2 -- train mnist1d.
+
+    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop; a second one stops it at once.
 
     Args:
       command: train and its options, after two dashes.
       processes: how many.
       devices_per_process: simulated devices of each; by default one for each of its workers.
+      restarts: how often the run is brought back from its last checkpoint after a process was killed or crashed.
     """
     from lsgd_jax.launch import launch as run_processes
 
@@ -267,7 +273,11 @@ def launch(
     for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
         if count is not None and count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}.")
-    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process)
+    if restarts < 0:
+        raise UsageError(f"restarts must be at least 0, got {restarts}.")
+    if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
+        raise UsageError("restarts go on in the run's folder: name it with --run-dir.")
+    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
 
 
 def info(

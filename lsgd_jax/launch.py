@@ -10,27 +10,48 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import FrameType
-from typing import IO, Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
 
 
-def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None) -> int:
+def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
     """Run a command in several processes, which find each other over loopback by `lsgd_jax.distributed.initialize`.
 
-    What they print is passed on, each line after the number of its process. When one fails or the launcher is
-    interrupted or terminated, all are killed; and they end by themselves should the launcher be killed. Call it from
-    the main thread.
+    What they print is passed on, each line after the number of its process. When one fails, all are killed; and they
+    end by themselves should the launcher be killed. When the launcher is interrupted or terminated, all are asked to
+    end, by SIGTERM, and the second time they are killed. Call it from the main thread.
 
     Args:
       command: the program and its arguments.
       processes: how many.
       devices_per_process: that the CPU acts as in each, if it is told.
+      restarts: how often all are started again, with --resume, after one has failed; not if it ended with 2, having
+        said what is wrong.
 
     Returns:
       0 if all processes ended with 0, otherwise the code of the first that did not, which is
-      128 and the signal if it was killed.
+      128 and the signal if it was killed; 128 and the signal, too, if the launcher got one.
     """
+    code = _launch_once(command, processes, devices_per_process)
+    for restart in range(1, restarts + 1):
+        if not code.failed:
+            break
+        print(f"lsgd: the run goes on from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
+        again = command if "--resume" in command else [*command, "--resume"]
+        code = _launch_once(again, processes, devices_per_process)
+    return code.number
+
+
+class _Code(NamedTuple):
+    """How the processes ended."""
+
+    number: int
+    failed: bool
+    """Whether one was killed or crashed, on its own."""
+
+
+def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
     address = f"127.0.0.1:{_free_port()}"
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ
     environment |= {COORDINATOR: address, "JAX_COORDINATOR_BIND_ADDRESS": address, PROCESSES: str(processes)}
@@ -41,7 +62,7 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
     started: list[subprocess.Popen] = []
     ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
     forwarding: list[threading.Thread] = []
-    with _ending_by_signals():
+    with _passing_on_signals(started, processes) as received:
         try:
             for number in range(processes):
                 process = subprocess.Popen(
@@ -61,7 +82,10 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
                 _in_thread(lambda number, process: ended.put((number, process.wait())), number, process)
             for _ in started:
                 number, code = ended.get()
-                if code != 0:
+                stops = (
+                    received and code == 128 + signal.SIGTERM
+                )  # As all others do, each after its part of a checkpoint.
+                if code != 0 and not stops:
                     break
         finally:
             for process in started:
@@ -72,10 +96,13 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
             os.close(watched)
     for thread in forwarding:
         thread.join()
-    if code not in (0, 2):  # With 2, the process has said why.
+    if received:
+        return _Code(128 + received[0], failed=False)
+    failed = code not in (0, 2)  # With 2, the process has said why.
+    if failed:
         how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
         print(f"lsgd: process {number} {how}; the others were stopped.", file=sys.stderr)
-    return code if code >= 0 else 128 - code
+    return _Code(code if code >= 0 else 128 - code, failed)
 
 
 def _free_port() -> int:
@@ -84,18 +111,27 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """Let an interrupt and a termination end the program through its `finally` clauses, and a broken pipe at once."""
+def _passing_on_signals(started: list[subprocess.Popen], processes: int) -> Iterator[list[int]]:
+    """Ask all processes to end at an interrupt or a termination, and end the program at the second one.
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
+    Yields:
+      The signals received.
+    """
+    received: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1 or len(started) < processes:
+            sys.exit(128 + number)  # Through the `finally` clauses.
+        for process in started:
+            process.terminate()
 
     before = {
         number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGINT, end), (signal.SIGTERM, end), (signal.SIGPIPE, signal.SIG_DFL))
+        for number, handler in ((signal.SIGINT, take), (signal.SIGTERM, take), (signal.SIGPIPE, signal.SIG_DFL))
     }
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

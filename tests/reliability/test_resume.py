@@ -41,3 +41,38 @@ def test_a_stop_at_any_step_changes_no_bit(name, seed, tmp_path, monkeypatch):
             train.train_and_evaluate(config, tmp_path / "parts", lines=False)
     assert train.train_and_evaluate(config, tmp_path / "parts", lines=False, resume=True) == error
     assert_same(tmp_path / "parts", tmp_path / "whole", config.steps)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "options"),
+    [
+        ((1, 4), (1, 2), {"method": "lsgd"}),
+        ((1, 4), (2, 4), {"method": "lsgd", "wire": "int8", "stale_pull": 0.1}),
+        ((2, 2), (1, 2), {"method": "easgd"}),
+    ],
+)
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_goes_on_with_other_workers(saved, now, options, tmp_path, capsys):
+    config = dataclasses.replace(SMALL, groups=saved[0], workers=saved[1], steps=12, **options)
+    path = tmp_path / "run"
+    train.train_and_evaluate(config, path, lines=False)
+    before, scores = arrays(path, 12), metrics(path)[-2 if config.method == "lsgd" else -1]
+    resized = dataclasses.replace(config, groups=now[0], workers=now[1], steps=24)
+    faulty = pytest.MonkeyPatch()
+    starts = []
+    faulty.setattr(train, "local_steps", lambda *arguments: starts.append(arguments) or LOCAL_STEPS(*arguments))
+    with faulty.context():
+        assert train.train_and_evaluate(resized, path, lines=False, resume=True) < 0.95
+    faulty.undo()
+    [event] = [event for event in metrics(path) if event["event"] == "resume"]
+    sources = np.ravel(event["workers_from"]).tolist()
+    assert np.shape(event["workers_from"]) == now
+    if config.method == "lsgd":
+        best = np.argsort(np.ravel(scores["scores"]), kind="stable").tolist()
+        fewer = sorted(best[: len(sources)])
+        assert sources == (fewer if len(sources) < 4 else [0, 1, 2, 3] + [best[0]] * 4)
+    assert Config.load(path) == resized
+    assert np.shape(metrics(path)[-1]["worker_errors"]) == now
+    assert draw(path).exists()
+    assert " workers in place of " in capsys.readouterr().err
+    assert before.keys() >= {".params['layers'][0]"} or before

@@ -1,0 +1,109 @@
+"""Real processes that are interrupted, killed and out of space, and what is left of their runs."""
+
+import os
+import resource
+import signal
+
+import pytest
+
+from lsgd_jax.run_folder import read_metrics
+from tests.reliability import faults
+from tests.reliability.faults import LSGD, running, wait_for_step
+from tests.reliability.runs import assert_same, metrics
+
+TRAIN = ["train", "digits", "--width", "0.1", "--batch-size", "8", "--groups", "2", "--workers", "2"]
+TRAIN += ["--eval-every", "200", "--checkpoint-every", "100", "--steps", "600", "--run-dir"]
+LAUNCH = [*LSGD, "launch", "--processes", "2"]
+
+
+def ending(process):
+    """Its code and what it has printed to the end."""
+    output, errors = process.communicate(timeout=faults.HANG)
+    return process.returncode, output, errors
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
+    with running(*LSGD, *TRAIN, "run", cwd=tmp_path) as process:
+        wait_for_step(tmp_path / "run", 40)
+        process.send_signal(signal.SIGINT)
+        code, _, errors = ending(process)
+    assert code == 128 + signal.SIGINT
+    last = errors.splitlines()[-1]
+    assert last.startswith("lsgd: stopped by SIGINT after step ")
+    assert last.endswith("of 600; the same command goes on with --run-dir run --resume.")
+    done = faults.run(*LSGD, *TRAIN, "run", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the run goes on from step " in done.stderr
+    whole = faults.run(*LSGD, *TRAIN, "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert done.stdout.replace("run/", "whole/") == whole.stdout
+    assert_same(tmp_path / "run", tmp_path / "whole", 600)
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    with running(*LSGD, *TRAIN, "run", "--steps", "1000000", "--period", "200", cwd=tmp_path) as process:
+        wait_for_step(tmp_path / "run", 200)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        code, _, errors = ending(process)
+    assert code in (-signal.SIGINT, 128 + signal.SIGINT)  # The first may have done it.
+    assert "Traceback" not in errors
+
+
+def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
+    with running(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", cwd=tmp_path) as launcher:
+        wait_for_step(tmp_path / "run", 240)
+        os.kill(faults.children(launcher.pid)[1], signal.SIGKILL)
+        code, _, errors = ending(launcher)
+    assert code == 0, errors
+    assert "lsgd: process 1 was killed by SIGKILL; the others were stopped.\n" in errors
+    assert "lsgd: the run goes on from its last checkpoint, restart 1 of 1.\n" in errors
+    assert "[0] the run goes on from step " in errors
+    whole = faults.run(*LAUNCH, "--", *TRAIN, "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert_same(tmp_path / "run", tmp_path / "whole", 600)
+
+
+def test_several_processes_stop_at_one_step(tmp_path):
+    with running(*LAUNCH, "--", *TRAIN, "run", "--steps", "1000000", cwd=tmp_path) as launcher:
+        wait_for_step(tmp_path / "run", 40)
+        launcher.send_signal(signal.SIGINT)
+        code, _, errors = ending(launcher)
+    assert code == 128 + signal.SIGINT
+    [stop] = [line for line in errors.splitlines() if "stopped by" in line]
+    assert stop.startswith("[0] lsgd: stopped by SIGTERM after step ")
+    step = int(stop.split("after step ")[1].split()[0])
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    assert metrics(tmp_path / "run")[-1]["step"] == step
+
+
+def small_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
+    """A limit on files' sizes, which a checkpoint comes to and the metrics do not."""
+    done = faults.run(*LSGD, *TRAIN, "run", "--steps", "200", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    more = [*TRAIN, "run", "--steps", "400", "--period", "200", "--resume"]
+    full = faults.run(*LSGD, *more, cwd=tmp_path, preexec_fn=small_files)
+    assert (full.returncode, full.stdout) == (2, "")
+    [*_, last] = full.stderr.splitlines()
+    assert last.startswith("lsgd: ")
+    assert "Traceback" not in full.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digits", "--resume"], "a run goes on in its folder: name it with --run-dir."),
+        (["train", "digits", "--resume", "--run-dir", "run", "--checkpoint-every", "0"], "checkpoint_every is 0: there are"),
+        (["launch", "--processes", "2", "--restarts", "1", "--", "train", "digits"], "name it with --run-dir."),
+        (["launch", "--processes", "2", "--restarts", "-1", "--", "train", "digits"], "restarts must be at least 0, got"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(arguments, message, tmp_path):
+    done = faults.run(*LSGD, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
