@@ -28,6 +28,16 @@ def sinc_rings(x: Float[Array, " 2"]) -> Float[Array, ""]:
     return jnp.where(square > 0, jnp.sinc(r), 1)
 
 
+def double_well(x: Float[Array, " d"], tilt: float = 0.0) -> Float[Array, ""]:
+    r"""Two wells along each coordinate, :math:`\sum_i (x_i^2 - 1)^2 + t x_i`; without a tilt t all are as deep.
+
+    Example:
+      >>> double_well(jnp.array([1.0, 0.5])).tolist()
+      0.5625
+    """
+    return jnp.sum((x**2 - 1) ** 2 + tilt * x)
+
+
 def matrix_completion(x: Float[Array, "d rank"], target: Float[Array, "d d"]) -> Float[Array, ""]:
     r"""Low-rank matrix completion, :math:`F(X) = \frac14 \|M - X X^T\|_F^2` with M the target, fully observed."""
     return jnp.sum((target - jnp.matmul(x, x.T, precision="highest")) ** 2) / 4

@@ -54,9 +54,9 @@ def make(out: Path) -> str:
     return "\n".join(lines)
 
 
-def random_starts(box: float) -> dict[str, float]:
+def random_starts(box: float, runs: int = RUNS) -> dict[str, float]:
     """The share of workers in the global minimum after runs of four workers from uniform starts in a square."""
-    starts = jax.random.uniform(jax.random.key(0), (RUNS, 4, 2), minval=-box, maxval=box)
+    starts = jax.random.uniform(jax.random.key(0), (runs, 4, 2), minval=-box, maxval=box)
 
     def reached(method: object) -> float:
         final = jax.vmap(lambda s: descend(method, sinc_rings, s, ITERATIONS, keep_x=False).values[:, -1])(starts)
