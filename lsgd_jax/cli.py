@@ -191,7 +191,7 @@ def simulate(
 
 def figure(
     name: Annotated[
-        Literal["trajectories", "nonconvex", "matrix-completion", "analytic", "F4", "F5", "F6", "F7", "F8"],
+        Literal["trajectories", "nonconvex", "matrix-completion", "analytic", "theory", "F4", "F5", "F6", "F7", "F8"],
         tyro.conf.Positional,
     ],
     out: Path = Path("figures"),
@@ -202,9 +202,10 @@ def figure(
     """Draw a figure of the paper: a picture, its curves (CSV) and its numbers (JSON).
 
     Args:
-      name: which figure; analytic: the three that are computed here; F4 to F8 are drawn from runs.
+      name: which figure; analytic: the first three, which are computed here; theory: every claim, with a table of what
+        has been measured; F4 to F8 are drawn from runs.
       out: the folder to write to.
-      runs: the folder in which F4 to F8 look for runs, and in the folders in it.
+      runs: the folder in which F4 to F8 look for runs, and in the folders in it; theory looks for comparisons.
       model: the network that F4 to F8 look for; by default the paper's.
       dataset: the data that F4 to F8 look for; by default the paper's.
     """
@@ -213,6 +214,11 @@ def figure(
     _check_writable(out)
     if name in networks.FIGURES:
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
+        return
+    if name == "theory":
+        from lsgd_jax.figures import theory
+
+        print(f"{theory.make(out, runs)}see {out / 'theory.png'}")
         return
     figures = analytic()
     for each in figures if name == "analytic" else [name]:

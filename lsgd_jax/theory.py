@@ -30,8 +30,8 @@ def leader_objective(
 ) -> Callable[[Float[Array, "workers d"]], Float[Array, ""]]:
     r"""The objective of LSGD with one group (eq. 1), :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - \tilde x\|^2`.
 
-    Where the best worker is unique, it is :math:`\tilde x` in a neighbourhood, and its own pull is zero. With the leader
-    held fixed, as in the update (eq. 2), the gradient in the leader is that of f alone, so that at a stationary point
+    Where the best worker is unique, it is :math:`\tilde x` in a neighbourhood, and its own pull is zero. With the
+    leader held fixed, as in the update (eq. 2), its gradient is that of f alone, so that at a stationary point
     :math:`\nabla f(\tilde x) = 0` (the paper's theorem on stationary points). This is not so for the derivative that
     also goes through :math:`\tilde x`: the followers' pulls act back on the leader.
 
@@ -146,15 +146,15 @@ def step_is_promised(
 
 
 def one_step_bound(
-    gap: Float[Array, "..."],
-    leader_gap: Float[Array, "..."],
+    gap: ArrayLike,
+    leader_gap: ArrayLike,
     eta: ArrayLike,
     lam: ArrayLike,
     *,
     strong_convexity: float,
     smoothness: float,
     noise: float,
-) -> Float[Array, "..."]:
+) -> Float[np.ndarray, "..."]:
     r"""What a step leaves at most (the paper's lemma on one step), where `step_is_promised`.
 
     .. math:: E f(x_+) - f^* \le (1 - m \eta) (f(x) - f^*) - \eta \lambda (f(x) - f(z)) + \tfrac12 \eta^2 M \sigma^2
@@ -177,6 +177,7 @@ def one_step_bound(
       1.8625
     """
     _check(strong_convexity, smoothness, noise=noise)
+    gap, leader_gap, eta, lam = (np.asarray(each) for each in (gap, leader_gap, eta, lam))
     return (1 - strong_convexity * eta) * gap - eta * lam * (gap - leader_gap) + eta**2 * smoothness / 2 * noise**2
 
 
@@ -224,8 +225,8 @@ def decreasing_steps_bound(
     .. math:: a_k \le \frac{1}{k + 2 \kappa s} \max\left(\frac{s^2 B}{m^2 (s - 1)}, \; 2 \kappa s \, a_0\right) .
 
     A leader elected on noisy losses adds at most :math:`4 \eta_k \lambda_k \sqrt p \sigma_f` to a step (see
-    `limit_bound`). With lambda_k proportional to eta_k, :math:`\lambda_k = 2 M \lambda_0 \eta_k`, this too is of the order of
-    :math:`\eta_k^2`, and the same bound holds with :math:`8 M \lambda_0 \sqrt p \sigma_f` more in B.
+    `limit_bound`). With lambda_k proportional to eta_k, :math:`\lambda_k = 2 M \lambda_0 \eta_k`, this too is of the
+    order of :math:`\eta_k^2`, and the same bound holds with :math:`8 M \lambda_0 \sqrt p \sigma_f` more in B.
 
     Args:
       k: steps done.
@@ -315,7 +316,10 @@ def sample_candidates(
       >>> bool((jax.vmap(problem.value)(z) <= problem.value(jnp.ones(3))).all())
       True
     """
-    ball = jax.random.ball(key, x.size, shape=(count,), dtype=x.dtype)
+    of_direction, of_radius = jax.random.split(key)
+    direction = jax.random.normal(of_direction, (count, x.size), x.dtype)
+    radius = jax.random.uniform(of_radius, (count, 1), x.dtype) ** (1 / x.size)
+    ball = radius * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
     # f(z) = |L^T (z - x*)|^2 / 2 with the Hessian's Cholesky factor L: the ellipsoid is a ball, stretched linearly.
     factor = jnp.linalg.cholesky(problem.hessian)
     stretched = jax.scipy.linalg.solve_triangular(factor, ball.T, trans=1, lower=True).T
