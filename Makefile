@@ -19,8 +19,9 @@ comparison: $(INSTALLED) ## The committed comparisons, tuned, at 4 and 16 worker
 	$(BIN)/lsgd compare mnist1d --groups 1 --workers 4 --steps 2000 --eval-every 50 --tune --out runs/mnist1d-4
 	$(BIN)/lsgd compare mnist1d --groups 1 --workers 16 --steps 1000 --eval-every 25 --tune --out runs/mnist1d-16
 
-figures: $(INSTALLED) ## The paper's analytic figures, where their results are committed.
+figures: $(INSTALLED) ## The paper's analytic figures and the table of its claims, where their results are committed.
 	$(BIN)/lsgd figure analytic --out benchmarks/paper/results
+	$(BIN)/lsgd figure theory --out benchmarks/paper/results --runs benchmarks/paper/results
 
 test: lint types tpu ## Lint, types, tests and notebooks.
 	$(BIN)/pytest -n 2 --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)

@@ -24,7 +24,7 @@ def float64():
 def random_quadratic(rng, dimension, kappa, noise=0.0):
     axes = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
     hessian = axes @ np.diag(np.geomspace(1, kappa, dimension)) @ axes.T
-    return Quadratic(jnp.array(hessian), jnp.array(rng.normal(size=dimension)), 1.0, kappa, noise)
+    return Quadratic(hessian, rng.normal(size=dimension), 1.0, kappa, noise)  # NumPy throughout: bounds need no JAX.
 
 
 def expected_after_one_step(problem, x, z, eta, lam):
@@ -118,7 +118,7 @@ def test_candidates_are_uniform_by_volume(dimension):
     rng = np.random.default_rng(dimension)
     problem = random_quadratic(rng, dimension, 50.0)
     x = problem.minimiser + 1.0
-    z = theory.sample_candidates(jax.random.key(0), problem, x, 20_000)
+    z = np.asarray(theory.sample_candidates(jax.random.key(0), problem, x, 20_000))
     share = np.array([gap(problem, each) for each in z[:5000]]) / gap(problem, x)
     assert stats.kstest(np.sqrt(share), lambda r: np.clip(r, 0, 1) ** dimension).pvalue > 1e-3
     # A ball's second moments are r^2 / (d + 2), those of the ellipsoid {z^T H z <= 2f} are 2f H^-1 / (d + 2).
@@ -127,7 +127,7 @@ def test_candidates_are_uniform_by_volume(dimension):
     np.testing.assert_allclose(second, expected, atol=0.05 * expected.max())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kappa=st.floats(2, 1e4),
