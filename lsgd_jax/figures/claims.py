@@ -308,7 +308,7 @@ def _means_after_one_step(
     return mean, half
 
 
-CONSTANTS = {"strong_convexity": 1.0, "smoothness": 10.0}
+CONSTANTS: dict[str, Any] = {"strong_convexity": 1.0, "smoothness": 10.0}
 NOISE, DIMENSION = 1.0, 10
 
 
@@ -458,7 +458,7 @@ def step_directions(
             at_random = _starts(problem, jax.random.key(0), np.ones(1), points)[0]
             for i, x in enumerate([*at_random, _largest_angle(problem)]):
                 promised, angle = theory.promised_pull(problem, x)
-                lams = np.sort(np.append(LAMBDAS, min(promised, LAMBDAS[-1])))
+                lams = np.sort(np.append(LAMBDAS, min(promised, 10 * LAMBDAS[-1])))
                 good = np.asarray(_improving(problem, x, jax.random.key(i), jnp.asarray(lams), sizes.candidates))
                 low, high = _binomial_interval(good, sizes.candidates)
                 name = f"dimension {d}, kappa {kappa:g}, angle {angle:.1f}"
@@ -608,7 +608,7 @@ def symmetry(sizes: Sizes, *, dimension: int = 100) -> Found:
         ),
     ]
     curves = [
-        Curve("matrix completion", f"{name}, {rank}", np.arange(matrix_completion.ITERATIONS + 1), v.min(0))
+        Curve("matrix completion", f"{name}, rank {rank}", np.arange(matrix_completion.ITERATIONS + 1), v.min(0))
         for rank, of in completed.items()
         for name, v in of.items()
     ]

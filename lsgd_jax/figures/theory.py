@@ -91,6 +91,7 @@ def _draw(found: dict[str, Found], networks: Found) -> Figure:
     limit.set(title="limit with a leader elected on noisy losses (dashed: bounds)", yscale="log")
     limit.set(xlabel="noise of the losses, sigma_f", ylabel="lim E f(x_k) - f*")
     limit.set_xscale("symlog", linthresh=0.01, linscale=0.3)
+    limit.set_xlim(left=-0.002)
     limit.legend(fontsize=8)
     _draw_directions(direction, found["step directions"])
     for curve in found["wells"].curves:  # Zero, in a well's bottom, has no logarithm.
@@ -165,3 +166,4 @@ def _draw_errors(axes: Axes, networks: Found) -> None:
             labels.append(f"{claims.RIVALS[rival]}\n{name}")
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:g}")
