@@ -79,6 +79,12 @@ class Progress:
             raise ValueError(str(error)) from None
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Not for orbax to ask: `lsgd_jax.interruption` counts the calls."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a run: the last few, and the one whose center had the lowest test error.
 
@@ -155,7 +161,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
             multiprocessing_options=_among(set(range(process_count())), "writer"),
         )
-        return ocp.CheckpointManager(self._folder, options=options, item_names=("state", "progress"))
+        return _Manager(self._folder, options=options, item_names=("state", "progress"))
 
     def _finish(self) -> None:
         try:

@@ -122,7 +122,7 @@ def train_and_evaluate(
 
         shown.say("training")
         pending: deque[tuple[int, StepMetrics]] = deque()
-        with deferred_signals() if every else nullcontext(lambda step: None) as asked_to_stop:
+        with deferred_signals() if every else nullcontext(lambda: None) as asked_to_stop:
             started = time.perf_counter()
             for step in range(first + at_once, config.steps + 1, at_once):
                 placement.wait_for(state)
@@ -138,7 +138,7 @@ def train_and_evaluate(
 
                 evaluates = step % config.eval_every == 0 or step == config.steps
                 saves = bool(every) and (step // every > (step - at_once) // every or step == config.steps)
-                stops = asked_to_stop(step)
+                stops = asked_to_stop()
                 if evaluates or saves or stops or not progress.has_workers:
                     while pending:
                         _tell(folder, config, progress, *pending.popleft())

@@ -17,7 +17,9 @@ def draw(run: Path) -> Path:
     steps = np.array([entry["step"] for entry in evaluations])
     seconds = np.array([entry["seconds"] for entry in evaluations])
     center = 100 * np.array([entry["center_error"] for entry in evaluations])
-    workers = 100 * np.array([np.ravel(entry["worker_errors"]) for entry in evaluations])
+    errors = [np.ravel(entry["worker_errors"]) for entry in evaluations]
+    count = max(map(len, errors))  # A run may have gone on with other workers.
+    workers = 100 * np.array([np.pad(error, (0, count - len(error)), constant_values=np.nan) for error in errors])
     exchange_steps, leaders = leaders_of(run)
 
     rows = 2 if len(leaders) else 1  # The second tells who led.
@@ -42,7 +44,7 @@ def draw(run: Path) -> Path:
     by_time.set_title(f"final test error of the center {center[-1]:.2f} %")
 
     if len(leaders):
-        draw_leaders(panels[1, 0], panels[1, 1], exchange_steps, leaders, config.groups * config.workers)
+        draw_leaders(panels[1, 0], panels[1, 1], exchange_steps, leaders, count)
     path = run / "curves.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return path

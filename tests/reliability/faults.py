@@ -1,6 +1,7 @@
 """Faults to try a run with: stops, kills, numbers that are not, damaged files, full disks."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -21,12 +22,13 @@ HANG = 300
 """Seconds after which a process hangs."""
 
 
-def stop_at(monkeypatch, step, number):
-    """Let the training loop find a signal at the first step from this one on at which it can stop."""
+def stop_after(monkeypatch, programs, number):
+    """Let the training loop find a signal after so many programs."""
 
     @contextlib.contextmanager
     def deferred_signals():
-        yield lambda now: number if now >= step else None
+        calls = itertools.count(1)
+        yield lambda: number if next(calls) >= programs else None
 
     monkeypatch.setattr(train, "deferred_signals", deferred_signals)
 

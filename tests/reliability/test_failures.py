@@ -135,11 +135,11 @@ def test_training_revives_a_worker_and_says_so(tmp_path, monkeypatch):
 
 def test_without_revival_a_failure_is_told_once_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
     faults.poison(monkeypatch, steps=[5], workers=[1, 2])
-    faults.stop_at(monkeypatch, 12, signal.SIGINT)
+    faults.stop_after(monkeypatch, 3, signal.SIGINT)
     for resume in (False, True):
         with pytest.raises(Interrupted):
             train.train_and_evaluate(SMALL, tmp_path / "run", lines=False, resume=resume)
-        faults.stop_at(monkeypatch, 20, signal.SIGINT)
+        faults.stop_after(monkeypatch, 2, signal.SIGINT)
     failures = [event for event in metrics(tmp_path / "run") if event["event"] == "failure"]
     assert failures == [{"event": "failure", "step": 8, "workers": [1, 2]}]
 

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from lsgd_jax.run_folder import read_metrics
 from tests.reliability import faults
 from tests.reliability.faults import LSGD, running, wait_for_step
 from tests.reliability.runs import assert_same, metrics
@@ -97,9 +96,15 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
     ("arguments", "message"),
     [
         (["train", "digits", "--resume"], "a run goes on in its folder: name it with --run-dir."),
-        (["train", "digits", "--resume", "--run-dir", "run", "--checkpoint-every", "0"], "checkpoint_every is 0: there are"),
+        (
+            ["train", "digits", "--resume", "--run-dir", "run", "--checkpoint-every", "0"],
+            "checkpoint_every is 0: there are",
+        ),
         (["launch", "--processes", "2", "--restarts", "1", "--", "train", "digits"], "name it with --run-dir."),
-        (["launch", "--processes", "2", "--restarts", "-1", "--", "train", "digits"], "restarts must be at least 0, got"),
+        (
+            ["launch", "--processes", "2", "--restarts", "-1", "--", "train", "digits"],
+            "restarts must be at least 0, got",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_sentence(arguments, message, tmp_path):
