@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIBTPU := $(VENV)/tpu/.installed
 
-.PHONY: install tpu demo comparison figures notebooks test lint types benchmark lock clean
+.PHONY: install tpu demo comparison figures notebooks test soak lint types benchmark lock clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,9 @@ figures: $(INSTALLED) ## The paper's analytic figures and the table of its claim
 
 test: lint types tpu ## Lint, types, tests and notebooks.
 	$(BIN)/pytest -n 2 --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)
+
+soak: $(INSTALLED) ## Many more stops at random steps and damaged folders than the tests try.
+	LSGD_SOAK=25 $(BIN)/pytest tests/reliability
 
 notebooks: $(INSTALLED) ## Renew the notebooks and their outputs from their paired scripts.
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py

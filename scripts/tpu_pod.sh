@@ -5,7 +5,7 @@
 #   scripts/tpu_pod.sh create
 #   scripts/tpu_pod.sh install                          # what is committed in this clone, on all hosts
 #   scripts/tpu_pod.sh run data prepare cifar10         # any lsgd command, on all hosts at once
-#   scripts/tpu_pod.sh run train resnet20-cifar10-16 --run-dir runs/pod
+#   scripts/tpu_pod.sh run train resnet20-cifar10-16 --run-dir runs/pod --checkpoint-every 0
 #   scripts/tpu_pod.sh fetch runs/pod                   # into runs/ here
 #   scripts/tpu_pod.sh delete
 #
