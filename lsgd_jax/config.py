@@ -133,7 +133,6 @@ class Config:
         counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every", "keep_checkpoints"]
         for name in [*counts, "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
-            self._check(name, getattr(self, name) < 2**31, "below 2^31")
         for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox", "stale_pull", "global_stale_pull"):
             strength = getattr(self, name)
             self._check(name, strength is None or 0 <= strength <= 1, "in [0, 1]")
@@ -141,6 +140,8 @@ class Config:
             most = 1 / (self.groups * self.workers)
             self._check("pull", self.pull <= most, f"at most 1 / workers, {most:g}, if there is no center_pull")
         self._check("window", self.window <= 1_000_000, "at most 1,000,000")
+        for name in counts:
+            self._check(name, getattr(self, name) < 2**31, "below 2^31")
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
         rate = self.outer_learning_rate

@@ -66,7 +66,8 @@ class RunFolder:
         try:
             before = Config.load(self.path)
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{self.path} is no folder of a run, its config.json can't be read ({error}).") from None
+            why = " ".join(str(error).split())  # In one line, whatever the file holds.
+            raise UsageError(f"{self.path} is no folder of a run, its config.json can't be read ({why}).") from None
         config = self._config
         for field in dataclasses.fields(Config):
             old, new = getattr(before, field.name), getattr(config, field.name)
@@ -75,7 +76,7 @@ class RunFolder:
             if old != new and not may_change:
                 why = ", at fractions of which its learning rate drops" if field.name in MAY_CHANGE else ""
                 raise UsageError(
-                    f"the run in {self.path} can't go on with another {field.name}{why}: {new}, not {old}."
+                    f"the run in {self.path} can't go on with another {field.name}{why}: {new!r}, not {old!r}."
                 )
 
     def check_seen_by_all(self) -> None:
