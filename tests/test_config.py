@@ -38,7 +38,7 @@ def test_unknown_fields_are_named():
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("window", 10**11, "window must be at most 1,000,000, got 100000000000"),
         ("seed", -1, "seed must be in"),
-        ("broadcast", "tree", "a broadcast must be one of auto, all_reduce, ring, hierarchical, got 'tree'"),
+        ("broadcast", "tree", "a broadcast must be one of auto, all_reduce, ring, chain, hierarchical, got 'tree'"),
         ("wire", "int4", "wire must be bfloat16, int8 or not given, got int4"),
         ("delay", 2, "delay must be 0 or 1, got 2"),
     ],
