@@ -139,12 +139,13 @@ def table(found: dict[str, Any]) -> str:
 def draw(found: dict[str, Any], path: Path) -> None:
     """Test errors against wall-clock, a panel a link."""
     figure = Figure(figsize=(14, 4.5), layout="constrained")
-    panels = figure.subplots(1, len(found["links"]), sharey=True)
+    panels = figure.subplots(1, len(found["links"]), sharex=True, sharey=True)
     for axes, (megabits, curves) in zip(panels, found["links"].items(), strict=True):
         for name, curve in curves.items():
             axes.plot(curve["seconds"], 100 * np.asarray(curve["center_error"]), linewidth=1.2, label=name)
         axes.axhline(100 * found["target"], color="black", linewidth=0.6)
-        axes.set(title=f"{megabits} Mbit/s", xlabel="seconds of training", xscale="log", yscale="log", ylim=(4, 60))
+        axes.set(title=f"{megabits} Mbit/s", xlabel="seconds of training", xscale="log", yscale="log", ylim=(5, 30))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.2, which="both")
