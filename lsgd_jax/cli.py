@@ -122,7 +122,7 @@ def compare(
 
     distributed.initialize()
     if distributed.process_count() > 1:
-        raise UsageError("compare is for one process, but this is one of several: train is for these.")
+        raise AgreedError("compare is for one process, but this is one of several: train is for these.")
     distributed.simulate_devices(config.groups * config.workers)
     out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
     run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)

@@ -107,10 +107,10 @@ class Config:
     staleness: int = 0
     """With posted, the most local steps that a leader may have taken since it posted what others are pulled to: every
     worker posts after each staleness + 1 of its steps."""
-    step_seconds: float = 0.0
+    least_step_seconds: float = 0.0
     """With asynchronous, the least time that a local step takes: the rest is slept. For experiments."""
     slowdowns: tuple[float, ...] = ()
-    """By worker, in order, the factors of step_seconds; 1 for workers that are not given: 10 makes the first worker a
+    """By worker, in order, the factors of least_step_seconds; 1 for workers that are not given: 10 makes the first a
     straggler that takes ten times as long as the others."""
     tune_learning_rates: tuple[float, ...] = ()
     """What `lsgd compare --tune` tries; if it is not given, multiples of the learning rate, with values of the method's
@@ -191,10 +191,11 @@ class Config:
         self._check("staleness", self.staleness >= 0, "at least 0")
         posted = mode == "posted" and self.method == "lsgd"
         self._check("staleness", posted or self.staleness == 0, "0, unless LSGD is asynchronous and posted")
-        self._check("step_seconds", 0 <= self.step_seconds < float("inf"), "at least 0")
-        self._check("step_seconds", mode is not None or self.step_seconds == 0, "0, unless training is asynchronous")
+        least = self.least_step_seconds
+        self._check("least_step_seconds", 0 <= least < float("inf"), "at least 0")
+        self._check("least_step_seconds", mode is not None or least == 0, "0, unless training is asynchronous")
         self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
-        self._check("slowdowns", not self.slowdowns or self.step_seconds > 0, "given with step_seconds")
+        self._check("slowdowns", not self.slowdowns or least > 0, "given with least_step_seconds")
         workers = self.groups * self.workers
         self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one a worker")
         if mode is not None:

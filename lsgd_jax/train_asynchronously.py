@@ -171,7 +171,7 @@ class _Run:
         batch, model = coming_batch(), Model(state.params, state.statistics)
         compiled = program.lower(model, state.optimizer, shared, batch, np.int32(0), rate_factor(0), key).compile()
         slowdown = config.slowdowns[position] if position < len(config.slowdowns) else 1.0
-        least_seconds = slowdown * config.step_seconds
+        least_seconds = slowdown * config.least_step_seconds
         return Worker(position, config.steps, model, state.optimizer, take_step, least_seconds=least_seconds)
 
     def log(self, event: str, *, count: int, **values: Any) -> None:

@@ -36,7 +36,7 @@ def test_unknown_fields_are_named():
         ("stale_pull", -1.0, r"stale_pull must be in \[0, 1\], got -1\.0"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
-        ("window", 10**11, "window must be at most 1,000,000, got 100000000000"),
+        ("window", 10**7, "window must be at most 1,000,000, got 10000000"),
         ("seed", -1, "seed must be in"),
         ("broadcast", "tree", "a broadcast must be one of auto, all_reduce, ring, chain, hierarchical, got 'tree'"),
         ("wire", "int4", "wire must be bfloat16, int8 or not given, got int4"),

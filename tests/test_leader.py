@@ -575,7 +575,7 @@ def test_lsgd_is_sgd_with_nesterov_momentum_weight_decay_and_the_pull(problem):
         ({"group_axis_name": "group", "period": 4, "global_period": 6}, "multiple of period, 4, got 6"),
         ({"group_axis_name": "group", "global_period": 0}, "global_period must be .* at least 1, got 0"),
         ({"group_axis_name": "worker"}, "must have different names"),
-        ({"broadcast": "tree"}, "a broadcast must be one of auto, all_reduce, ring, hierarchical, got 'tree'"),
+        ({"broadcast": "tree"}, "a broadcast must be one of auto, all_reduce, ring, chain, hierarchical, got 'tree'"),
         ({"wire": "int4"}, 'wire must be None, "bfloat16" or "int8", got \'int4\''),
         ({"delay": 2}, "delay must be 0 or 1, got 2"),
         ({"pull_at": "after"}, 'must be "after_step" or "before_step", got \'after\''),

@@ -29,7 +29,7 @@ def compiled(config):
     lowered = program.lower(state, shared, batch, np.int32(0), np.float32(1), step_key(0))
     found = collectives(lowered.compile().as_text())
     metrics = [each for each in found if each.kind == "all-gather" and not each.conditional]
-    assert sum(each.bytes for each in metrics) <= 1000
+    assert sum(each.bytes for each in metrics) <= 1100
     return [each for each in found if each not in metrics], nnx.state(model, nnx.Param)
 
 

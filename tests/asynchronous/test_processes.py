@@ -12,7 +12,7 @@ TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25"
 
 def test_joined_workers_of_two_processes(tmp_path):
     """The count is of both."""
-    train = [*TRAIN, "--asynchronous", "joined", "--step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
+    train = [*TRAIN, "--asynchronous", "joined", "--least-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
     done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))

@@ -50,8 +50,9 @@ def poison(monkeypatch, steps, workers):
     monkeypatch.setattr(train, "make_optimizer", poisoned)
 
 
-def largest_file(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+def files(folder):
+    """All that are not empty: some repeat what others hold, and not all are read."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 0]
 
 
 def flip_a_bit(path):

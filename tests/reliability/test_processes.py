@@ -1,7 +1,6 @@
 """Real processes that are interrupted, killed and out of space, and what is left of their runs."""
 
 import os
-import resource
 import signal
 
 import pytest
@@ -76,8 +75,8 @@ def test_several_processes_stop_at_one_step(tmp_path):
     assert metrics(tmp_path / "run")[-1]["step"] == step
 
 
-def small_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+SMALL_FILES = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh"]
+"""What comes after it can't write more than 20 blocks to a file."""
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
@@ -85,7 +84,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
     done = faults.run(*LSGD, *TRAIN, "run", "--steps", "200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     more = [*TRAIN, "run", "--steps", "400", "--period", "200", "--resume"]
-    full = faults.run(*LSGD, *more, cwd=tmp_path, preexec_fn=small_files)
+    full = faults.run(*SMALL_FILES, *LSGD, *more, cwd=tmp_path)
     assert (full.returncode, full.stdout) == (2, "")
     [*_, last] = full.stderr.splitlines()
     assert last.startswith("lsgd: ")

@@ -96,9 +96,11 @@ def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys)
     shutil.copytree(finished, path)
     newest = path / "checkpoints" / "24"
     if damage == "bit":
-        faults.flip_a_bit(faults.largest_file(newest / "state"))
+        for file in faults.files(newest / "state"):
+            faults.flip_a_bit(file)
     elif damage == "cut":
-        faults.cut(faults.largest_file(newest / "state"), 0.5)
+        for file in faults.files(newest / "state"):
+            faults.cut(file, 0.5)
     elif damage == "progress":
         (newest / "progress" / "metadata").write_text('{"progress": {"step": "24"}, "sums": 1}')
     elif damage == "missing":
@@ -127,7 +129,8 @@ def test_a_line_that_was_not_finished_is_written_anew(finished, tmp_path):
 
 def damage_all(path):
     for folder in (path / "checkpoints").iterdir():
-        faults.cut(faults.largest_file(folder / "state"), 0.1)
+        for file in faults.files(folder / "state"):
+            faults.cut(file, 0.1)
 
 
 def link_checkpoints(path):
