@@ -53,7 +53,7 @@ def synchronous_speed(config: Config, slowest: float) -> float:
     program = local_steps(model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     started: list[float] = []
-    for number, batch in enumerate(rounds(feed, placement, 0, config.steps, config.period)):
+    for number, batch in enumerate(rounds(feed, placement, config.steps, config.period)):
         started.append(time.perf_counter())
         first, factor = np.int32(number * config.period), np.float32(1)
         state, _ = jax.block_until_ready(program(state, shared, batch, first, factor, step_key(config.seed)))

@@ -50,7 +50,7 @@ def errors(config: Config) -> dict[str, list[float]]:
         for policy in policies
     }
     found: dict[str, list[float]] = {name: [] for name in [*policies, "workers"]}
-    for step, batch in enumerate(train.rounds(feed, placement, 0, config.steps, 1)):
+    for step, batch in enumerate(train.rounds(feed, placement, config.steps, 1)):
         state, _ = program(state, shared, batch, np.int32(step), np.float32(1), key)
         placement.wait_for(state)
         if step + 1 in STEPS:
