@@ -117,9 +117,8 @@ def test_slurm_starts_a_worker_on_every_gpu_and_a_group_on_every_node():
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8"}
     [command] = printed("slurm.sbatch", "mnist1d", "--period", "8", **job)
     assert command[:5] == ["srun", "--gpu-bind=none", "--kill-on-bad-exit=1", "lsgd", "train"]
-    assert command[5:] == [
-        *["mnist1d", "--groups", "2", "--workers", "8", "--run-dir", "runs/slurm-7", "--period", "8"]
-    ]
+    run_dir = ["--run-dir", "runs/slurm-7", "--resume"]
+    assert command[5:] == ["mnist1d", "--groups", "2", "--workers", "8", *run_dir, "--period", "8"]
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", (SCRIPTS / "slurm.sbatch").read_text(), re.MULTILINE))
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert run("slurm.sbatch").returncode == 2
@@ -139,7 +138,9 @@ def test_the_jobset_has_a_pod_on_every_host_and_a_worker_on_every_chip():
     assert (job["parallelism"], job["completionMode"]) == (job["completions"], "Indexed")
     lsgd, train, preset = container["command"]
     assert (lsgd, train, preset in PRESETS) == ("lsgd", "train", True)
-    options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    *arguments, resume = container["args"]
+    assert resume == "--resume"
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert (int(options["--groups"]), int(options["--workers"])) == (job["completions"], chips)
     [mounted], [volume] = container["volumeMounts"], pod["volumes"]
     assert mounted["name"] == volume["name"]
