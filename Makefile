@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIBTPU := $(VENV)/tpu/.installed
 
-.PHONY: install tpu demo comparison figures notebooks test soak lint types benchmark lock clean
+.PHONY: install tpu demo comparison figures notebooks test soak package lint types benchmark lock clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,16 @@ soak: $(INSTALLED) ## Many more stops at random steps and damaged folders than t
 notebooks: $(INSTALLED) ## Renew the notebooks and their outputs from their paired scripts.
 	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN notebooks/*.ipynb
+
+package: $(INSTALLED) ## A wheel and an sdist, each installed into an empty environment and run there, on PYTHON.
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	for package in "$$PWD"/dist/*.whl "$$PWD"/dist/*.tar.gz; do \
+	  empty=$$(mktemp -d) && $(BIN)/uv venv --quiet --python $(PYTHON) "$$empty/venv" && \
+	  $(BIN)/uv pip install --quiet --python "$$empty/venv" "$$package" && \
+	  (cd "$$empty" && venv/bin/lsgd compare digits --methods lsgd,easgd --seeds 0 --steps 100) && \
+	  rm -rf "$$empty" || exit 1; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,0 +1,38 @@
+"""What an import costs and what the package says of itself; `make package` builds it and tries it elsewhere."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import lsgd_jax
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_import_leaves_heavy_libraries_alone():
+    heavy = ("matplotlib", "tensorflow_datasets", "grain", "orbax", "scipy", "sklearn", "tyro")
+    code = f"import sys, lsgd_jax; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+def test_types_go_with_the_package():
+    assert (Path(lsgd_jax.__file__).parent / "py.typed").exists()
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    allowed = {re.split(r"[>\[]", requirement)[0].lower() for requirement in required} | {"lsgd-jax", "jaxlib"}
+    distributions = packages_distributions()
+    for path in (ROOT / "lsgd_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+                owners = {owner.lower().replace("_", "-") for owner in distributions.get(name, [name])}
+                assert owners & allowed, f"{path.name} imports {name}"
