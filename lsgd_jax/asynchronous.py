@@ -28,6 +28,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from lsgd_jax.board import Board, Post
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.errors import RunFailed
 from lsgd_jax.exchange import NOBODY, elect
@@ -208,49 +209,37 @@ class Level(NamedTuple):
     pull: float
 
 
-class Post(NamedTuple):
-    """What a worker lets the others see."""
-
-    step: int
-    """Local steps that the worker had taken."""
-    score: float
-    finite: bool
-    params: optax.Params
-    """As in its `Model`: a reference, no copy."""
-
-
 class Posted:
     """A board on which workers post themselves, and from which each takes its leader when an exchange is due for it.
 
     However many multiples the count has passed since a worker's last boundary, it is pulled once: more pulls towards
-    one post would be a stronger pull. For one process.
+    one post would be a stronger pull.
     """
 
     def __init__(
         self,
         count: StepCount,
         levels: Sequence[Level],
+        board: Board,
         *,
         workers: int,
         staleness: int = 0,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        """Clear the board.
+        """Start with what is on the board.
 
         Args:
           count: of all workers' steps.
           levels: those in a group first.
+          board: of all workers.
           workers: how many there are.
           staleness: how many local steps a worker may be beyond its post: it posts after each staleness + 1 steps.
           log: takes the name of an event and its values.
         """
-        self._count, self._levels, self._staleness, self._log = count, levels, staleness, log
-        self._lock = threading.Lock()
-        self._posts: list[Post | None] = [None] * workers
-        self._steps = [0] * workers
+        self._count, self._levels, self._board, self._staleness, self._log = count, levels, board, staleness, log
         self._exchanges = [[0] * len(levels) for _ in range(workers)]
-        self.bytes_taken = 0
-        """Of the parameters that workers have taken from the board."""
+        self.taken = [0] * workers
+        """How often each worker has taken a leader's parameters."""
 
     def compile(self, worker: Worker) -> None:
         """Elections, and pulls towards one leader or two."""
@@ -261,10 +250,7 @@ class Posted:
 
     def after_step(self, worker: Worker) -> None:
         """Post it if it is time to, and count it."""
-        with self._lock:
-            self._steps[worker.position] = worker.step
-            if worker.step % (self._staleness + 1) == 0:
-                self._post(worker)
+        self._write(worker, posting=worker.step % (self._staleness + 1) == 0)
         self._count.add()
 
     def exchange(self, worker: Worker) -> Iterator[None]:
@@ -274,9 +260,8 @@ class Posted:
         if due == done:
             return
         self._exchanges[worker.position] = due
-        with self._lock:
-            self._post(worker)  # It stands for election as it is now.
-            posts, steps = list(self._posts), list(self._steps)
+        self._write(worker, posting=True)  # It stands for election as it is now.
+        posts, steps = self._board.read()
         found: dict[str, Any] = {}
         follows: dict[str, tuple[optax.Params, np.float32]] = {}
         for i, level in enumerate(self._levels):
@@ -289,19 +274,19 @@ class Posted:
             post = posts[first + leader]
             if leader != NOBODY and first + leader != worker.position and post is not None:
                 found[f"{name}staleness"] = steps[first + leader] - post.step
-                follows[name] = jax.device_put(post.params, _device(worker)), np.float32(level.pull)
+                params = self._board.take(first + leader, post, _device(worker))
+                follows[name] = params, np.float32(level.pull)
         if follows:
             params, distances = _drawn(worker.model.params, *zip(*follows.values(), strict=True))
             worker.move(params)
             found |= {f"{name}distance": float(apart) for name, apart in zip(follows, distances, strict=True)}
-            with self._lock:
-                self.bytes_taken += len(follows) * sum(x.nbytes for x in jax.tree.leaves(params))
+            self.taken[worker.position] += len(follows)
         self._log("exchange", worker=worker.position, worker_step=worker.step, count=total, **found)
         yield None
 
-    def _post(self, worker: Worker) -> None:
-        params = worker.model.params
-        self._posts[worker.position] = Post(worker.step, worker.score, worker.finite, params)
+    def _write(self, worker: Worker, *, posting: bool) -> None:
+        post = Post(worker.step, worker.score, worker.finite, worker.model.params) if posting else None
+        self._board.write(worker.position, worker.step, post)
 
     def _elect(self, worker: Worker, among: Sequence[Post | None]) -> int:
         scores = np.array([math.inf if post is None else post.score for post in among], np.float32)
@@ -359,9 +344,8 @@ class Centred:
         self._meet = jax.jit(meet)
         self._lock = threading.Lock()
         self._came_from = [start] * workers
-        self._meetings = [0] * workers
-        self.bytes_taken = 0
-        """Of the parameters that workers have sent to the centre and taken from there."""
+        self.meetings = [0] * workers
+        """Of each worker with the centre."""
 
     def compile(self, worker: Worker) -> None:
         """The meeting."""
@@ -375,14 +359,13 @@ class Centred:
     def exchange(self, worker: Worker) -> Iterator[None]:
         """Meet the centre if it is due, under its lock."""
         i = worker.position
-        if worker.step // self._period == self._meetings[i]:
+        if worker.step // self._period == self.meetings[i]:
             return
-        self._meetings[i] += 1
+        self.meetings[i] += 1
         device = _device(worker)
         with self._lock:
             center, came_from = jax.device_put((self.center, self._came_from[i]), device)
             params, self.center = jax.block_until_ready(self._meet(worker.model.params, center, came_from))
-            self.bytes_taken += 2 * sum(x.nbytes for x in jax.tree.leaves(params))
         self._came_from[i] = params
         worker.move(params)
         self._log("exchange", worker=i, worker_step=worker.step, count=self._count.total)

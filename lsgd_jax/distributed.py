@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import signal
@@ -94,16 +95,24 @@ def failing_together() -> Iterator[None]:
         if process_count() == 1:
             raise
         message = str(error)
-    if process_count() > 1:
-        own = np.frombuffer(message.encode()[:1000].ljust(1000), np.uint8)
-        messages = [bytes(of_one).decode(errors="ignore").rstrip() for of_one in multihost_utils.process_allgather(own)]
-        if any(messages):
-            raise AgreedError(next(filter(None, messages)))
+    if any(messages := of_all_processes(message)):
+        raise AgreedError(next(filter(None, messages)))
 
 
 def of_first_process(value: float) -> float:
     """The first process's value, on all of them; in single precision where they are several."""
     return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if process_count() > 1 else value
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process has, in their order, on all of them: anything that JSON can hold; all have to call it."""
+    if process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(own)))))
+    padded = np.full(1 << most.bit_length(), ord(" "), np.uint8)  # A program is compiled for each size.
+    padded[: len(own)] = own
+    return [json.loads(bytes(of_one)) for of_one in multihost_utils.process_allgather(padded)]
 
 
 class StepCount:

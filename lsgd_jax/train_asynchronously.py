@@ -1,6 +1,7 @@
 """The training loop of workers at their own speed; how they exchange is in `lsgd_jax.asynchronous`."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -18,9 +19,19 @@ from jax.stages import Wrapped
 from jaxtyping import Array, PRNGKeyArray
 
 from lsgd_jax.asynchronous import NOTICE, Centred, Exchanges, Joined, Level, Model, Posted, Threads, Told, Worker
+from lsgd_jax.board import Board, SharedBoard
 from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement, StepCount, failing_together, process_count
+from lsgd_jax.distributed import (
+    SHARED,
+    STACKED,
+    Placement,
+    StepCount,
+    failing_together,
+    of_all_processes,
+    process_count,
+    process_index,
+)
 from lsgd_jax.errors import UsageError
 from lsgd_jax.evaluate import evaluation
 from lsgd_jax.exchange import all_finite, broadcast_from
@@ -60,8 +71,10 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
         ended, at the latest.
     """
     with failing_together():
-        if config.asynchronous == "posted" and process_count() > 1:
-            raise UsageError("posted is for the workers of one process, but this is one of several: use joined.")
+        if config.method != "lsgd" and process_count() > 1:
+            raise UsageError(
+                f"the centre of {config.method} is met in one process, but this is one of several: use lsgd."
+            )
         prepared = prepare(config, data_dir)
         placement = prepared.placement
         if placement.slots != (1, 1):
@@ -69,20 +82,22 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
                 f"asynchronous needs a device a worker, but there are {placement.mesh.size} devices for"
                 f" {math.prod(placement.shape)} workers: lower --groups or --workers."
             )
+        joined = config.asynchronous == "joined"
+        kind: Callable[..., _Run] = _JoinedRun if joined else _CentredRun
+        if config.method == "lsgd" and not joined:
+            kind = partial(_PostedRun, board=board_of(prepared))
         folder = RunFolder(run_dir, config)
 
-    joined = config.asynchronous == "joined"
-    kind = _JoinedRun if joined else _PostedRun if config.method == "lsgd" else _CentredRun
     with RunProgress(config.steps, lines=lines) as progress:
         progress.say("compiling")
-        run: _Run = kind(config, prepared, folder, progress)
+        run = kind(config, prepared, folder, progress)
         progress.say("training")
         run.start_clock()
         with Threads(run.workers, run.exchanges) as threads:
             while not threads.have_ended(NOTICE):
                 if not joined:
                     run.evaluate_if_due(run.count.total)
-        return run.evaluate()
+        return run.finish()
 
 
 class _Run:
@@ -95,6 +110,8 @@ class _Run:
         self.count = StepCount()
         self.start_clock()
         self.leader: int | None = None
+        self._untold: list[dict[str, Any]] = []
+        """Events that the first process does not know yet."""
         self.params = nnx.state(self.model, nnx.Param)
         self.shared, self.key = self.placement.put(self.feed.shared, SHARED), step_key(config.seed)
         # Between exchanges a worker is an independent one: its own optimiser, and the mean of its last losses.
@@ -136,9 +153,17 @@ class _Run:
         """What the exchanges keep beside the workers, stacked."""
         return ()
 
-    def bytes_sent(self) -> float:
-        """By a worker so far."""
+    def taken(self, worker: Worker) -> int:
+        """How often a worker has taken parameters from another."""
         raise NotImplementedError
+
+    def bytes_sent(self, taken: int) -> float:
+        """By a worker so far, the mean over all, who have taken parameters so often."""
+        return taken * sum(x.nbytes for x in jax.tree.leaves(self.params)) / self.size
+
+    def finish(self) -> float:
+        """Test at the end; returns the center's error."""
+        return self.evaluate()
 
     def start_clock(self, seconds: float = 0.0) -> None:
         """Let so many seconds of training have gone now."""
@@ -177,7 +202,11 @@ class _Run:
     def log(self, event: str, *, count: int, **values: Any) -> None:
         """Log an event with its time."""
         self.leader = values.get("leader", self.leader)
-        self.folder.log(event, step=count // self.size, seconds=self.seconds(), count=count, **values)
+        values = {"event": event, "step": count // self.size, "seconds": self.seconds(), "count": count, **values}
+        if process_index() == 0:
+            self.folder.log(**values)
+        else:
+            self._untold.append(values)
 
     def evaluate_if_due(self, count: int) -> None:
         """Test if all workers' steps have reached the next multiple of `eval_every`, unless it is the end."""
@@ -192,12 +221,15 @@ class _Run:
         # Workers who do not wait for an evaluation may have finished during the one before.
         seconds = self.seconds() if joined else max(worker.stepped_at for worker in self.workers) - self._started
         params, statistics = self.placement.stacked([worker.model for worker in self.workers])
-        told = [(worker.step, worker.mean_loss()) for worker in self.workers]
+        told = [(worker.step, worker.mean_loss(), self.taken(worker)) for worker in self.workers]
         told = self.placement.put(tuple(map(np.array, zip(*told, strict=True))), STACKED)
-        steps, losses = jax.device_get(self._for_all(told))
+        steps, losses, taken = jax.device_get(self._for_all(told))
         result = self._test(TrainState(params, statistics, self.kept()), self.shared)
         if joined:
             self.start_clock(seconds)
+        untold, self._untold = self._untold, []
+        for event in itertools.chain(*of_all_processes(untold)):
+            self.folder.log(**event)
         step = int(steps.sum()) // self.size
         self.folder.log(
             "evaluation",
@@ -205,7 +237,7 @@ class _Run:
             seconds=seconds,
             count=int(steps.sum()),
             worker_steps=steps,
-            bytes_sent=self.bytes_sent(),
+            bytes_sent=self.bytes_sent(int(taken.sum())),
             train_losses=losses,
             center_error=result.center_error,
             center_loss=result.center_loss,
@@ -245,7 +277,11 @@ class _JoinedRun(_Run):
         """The last leaders."""
         return self._pulls
 
-    def bytes_sent(self) -> float:
+    def taken(self, worker: Worker) -> int:
+        """Nothing: leaders are sent."""
+        return 0
+
+    def bytes_sent(self, taken: int) -> float:
         """In all exchanges."""
         return bytes_sent(self.config, self.params, self._exchanged_steps)
 
@@ -273,6 +309,10 @@ class _PostedRun(_Run):
 
     exchanges: Posted
 
+    def __init__(self, *args: Any, board: Board) -> None:
+        self._board = board
+        super().__init__(*args)
+
     def make_exchanges(self) -> Posted:
         """With the pulls of the configuration."""
         config = self.config
@@ -281,11 +321,26 @@ class _PostedRun(_Run):
             Level(among, self.size * period, pull)
             for (among, period), pull in zip(config.levels, pulls, strict=False)  # With one group, one level.
         ]
-        return Posted(self.count, levels, workers=self.size, staleness=config.staleness, log=self.log)
+        return Posted(self.count, levels, self._board, workers=self.size, staleness=config.staleness, log=self.log)
 
-    def bytes_sent(self) -> float:
-        """Taken from the board."""
-        return self.exchanges.bytes_taken / self.size
+    def taken(self, worker: Worker) -> int:
+        """From the board."""
+        return self.exchanges.taken[worker.position]
+
+    def evaluate_if_due(self, count: int) -> None:
+        """As in one process, but of several all test equally often, so that none waits for another for ever."""
+        if process_count() > 1:
+            count = min(count, (self._evaluations + 1) * self.size * self.config.eval_every)
+        super().evaluate_if_due(count)
+
+    def finish(self) -> float:
+        """Test as often as all do, take no more requests, and test at the end."""
+        if process_count() > 1:
+            while self._evaluations < (self.config.steps - 1) // self.config.eval_every:
+                self.evaluate_if_due(self.size * self.config.steps - 1)
+        error = self.evaluate()
+        self._board.close()
+        return error
 
 
 class _CentredRun(_Run):
@@ -320,9 +375,18 @@ class _CentredRun(_Run):
         center = self.exchanges.center
         return self.placement.stacked([jax.device_put(center, device) for device in self.placement.mesh.devices.flat])
 
-    def bytes_sent(self) -> float:
-        """To the centre and from there."""
-        return self.exchanges.bytes_taken / self.size
+    def taken(self, worker: Worker) -> int:
+        """From the centre, which has taken as much."""
+        return 2 * self.exchanges.meetings[worker.position]
+
+
+def board_of(prepared: Prepared) -> Board:
+    """The board of all workers, which may be of several processes."""
+    owners = [device.process_index for device in prepared.placement.mesh.devices.flat]
+    if process_count() == 1:
+        return Board(len(owners))
+    params = nnx.state(prepared.model, nnx.Param)
+    return SharedBoard(owners, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), params))
 
 
 def local_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Wrapped:

@@ -1,6 +1,7 @@
 """What an import costs and what the package says of itself; `make package` builds it and tries it elsewhere."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_types_go_with_the_package():
 
 def test_every_library_that_is_imported_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     allowed = {re.split(r"[>\[]", requirement)[0].lower() for requirement in required} | {"lsgd-jax", "jaxlib"}
     distributions = packages_distributions()
     for path in (ROOT / "lsgd_jax").rglob("*.py"):

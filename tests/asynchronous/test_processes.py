@@ -1,9 +1,13 @@
 """Workers at their own speed in two processes."""
 
+import math
 import sys
 
+import jax
 import numpy as np
 
+from lsgd_jax.compile_ahead import parameter_shapes
+from lsgd_jax.config import Config
 from lsgd_jax.run_folder import read_metrics
 from tests.multiprocess.test_processes import LSGD, launch, run
 
@@ -48,8 +52,25 @@ def test_a_worker_that_fails_ends_all_processes(tmp_path):
     assert lines[-1].endswith(" ended with code 1; the others were stopped.")
 
 
-def test_posted_is_for_one_process(tmp_path):
-    train = [*TRAIN, "--asynchronous", "posted", "--run-dir", "run"]
+def test_posted_workers_of_two_processes(tmp_path):
+    """Each is pulled to the other across processes; the first process logs what all have done."""
+    train = [*TRAIN, "--asynchronous", "posted", "--least-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
     done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
-    message = "posted is for the workers of one process, but this is one of several: use joined."
+    assert done.returncode == 0, done.stderr
+    exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
+    assert {event["worker"] for event in exchanges} == {0, 1}
+    assert all(event["staleness"] == 0 for event in exchanges)
+    taken = [event for event in exchanges if event["leader"] not in (-1, event["worker"])]
+    assert any(event["distance"] > 0 for event in taken)
+    assert [entry["worker_steps"] for entry in evaluations][-1] == [[12, 12]]
+    arrays = jax.tree.leaves(parameter_shapes(Config.load(tmp_path / "run")))
+    size = sum(4 * math.prod(x.shape) for x in arrays)
+    assert evaluations[-1]["bytes_sent"] == len(taken) * size / 2
+
+
+def test_a_centre_is_met_in_one_process(tmp_path):
+    train = [*TRAIN, "--method", "easgd", "--asynchronous", "posted", "--run-dir", "run"]
+    done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    message = "the centre of easgd is met in one process, but this is one of several: use lsgd."
     assert (done.returncode, done.stderr) == (2, f"[0] lsgd: {message}\n")
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax.asynchronous import Centred, Joined, Level, Posted, Told
+from lsgd_jax.board import Board
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.methods import downpour, easgd
 from tests.asynchronous.schedule import drive, scripted, zero
@@ -60,6 +61,7 @@ def test_posted_workers_never_follow_who_is_not_finite_or_too_old():
         board = Posted(
             count,
             levels[:groups],
+            Board(int(size)),
             workers=int(size),
             staleness=staleness,
             log=lambda name, events=events, **values: events.append(values),
@@ -88,7 +90,9 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
     for i, worker in enumerate(workers):
         worker.move(jax.device_put(np.full((1, 1), 10.0 * i, np.float32)))
     events, count = [], StepCount()
-    board = Posted(count, [Level(3, 3, 0.5)], workers=3, staleness=1, log=lambda name, **values: events.append(values))
+    board = Posted(
+        count, [Level(3, 3, 0.5)], Board(3), workers=3, staleness=1, log=lambda name, **values: events.append(values)
+    )
     for _ in range(3):  # First, nobody has posted but worker 0 itself; then worker 1 has, and then made a step more.
         for worker in workers:
             worker.take_step()
@@ -106,7 +110,7 @@ def test_a_worker_who_has_missed_exchanges_is_pulled_once():
     workers = [scripted(0, 9, lambda step: Told(1.0, 1.0, True)), scripted(1, 9)]
     workers[0].move(jax.device_put(np.full((1, 1), 8.0, np.float32)))
     events, count = [], StepCount()
-    board = Posted(count, [Level(2, 2, 0.5)], workers=2, log=lambda name, **values: events.append(values))
+    board = Posted(count, [Level(2, 2, 0.5)], Board(2), workers=2, log=lambda name, **values: events.append(values))
     for _ in range(7):
         workers[1].take_step()
         board.after_step(workers[1])

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from lsgd_jax import asynchronous, cli, distributed, train
 from lsgd_jax import train_asynchronously as loop
 from lsgd_jax.asynchronous import Joined, Threads
+from lsgd_jax.board import Board
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, STACKED, StepCount
 from lsgd_jax.errors import RunFailed
@@ -36,7 +38,8 @@ DEADLINE = 60
 
 
 def run_of(config, path):
-    kind = {"joined": loop._JoinedRun, "posted": loop._PostedRun}[config.asynchronous]
+    posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
+    kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
     return kind(config, train.prepare(config), RunFolder(path, config), RunProgress(config.steps, lines=False))
 
 

@@ -1,0 +1,172 @@
+"""The board on which workers at their own speed post themselves, and from which they take their leaders' parameters."""
+
+import itertools
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax._src.distributed import global_state
+from jax.sharding import SingleDeviceSharding
+
+from lsgd_jax.errors import UsageError
+
+
+class Post(NamedTuple):
+    """What a worker lets the others see."""
+
+    step: int
+    """Local steps that the worker had taken."""
+    score: float
+    finite: bool
+    params: optax.Params | None
+    """As in its `Model`: a reference, no copy; None if another process has them."""
+
+
+class Board:
+    """Of the workers of one process: nothing is copied until a worker takes its leader's parameters."""
+
+    def __init__(self, workers: int) -> None:
+        """Clear the board.
+
+        Args:
+          workers: how many there are.
+        """
+        self._lock = threading.Lock()
+        self._posts: list[Post | None] = [None] * workers
+        self._steps = [0] * workers
+
+    def write(self, position: int, step: int, post: Post | None) -> None:
+        """Tell the steps that a worker has taken; a post takes the place of its last one, None leaves that."""
+        with self._lock:
+            self._steps[position] = step
+            if post is not None:
+                self._posts[position] = post
+
+    def read(self) -> tuple[list[Post | None], list[int]]:
+        """Everybody's last post, and the steps that everybody has taken."""
+        with self._lock:
+            return list(self._posts), list(self._steps)
+
+    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
+        """The parameters of what a worker has posted, on a device."""
+        return jax.device_put(post.params, device)
+
+    def close(self) -> None:
+        """Take no more requests."""
+
+
+class SharedBoard(Board):
+    """Of the workers of several processes.
+
+    Posts without parameters lie in the store of JAX's coordination service. Parameters stay where they are until they
+    are asked for: a thread of the process that has them offers its transfer server the newest that the worker has
+    posted, and the asking process pulls them from there. No worker waits for another.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, owners: Sequence[int], like: optax.Params) -> None:
+        """Clear the board and let the other processes know where this one is.
+
+        Args:
+          owners: the process of each worker.
+          like: parameters of a worker.
+
+        Raises:
+          UsageError: if this JAX can't send arrays from one process to another.
+        """
+        super().__init__(len(owners))
+        assert global_state.client is not None  # Where there are several processes, they are connected.
+        self._store = global_state.client
+        self._owners, self._like, self._own = owners, like, global_state.process_id
+        self._name = f"lsgd_jax/board/{next(self._numbers)}"  # All processes make theirs in one order.
+        try:
+            from jax.experimental.transfer import start_transfer_server
+
+            address = f"{_own_address()}:0"
+            self._server = start_transfer_server(jax.local_devices()[0].client, address, [address])
+        except (ImportError, RuntimeError, NotImplementedError) as error:
+            raise UsageError(
+                f"this JAX can't send arrays between processes as posted needs it ({error}): use joined."
+            ) from None
+        self._store.key_value_set(f"{self._name}/addresses/{self._own}", self._server.address())
+        self._connections: dict[int, Any] = {}
+        self._serving = threading.Thread(target=self._serve, daemon=True)
+        self._serving.start()
+
+    def write(self, position: int, step: int, post: Post | None) -> None:
+        """As in one process; it costs a message."""
+        super().write(position, step, post)
+        last = self._posts[position]
+        posted = "" if last is None else f" {last.step} {last.score!r} {int(last.finite)}"
+        self._store.key_value_set(f"{self._name}/posts/{position}", f"{step}{posted}", allow_overwrite=True)
+
+    def read(self) -> tuple[list[Post | None], list[int]]:
+        """As in one process; it costs a message."""
+        posts, steps = super().read()
+        for key, value in self._store.key_value_dir_get(f"{self._name}/posts/"):
+            position = int(key.rpartition("/")[2])
+            if self._owners[position] != self._own:
+                step, *posted = value.split()
+                steps[position] = int(step)
+                if posted:
+                    posts[position] = Post(int(posted[0]), float(posted[1]), posted[2] == "1", None)
+        return posts, steps
+
+    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
+        """The parameters of a worker on a device; those of another process's are the newest that it has posted."""
+        if post.params is not None:
+            return super().take(position, post, device)
+        owner = self._owners[position]
+        number = self._ask(owner, str(position))
+        sharding = SingleDeviceSharding(device)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._like)
+        return self._connection(owner).pull(number, shapes)
+
+    def close(self) -> None:
+        """Take no more requests; call it when no worker of any process takes anything any more."""
+        self._ask(self._own, "")
+        self._serving.join()
+
+    def _ask(self, owner: int, what: str) -> int:
+        requests = f"{self._name}/requests/{owner}"
+        number = self._store.key_value_increment(f"{requests}/count", 1)
+        self._store.key_value_set(f"{requests}/{number}", what)
+        return number
+
+    def _connection(self, owner: int) -> Any:
+        with self._lock:
+            if owner not in self._connections:
+                address = self._store.blocking_key_value_get(f"{self._name}/addresses/{owner}", 60_000)
+                self._connections[owner] = self._server.connect(address)
+            return self._connections[owner]
+
+    def _serve(self) -> None:
+        for number in itertools.count(1):
+            key = f"{self._name}/requests/{self._own}/{number}"
+            position = self._wanted(key)
+            if not position:
+                return
+            self._store.key_value_delete(key)
+            post = super().read()[0][int(position)]
+            assert post is not None  # Others have seen it posted.
+            self._server.await_pull(number, post.params)
+
+    def _wanted(self, key: str) -> str:
+        while True:
+            try:
+                return self._store.blocking_key_value_get(key, 60_000)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):  # The service has ended, and the run with it.
+                    return ""
+
+
+def _own_address() -> str:
+    """By which the other processes reach this one: where it reaches the coordination service from."""
+    host, _, port = str(global_state.coordinator_address).rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # Nothing is sent.
+        return probe.getsockname()[0]
