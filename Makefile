@@ -4,12 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIBTPU := $(VENV)/tpu/.installed
+MKDOCS := $(VENV)/.mkdocs-installed
 
-.PHONY: install tpu demo comparison figures notebooks test soak package lint types benchmark lock clean
+.PHONY: install tpu docs demo comparison figures notebooks test soak package lint types benchmark lock clean
 
 install: $(INSTALLED)
 
 tpu: $(LIBTPU) ## libtpu, for the tests that compile for TPUs; beside the environment, where JAX would look for TPUs.
+
+docs: $(MKDOCS) ## The documentation, as a site in site/; a warning is an error.
+	$(BIN)/mkdocs build --quiet --strict
 
 demo: $(INSTALLED) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
@@ -53,11 +57,14 @@ types: $(INSTALLED)
 benchmark: $(INSTALLED) ## What an exchange costs.
 	$(BIN)/python -m benchmarks.speed.exchange
 
-lock: $(INSTALLED) ## Renew requirements.txt and requirements-tpu.txt from pyproject.toml.
+lock: $(INSTALLED) ## Renew requirements.txt, requirements-tpu.txt and requirements-docs.txt from pyproject.toml.
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade --quiet \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.txt
 	$(BIN)/uv pip compile pyproject.toml --extra tpu --universal --python-version 3.11 --quiet \
 	  --no-annotate --constraint requirements.txt | grep ^libtpu > requirements-tpu.txt
+	$(BIN)/uv pip compile --group docs --universal --python-version 3.11 --upgrade --quiet \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --constraint requirements.txt \
+	  -o requirements-docs.txt
 
 clean:
 	rm -rf $(VENV)
@@ -72,4 +79,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 $(LIBTPU): requirements-tpu.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) -r $<
+	touch $@
+
+$(MKDOCS): requirements-docs.txt $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
