@@ -67,7 +67,7 @@ lock: $(INSTALLED) ## Renew requirements.txt, requirements-tpu.txt and requireme
 	  -o requirements-docs.txt
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
