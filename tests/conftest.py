@@ -1,5 +1,15 @@
 """Eight simulated devices, set before JAX wakes, and strict promotion of ranks; data sets made of made-up archives."""
 
+import os
+import tempfile
+
+# Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed with the process that has made it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import jax
 import pytest
 
