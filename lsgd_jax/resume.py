@@ -34,7 +34,8 @@ def resumed(
 ) -> tuple[TrainState, Progress] | None:
     """What the last checkpoint that can be read holds; None where there is none yet.
 
-    Newer ones that can't be read are moved out of the way, and the metrics file is cut to what it was.
+    Newer ones that can't be read are moved out of the way, and the metrics file is cut to what it was. Where there is
+    none, metrics that a killed run has logged are kept beside.
 
     Args:
       checkpoints: of the run.
@@ -71,8 +72,9 @@ def resumed(
                 f"none of the checkpoints in {folder.path} can be read, that of step {newest} since {problems[newest]}."
             )
         with failing_together():
-            folder.go_on(0)
-        tell(f"there is no checkpoint in {folder.path} yet: the run starts")
+            beside = folder.start_anew()
+        moved = f", and its metrics of before are in {beside.name} now" if beside else ""
+        tell(f"there is no checkpoint in {folder.path} yet: the run starts{moved}")
         return None
     if step > config.steps:
         raise AgreedError(f"steps must be at least the {step} that the run has taken, got {config.steps}.")

@@ -4,6 +4,7 @@ Checkpoints lie in it, too: `lsgd_jax.checkpoint`.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -68,6 +69,8 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             why = " ".join(str(error).split())  # In one line, whatever the file holds.
             raise UsageError(f"{self.path} is no folder of a run, its config.json can't be read ({why}).") from None
+        if not before.checkpoint_period:
+            raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
         config = self._config
         for field in dataclasses.fields(Config):
             old, new = getattr(before, field.name), getattr(config, field.name)
@@ -115,6 +118,26 @@ class RunFolder:
             new.replace(self.path / "config.json")
         except OSError as error:
             raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
+
+    def start_anew(self) -> Path | None:
+        """Move what metrics there are to a file beside them, and write the configuration with which the run starts.
+
+        Returns:
+          That file; None if there were none, and on other processes than the first.
+
+        Raises:
+          UsageError: if they can't be written.
+        """
+        metrics, beside = self.path / "metrics.jsonl", None
+        try:
+            if process_index() == 0 and metrics.exists() and metrics.stat().st_size:
+                names = (f"metrics-before-{number}.jsonl" for number in itertools.count(1))
+                beside = next(path for name in names if not (path := self.path / name).exists())
+                metrics.rename(beside)
+        except OSError as error:
+            raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
+        self.go_on(0)
+        return beside
 
     def length(self) -> int:
         """The metrics file's bytes, which are on the disk; 0 on other processes than the first."""

@@ -98,6 +98,8 @@ def train_and_evaluate(
     ):
         start = partial(init_state, model, optimizer, placement)
         shapes = state_shapes(model, optimizer, placement)
+        if resume:
+            shown.say("restoring")
         found = resumed(checkpoints, folder, config, placement, start, shapes, params, shown.tell) if resume else None
         state, progress = found or (start(), Progress.at_start(placement))
         first = progress.step

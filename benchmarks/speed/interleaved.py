@@ -10,6 +10,8 @@ import numpy as np
 
 from lsgd_jax.run_folder import environment
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def time_interleaved(programs: dict[str, Callable[[], Any]], rounds: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Run every program once a round, in a new order each round; returns seconds [rounds] by program.
@@ -40,11 +42,11 @@ def ratio(seconds: np.ndarray, base: np.ndarray, seed: int = 0) -> dict[str, flo
     return {"ratio": float(np.median(seconds) / np.median(base)), "low": float(low), "high": float(high)}
 
 
-def report(name: str, results: dict[str, dict[str, float]], settings: dict[str, Any]) -> None:
-    """Print the ratios and keep them, with the environment, in benchmarks/speed/results."""
+def report(name: str, results: dict[str, dict[str, float]], settings: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Print the ratios and keep them, with the environment, in a folder."""
     for comparison, result in results.items():
         print(f"{comparison:60} {result['ratio']:.3f}  [{result['low']:.3f}, {result['high']:.3f}]")
-    path = Path(__file__).parent / "results" / f"{name}.json"
+    path = folder / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     content = {"settings": settings, "ratios of medians, 95 % intervals": results, "environment": environment()}
     path.write_text(json.dumps(content, indent=2) + "\n")

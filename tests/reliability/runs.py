@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,12 +22,20 @@ def metrics(path):
 
 
 def arrays(path, step):
-    """All that a checkpoint holds by name, [group, worker, ...]."""
-    folder = path.absolute() / "checkpoints" / str(step) / "state"
+    """All that a checkpoint holds by name, [group, worker, ...], read by its description and orbax alone."""
+    folder = path.absolute() / "checkpoints" / str(step)
+    described = json.loads((folder / "progress" / "metadata").read_text())["arrays"]
     with ocp.StandardCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(folder).item_metadata.tree
-        blank = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-        return checkpointer.restore(folder, blank)
+        shapes = checkpointer.metadata(folder / "state").item_metadata.tree
+        blank = {dtype: np.zeros(x.shape, x.dtype) for dtype, x in shapes.items()}
+        packed = checkpointer.restore(folder / "state", blank)
+    ends = dict.fromkeys(packed, 0)
+    by_name = {}
+    for name, dtype, shape in described:
+        start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
+        by_name[name] = packed[dtype][:, :, start : ends[dtype]].reshape(*packed[dtype].shape[:2], *shape)
+    assert ends == {dtype: x.shape[2] for dtype, x in packed.items()}
+    return by_name
 
 
 def assert_same(path, other, step):

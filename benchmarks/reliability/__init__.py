@@ -1,0 +1,1 @@
+"""What it costs that runs can be stopped, and how they come back."""
