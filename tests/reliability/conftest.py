@@ -1,8 +1,16 @@
-"""What is compiled is kept for the runs that follow: most are of a few configurations."""
+"""What is compiled is kept for the runs that follow: most are of a few configurations. A soak is summed up."""
+
+import json
+from collections import Counter
+from pathlib import Path
 
 import jax
 import pytest
 
+from lsgd_jax.run_folder import environment
+from tests.reliability.faults import SOAK
+
+SUMMARY = Path(__file__).parents[2] / "benchmarks" / "reliability" / "results" / "soak.json"
 OPTIONS = {
     "jax_compilation_cache_dir": None,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -22,3 +30,29 @@ def compilation_cache(tmp_path_factory):
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Keep what a soak has tried: the numbers that the tests which passed have recorded, and the cases of each."""
+    if not SOAK:
+        return
+    stats = {kind: terminalreporter.stats.get(kind, []) for kind in ("passed", "failed", "error")}
+    tried, cases = Counter(), Counter()
+    for report in stats["passed"]:
+        cases[report.nodeid.split("::")[-1].split("[")[0]] += 1
+        for name, count in report.user_properties:
+            tried[name] += count
+    totals = Counter()
+    for name, count in tried.items():
+        totals[name.split(":")[0]] += count
+    content = {
+        "totals": totals,
+        "cases": {kind: len(reports) for kind, reports in stats.items()},
+        "tried": tried,
+        "cases by test": cases,
+        "environment": environment(),
+    }
+    SUMMARY.parent.mkdir(exist_ok=True)
+    SUMMARY.write_text(json.dumps(content, indent=2) + "\n")
+    told = [f"{name}: {count}" for name, count in totals.items()]
+    terminalreporter.write_line("\n".join([*told, f"see {SUMMARY}"]))

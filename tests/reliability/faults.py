@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,13 +15,72 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgd_jax import train
+from lsgd_jax import distributed, train
 from lsgd_jax.exchange import worker_index
+from lsgd_jax.launch import _free_port
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
 HANG = 300
 """Seconds after which a process hangs."""
+
+SOAK = "LSGD_SOAK" in os.environ
+"""Whether to try many times what the tests try once: `make soak`."""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["lsgd_jax.train"])
+
+
+def train_here(config, path, resume, processes, process, address):
+    """What each process does that `training` starts."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
+    if processes > 1:
+        names = (distributed.COORDINATOR, "JAX_COORDINATOR_BIND_ADDRESS", distributed.PROCESSES, distributed.PROCESS)
+        os.environ |= dict(zip(names, (address, address, str(processes), str(process)), strict=True))
+        distributed.initialize()
+    distributed.simulate_devices(config.groups * config.workers)
+    train.train_and_evaluate(config, path, lines=False, resume=resume)
+    if processes > 1:
+        jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def training(config, path, processes, *, resume=False):
+    """Processes that train, forked from one that has imported what they need; in the end they are killed."""
+    address = f"127.0.0.1:{_free_port()}"
+    started = [
+        FORKS.Process(target=train_here, args=(config, path, resume, processes, process, address))
+        for process in range(processes)
+    ]
+    for process in started:
+        process.start()
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+def trained(config, path, processes, *, resume=False):
+    """Train to the end in so many processes."""
+    with training(config, path, processes, resume=resume) as started:
+        for process in started:
+            process.join(HANG)
+    assert [process.exitcode for process in started] == [0] * processes
+
+
+def killed(config, path, processes, lines, rng, *, resume):
+    """Train until the metrics have so many lines, and a little longer; returns whether it was not over before."""
+    metrics, end = path / "metrics.jsonl", time.monotonic() + HANG
+    with training(config, path, processes, resume=resume) as started:
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+            assert time.monotonic() < end, "it hangs"
+            assert all(process.exitcode in (None, 0) for process in started), "it has failed"
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        rng.choice(started).kill()
+    return any(process.exitcode == -signal.SIGKILL for process in started)
 
 
 def stop_after(monkeypatch, programs, number):
@@ -55,10 +116,10 @@ def files(folder):
     return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 0]
 
 
-def flip_a_bit(path):
-    """In the middle of a file."""
+def flip_a_bit(path, at=0.5):
+    """In the middle of a file, or at another share of its length."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[int(len(data) * at)] ^= 1
     path.write_bytes(data)
 
 

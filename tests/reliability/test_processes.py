@@ -1,16 +1,30 @@
 """Real processes that are interrupted, killed and out of space, and what is left of their runs."""
 
+import dataclasses
 import os
 import signal
 
 import pytest
 
+from lsgd_jax import cli, distributed, train
+from lsgd_jax.presets import PRESETS
 from tests.reliability import faults
 from tests.reliability.faults import LSGD, running, wait_for_step
 from tests.reliability.runs import assert_same, metrics
 
 TRAIN = ["train", "digits", "--width", "0.1", "--batch-size", "8", "--groups", "2", "--workers", "2"]
 TRAIN += ["--eval-every", "200", "--checkpoint-every", "100", "--steps", "600", "--run-dir"]
+CONFIG = dataclasses.replace(
+    PRESETS["digits"],
+    width=0.1,
+    batch_size=8,
+    groups=2,
+    workers=2,
+    eval_every=200,
+    checkpoint_every=100,
+    steps=600,
+)
+"""The same."""
 LAUNCH = [*LSGD, "launch", "--processes", "2"]
 
 
@@ -20,7 +34,15 @@ def ending(process):
     return process.returncode, output, errors
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not stopped."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    train.train_and_evaluate(CONFIG, path, lines=False)
+    return path
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, capsys):
     with running(*LSGD, *TRAIN, "run", cwd=tmp_path) as process:
         wait_for_step(tmp_path / "run", 40)
         process.send_signal(signal.SIGINT)
@@ -29,13 +51,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
     last = errors.splitlines()[-1]
     assert last.startswith("lsgd: stopped by SIGINT after step ")
     assert last.endswith("of 600; the same command goes on with --run-dir run --resume.")
-    done = faults.run(*LSGD, *TRAIN, "run", "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "the run goes on from step " in done.stderr
-    whole = faults.run(*LSGD, *TRAIN, "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    assert done.stdout.replace("run/", "whole/") == whole.stdout
-    assert_same(tmp_path / "run", tmp_path / "whole", 600)
+    train.train_and_evaluate(CONFIG, tmp_path / "run", lines=False, resume=True)
+    assert "the run goes on from step " in capsys.readouterr().err
+    assert_same(tmp_path / "run", whole, 600)
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):
@@ -79,16 +97,18 @@ SMALL_FILES = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh"]
 """What comes after it can't write more than 20 blocks to a file."""
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
+def test_a_full_disk_is_one_sentence_and_what_there_was_is_kept(tmp_path):
     """A limit on files' sizes, which a checkpoint comes to and the metrics do not."""
-    done = faults.run(*LSGD, *TRAIN, "run", "--steps", "200", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    more = [*TRAIN, "run", "--steps", "400", "--period", "200", "--resume"]
+    train.train_and_evaluate(dataclasses.replace(CONFIG, steps=8), tmp_path / "run", lines=False)
+    before = metrics(tmp_path / "run")
+    more = [*TRAIN, "run", "--steps", "12", "--resume"]
     full = faults.run(*SMALL_FILES, *LSGD, *more, cwd=tmp_path)
     assert (full.returncode, full.stdout) == (2, "")
     [*_, last] = full.stderr.splitlines()
     assert last.startswith("lsgd: ")
     assert "Traceback" not in full.stderr
+    assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
+    assert metrics(tmp_path / "run")[: len(before)] == before
 
 
 @pytest.mark.parametrize(
@@ -106,8 +126,11 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(tmp_path):
         ),
     ],
 )
-def test_a_wrong_command_is_one_sentence(arguments, message, tmp_path):
-    done = faults.run(*LSGD, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_a_wrong_command_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for what in ("initialize", "simulate_devices"):
+        monkeypatch.setattr(distributed, what, lambda *arguments: None)
+    assert cli.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("lsgd: ")
+    assert message in line
