@@ -204,8 +204,8 @@ class Checkpoints:
             arrays = [_Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in told["arrays"]]
             if not all(isinstance(size, int) and size >= 0 for array in arrays for size in array.shape):
                 raise ValueError("a shape is not one")
-        except (TypeError, KeyError, ValueError) as problem:
-            raise UsageError(f"its progress is not a run's ({problem})") from None
+        except Exception as problem:  # Whatever JSON of another kind makes of it.
+            raise UsageError(f"its progress is not a run's ({_first_line(problem)})") from None
         if progress.step != step:
             raise UsageError(f"it tells of step {progress.step}")
         return progress, sums, arrays
