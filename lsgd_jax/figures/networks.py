@@ -12,7 +12,7 @@ from lsgd_jax.compare import curves
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write
-from lsgd_jax.figures.run import draw_leaders, leaders_of
+from lsgd_jax.figures.run import draw_leaders, draw_shares, leaders_of
 from lsgd_jax.run_folder import read_metrics
 
 
@@ -149,7 +149,10 @@ def _leaders(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
     steps, leaders = leaders_of(found[0])
     figure = Figure(figsize=(12, 4), layout="constrained")
     identity, share = figure.subplots(1, 2)
-    draw_leaders(identity, share, steps, leaders, workers)
+    draw_leaders(identity, steps, leaders, workers)
+    draw_shares(share, leaders, workers)
+    identity.set_title("who led all")
+    share.set_title(f"how often each led, of {len(leaders)}")
     figure.suptitle(f"{layout.model} on {layout.dataset}, {workers} workers, seed {Config.load(found[0]).seed}")
     led = Counter(leaders.tolist())
     counts = ", ".join(f"{led[worker]}" for worker in range(workers))

@@ -1,10 +1,13 @@
 """A run's picture: test errors against steps and wall-clock, and who led (the layout of the paper's F8)."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lsgd_jax.config import Config
 from lsgd_jax.run_folder import read_metrics
@@ -13,41 +16,67 @@ from lsgd_jax.run_folder import read_metrics
 def draw(run: Path) -> Path:
     """Draw a run from its folder into the folder; returns the picture's path."""
     config = Config.load(run)
-    evaluations = read_metrics(run, "evaluation")
-    steps = np.array([entry["step"] for entry in evaluations])
-    seconds = np.array([entry["seconds"] for entry in evaluations])
-    center = 100 * np.array([entry["center_error"] for entry in evaluations])
-    errors = [np.ravel(entry["worker_errors"]) for entry in evaluations]
-    count = max(map(len, errors))  # A run may have gone on with other workers.
-    workers = 100 * np.array([np.pad(error, (0, count - len(error)), constant_values=np.nan) for error in errors])
+    errors = errors_of(run)
     exchange_steps, leaders = leaders_of(run)
 
     rows = 2 if len(leaders) else 1  # The second tells who led.
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
     by_step, by_time = panels[0]
-    for axes, x, label in ((by_step, steps, "local steps"), (by_time, seconds, "seconds of training")):
-        axes.plot(x, workers, color="0.8", linewidth=0.8, label=["workers"] + [None] * (workers.shape[1] - 1))
-        if len(leaders):
-            last = np.searchsorted(exchange_steps, steps, side="right") - 1
-            led = np.where(last >= 0, leaders[np.maximum(last, 0)], -1)
-            led_error = np.where(led >= 0, workers[np.arange(len(led)), led], np.nan)
-            axes.plot(x, led_error, color="tab:blue", linewidth=1, label="leader")
-        axes.plot(x, center, color="tab:red", linewidth=1.5, label="center")
-        axes.set(xlabel=label, ylabel="test error (%)", yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.legend()
+    draw_errors(by_step, errors.steps, errors, "local steps")
+    draw_errors(by_time, errors.seconds, errors, "seconds of training")
     by_step.set_title(
         f"{config.method} on {config.dataset}, {config.groups} x {config.workers} workers, seed {config.seed}"
     )
-    by_time.set_title(f"final test error of the center {center[-1]:.2f} %")
+    by_time.set_title(f"final test error of the center {errors.center[-1]:.2f} %")
 
     if len(leaders):
-        draw_leaders(panels[1, 0], panels[1, 1], exchange_steps, leaders, count)
+        count = max(errors.workers.shape[1], leaders.max() + 1)  # Some may have gone before they were tested.
+        identity, share = panels[1]
+        draw_leaders(identity, exchange_steps, leaders, count)
+        draw_shares(share, leaders, count)
+        identity.set_title("who led all")
+        share.set_title(f"how often each led, of {len(leaders)}")
     path = run / "curves.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return path
+
+
+class Errors(NamedTuple):
+    """The test errors in a run's evaluations, in percent."""
+
+    steps: Int[np.ndarray, " evaluations"]
+    seconds: Float[np.ndarray, " evaluations"]
+    """Of training."""
+    center: Float[np.ndarray, " evaluations"]
+    workers: Float[np.ndarray, "evaluations workers"]
+    """NaN for workers that were not there."""
+    leader: Float[np.ndarray, " evaluations"]
+    """Of the last leader of all; NaN where there was none."""
+
+
+def errors_of(run: Path) -> Errors:
+    """The test errors that a run has logged."""
+    evaluations = read_metrics(run, "evaluation")
+    steps = np.array([entry["step"] for entry in evaluations], int)
+    seconds = np.array([entry["seconds"] for entry in evaluations], float)
+    center = 100 * np.array([entry["center_error"] for entry in evaluations], float)
+    workers = 100 * by_worker(evaluations, "worker_errors")
+    leader, (exchange_steps, leaders) = np.full(len(steps), np.nan), leaders_of(run)
+    if len(leaders):
+        last = np.searchsorted(exchange_steps, steps, side="right") - 1
+        led = np.where(last >= 0, leaders[np.maximum(last, 0)], -1)
+        there = (led >= 0) & (led < workers.shape[1])
+        leader[there] = workers[there, led[there]]
+    return Errors(steps, seconds, center, workers, leader)
+
+
+def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries workers"]:
+    """What events tell of each worker; NaN for what is not finite and, as a run may go on with others, not there."""
+    rows = [np.ravel(np.array(entry[name], float)) for entry in entries]
+    count = max(map(len, rows), default=0)
+    padded = [np.pad(row, (0, count - len(row)), constant_values=np.nan) for row in rows]
+    return np.array(padded).reshape(len(rows), count)
 
 
 def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +88,55 @@ def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def draw_leaders(identity: Axes, share: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
-    """Draw who led against the step, and how often each did (the layout of the paper's F8)."""
-    identity.plot(steps, leaders, ".", markersize=3)
-    identity.set(title="who led all", xlabel="local steps", ylabel="the leader's rank", yticks=np.arange(count))
-    bars = share.bar(np.arange(count), np.bincount(leaders[leaders >= 0], minlength=count))
-    share.bar_label(bars, fontsize=8)
-    share.set(
-        title=f"how often each led, of {len(leaders)}", xlabel="rank", ylabel="exchanges", xticks=np.arange(count)
-    )
+def draw_errors(axes: Axes, x: np.ndarray, errors: Errors, label: str) -> None:
+    """Draw the test errors of the workers, the leader and the center against x."""
+    draw_workers(axes, x, errors.workers)
+    marker = marker_of(x)
+    if np.isfinite(errors.leader).any():
+        axes.plot(x, errors.leader, color="tab:blue", linewidth=1, marker=marker, label="leader")
+    axes.plot(x, errors.center, color="tab:red", linewidth=1.5, marker=marker, label="center")
+    axes.set(xlabel=label, ylabel="test error (%)")
+    scale(axes, errors.center, errors.workers)
+    axes.legend()
+
+
+def draw_workers(axes: Axes, x: np.ndarray, values: np.ndarray) -> None:
+    """Draw a thin line for each worker; `values` [points, workers]."""
+    labels = ["workers"] + [None] * (values.shape[1] - 1)
+    axes.plot(x, values, color="0.5", alpha=0.4, linewidth=0.8, marker=marker_of(x), label=labels)
+
+
+def marker_of(x: np.ndarray) -> str | None:
+    """How the points of a line are marked: a line of one point can't be seen."""
+    return "." if len(x) == 1 else None
+
+
+def scale(axes: Axes, *values: np.ndarray) -> None:
+    """Let the vertical axis be logarithmic, with plain numbers, if the values differ enough for it."""
+    positive = np.concatenate([of[of > 0] for of in values])
+    ratio = positive.max() / positive.min() if len(positive) else 1.0
+    if ratio > 3:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if ratio > 6 else range(2, 10)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+
+
+def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
+    """Draw who of so many workers led against the step (the layout of the paper's F8)."""
+    axes.plot(steps, leaders, ".", markersize=3)
+    axes.set(xlabel="local steps", ylabel="the leader's rank", yticks=_ranks(count))
+
+
+def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
+    """Draw how often each of so many workers led."""
+    bars = axes.bar(np.arange(count), np.bincount(leaders[leaders >= 0], minlength=count))
+    if count <= 16:
+        axes.bar_label(bars, fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="rank", ylabel="exchanges", xticks=_ranks(count))
+
+
+def _ranks(count: int) -> np.ndarray:
+    """To be labelled."""
+    return np.arange(0, count, -(-count // 16))
