@@ -55,7 +55,13 @@ else:  # One subcommand a preset, its fields as options.
     ]
 
 
-def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = None, resume: bool = False) -> None:
+def train(
+    config: Preset,
+    run_dir: Path | None = None,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> None:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
     An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop, with 128 and the signal for its exit
@@ -67,6 +73,7 @@ def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = N
       data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
       resume: go on from the last checkpoint in the folder, or start if there is none; also with other numbers of
         workers, processes and devices, and to more steps.
+      tensorboard: write event files for TensorBoard, too, into the folder tensorboard of the run's.
     """
     if resume and run_dir is None:
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
@@ -75,7 +82,7 @@ def train(config: Preset, run_dir: Path | None = None, data_dir: Path | None = N
     distributed.initialize()
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume)
+    error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
     if distributed.process_index() > 0:
         return
     from lsgd_jax.figures import run
@@ -225,6 +232,21 @@ def figure(
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
 
 
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+    """Write a page about one or several runs, to be read in a browser without a network: lsgd report runs/a runs/b.
+
+    Args:
+      runs: their folders; a run may still be going on.
+      out: the page. An older report in its place is replaced, any other file is not.
+    """
+    if not runs:
+        raise UsageError("report needs the folder of a run, as in lsgd report runs/a.")
+    from lsgd_jax.figures import report as figure
+
+    figure.write(list(runs), out)
+    print(f"see {out}")
+
+
 def _check_writable(out: Path) -> None:
     """Make the folder, before anything is computed and not after."""
     try:
@@ -345,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
     try:
         commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
-        commands |= {"simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
+        commands |= {"report": report, "simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
         code = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="lsgd",

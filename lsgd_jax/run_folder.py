@@ -20,6 +20,7 @@ import numpy as np
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import process_count, process_index
 from lsgd_jax.errors import UsageError
+from lsgd_jax.tensorboard import EventFile
 
 MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
 """The fields of the configuration in which a run that goes on may differ from what it was."""
@@ -28,10 +29,10 @@ MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every"
 class RunFolder:
     """The folder that a run writes; made anew, so that nothing already written is lost, or its own of before.
 
-    Of several processes the first writes it, and the others do nothing.
+    Of several processes the first writes it, and the others do nothing. As a context, it closes its files.
     """
 
-    def __init__(self, path: Path, config: Config, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, config: Config, *, resume: bool = False, tensorboard: bool = False) -> None:
         """Make the folder and write the configuration and the environment, or see whether a run can go on in it.
 
         Args:
@@ -39,14 +40,18 @@ class RunFolder:
           config: of the run.
           resume: whether the folder may have a run in it, which then has to be of this configuration, but for the
             fields in `MAY_CHANGE`.
+          tensorboard: whether to write the metrics as event files for TensorBoard, too.
 
         Raises:
-          UsageError: if the folder has other files in it or can't be made.
+          UsageError: if the folder has other files in it or can't be made, or there is no package for event files.
         """
         self.path, self._config = path, config
         self._lock = threading.Lock()
+        self._event_file: EventFile | None = None
         if process_index() > 0:
             return
+        if tensorboard:
+            self._event_file = EventFile(path / "tensorboard")
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
@@ -61,17 +66,21 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
 
+    def __enter__(self) -> "RunFolder":
+        """Open nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the event file."""
+        if self._event_file is not None:
+            self._event_file.close()
+
     def _check_goes_on(self) -> None:
         for linked in (path for path in self.path.iterdir() if path.is_symlink()):
             raise UsageError(f"{linked} is a link, through which the run would write elsewhere: replace it by a copy.")
-        try:
-            before = Config.load(self.path)
-        except (OSError, ValueError, RecursionError) as error:
-            why = " ".join(str(error).split())  # In one line, whatever the file holds.
-            raise UsageError(f"{self.path} is no folder of a run, its config.json can't be read ({why}).") from None
+        before, config = read_config(self.path), self._config
         if not before.checkpoint_period:
             raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
-        config = self._config
         for field in dataclasses.fields(Config):
             old, new = getattr(before, field.name), getattr(config, field.name)
             by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
@@ -116,6 +125,9 @@ class RunFolder:
             new = self.path / "config.json.new"
             new.write_text(self._config.to_json() + "\n")
             new.replace(self.path / "config.json")
+            if self._event_file is not None:
+                for entry in read_metrics(self.path):
+                    self._event_file.add(entry)
         except OSError as error:
             raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
 
@@ -161,6 +173,8 @@ class RunFolder:
         try:
             with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps(line, allow_nan=False) + "\n")
+                if self._event_file is not None:
+                    self._event_file.add(line)
         except OSError as error:
             raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
 
@@ -188,14 +202,27 @@ def environment() -> dict[str, Any]:
     }
 
 
-def read_metrics(path: Path, event: str) -> list[dict[str, Any]]:
-    """The events of one kind that a run has logged, in order; a last line that was not finished is left out.
+def read_config(path: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+      UsageError: if the folder is not one of a run.
+    """
+    try:
+        return Config.load(path)
+    except (OSError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())  # In one line, whatever the file holds.
+        raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
+
+
+def read_metrics(path: Path, *events: str) -> list[dict[str, Any]]:
+    """The events that a run has logged, all or of some kinds, in order, but for a last line that was not finished.
 
     Raises:
       UsageError: if the metrics can't be read.
     """
     try:
         *lines, _ = (path / "metrics.jsonl").read_text().split("\n")
-        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+        return [entry for entry in map(json.loads, lines) if not events or entry["event"] in events]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"the metrics in {path} can't be read ({error}).") from None

@@ -46,6 +46,7 @@ def train_and_evaluate(
     data_dir: Path | None = None,
     lines: bool = True,
     resume: bool = False,
+    tensorboard: bool = False,
     stop_if_all_fail: bool = True,
 ) -> float:
     """Train with the configuration and write the run's folder; of several processes, the first writes it.
@@ -65,6 +66,7 @@ def train_and_evaluate(
       data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
       lines: whether to print a line an evaluation where there is no terminal.
       resume: whether to go on from the last checkpoint in the folder; where there is none, the run starts.
+      tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
 
     Returns:
@@ -80,13 +82,15 @@ def train_and_evaluate(
 
         if resume:
             raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without --resume.")
-        return train_asynchronously.train_and_evaluate(config, run_dir, data_dir=data_dir, lines=lines)
+        return train_asynchronously.train_and_evaluate(
+            config, run_dir, data_dir=data_dir, lines=lines, tensorboard=tensorboard
+        )
     every = config.checkpoint_period
     with failing_together():
         if resume and not every:
             raise UsageError("a run goes on from checkpoints, but checkpoint_every is 0: there are none.")
         placement, feed, model, optimizer = prepare(config, data_dir)
-        folder = RunFolder(run_dir, config, resume=resume)
+        folder = RunFolder(run_dir, config, resume=resume, tensorboard=tensorboard)
     with failing_together():
         if config.checkpoint_period:
             folder.check_seen_by_all()
@@ -96,6 +100,7 @@ def train_and_evaluate(
     key = step_key(config.seed)
 
     with (
+        folder,
         RunProgress(config.steps, lines=lines) as shown,
         Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints) as checkpoints,
     ):

@@ -46,7 +46,9 @@ from lsgd_jax.step import TrainState, init_state, leaders_in, worker_step
 from lsgd_jax.train import Prepared, learning_rate_factor, local_optimizer, log_exchange, make_method, prepare, step_key
 
 
-def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True) -> float:
+def train_and_evaluate(
+    config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True, tensorboard: bool = False
+) -> float:
     """Train with workers at their own speed and write the run's folder, as `lsgd_jax.train.train_and_evaluate` does.
 
     Data, learning rates and what is random in a worker's steps are those of synchronous training; how far each worker
@@ -61,6 +63,7 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
       run_dir: a folder that is empty or does not exist.
       data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
       lines: whether to print a line an evaluation where there is no terminal.
+      tensorboard: whether to write event files for TensorBoard, too.
 
     Returns:
       The center's last test error, in [0, 1].
@@ -86,9 +89,9 @@ def train_and_evaluate(config: Config, run_dir: Path, *, data_dir: Path | None =
         kind: Callable[..., _Run] = _JoinedRun if joined else _CentredRun
         if config.method == "lsgd" and not joined:
             kind = partial(_PostedRun, board=board_of(prepared))
-        folder = RunFolder(run_dir, config)
+        folder = RunFolder(run_dir, config, tensorboard=tensorboard)
 
-    with RunProgress(config.steps, lines=lines) as progress:
+    with folder, RunProgress(config.steps, lines=lines) as progress:
         progress.say("compiling")
         run = kind(config, prepared, folder, progress)
         progress.say("training")

@@ -69,9 +69,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_run_that_ends_before_anybody_led_is_drawn(tmp_path):
-    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path)
+    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", "--tensorboard", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "curves.png").exists()
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
 def test_train_and_a_second_time_into_the_same_folder(tmp_path):

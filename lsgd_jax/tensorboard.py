@@ -1,0 +1,90 @@
+"""A run's metrics as event files for TensorBoard."""
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsgd_jax.errors import UsageError
+
+TAGS = {
+    "center_error": "test_error/center",
+    "worker_errors": "test_error/worker_{}",
+    "center_loss": "test_loss/center",
+    "train_losses": "training_loss/worker_{}",
+    "learning_rate_factor": "learning_rate_factor",
+    "bytes_sent": "bytes_sent_by_a_worker",
+    "leader": "leader/of_all",
+    "local_leaders": "leader/of_group_{}",
+    "scores": "score/worker_{}",
+    "distances": "distance_to_leader/worker_{}",
+    "local_distances": "distance_to_local_leader/worker_{}",
+    "worker_steps": "steps/worker_{}",
+    # Of exchanges of one worker:
+    "local_leader": "leader/of_group_of_worker_{}",
+    "distance": "distance_to_leader/worker_{}",
+    "local_distance": "distance_to_local_leader/worker_{}",
+    "worker_step": "steps/worker_{}",
+}
+"""What a value in the metrics is called in TensorBoard, which has values side by side whose tags begin alike."""
+
+
+class EventFile:
+    """An event file that is written as metrics are logged.
+
+    It is opened with the first event, and begins with the order to forget all that older files in the folder hold: a
+    run that goes on adds what remains of its metrics anew, so that no point is there twice and none is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet.
+
+        Args:
+          folder: of the run's event files.
+
+        Raises:
+          UsageError: if tensorboardX is not installed.
+        """
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise UsageError("--tensorboard needs tensorboardX: pip install 'lsgd-jax[tensorboard]'")
+        self._folder, self._leader = folder, -1
+        self._writer: Any = None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write the scalars of an event, as it is in the metrics."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if self._writer is None:
+            self._folder.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(self._folder / "events"))
+            self._writer.write_event(
+                Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+            )
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._scalars(entry)]
+        self._writer.write_event(Event(step=entry["step"], wall_time=time.time(), summary=Summary(value=values)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _scalars(self, entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        for name in TAGS.keys() & entry.keys():
+            values = entry[name]
+            several = (
+                enumerate(np.ravel(values).tolist()) if isinstance(values, list) else [(entry.get("worker"), values)]
+            )
+            yield from ((TAGS[name].format(i), value) for i, value in several if value is not None)
+        self._leader = -1 if entry["event"] == "resume" else entry.get("leader", self._leader)
+        if entry["event"] == "evaluation":
+            losses = [loss for loss in np.ravel(entry["train_losses"]).tolist() if loss is not None]
+            if losses:
+                yield "training_loss/mean", float(np.mean(losses))
+            if self._leader >= 0:
+                yield "test_error/leader", np.ravel(entry["worker_errors"])[self._leader]
