@@ -1,9 +1,11 @@
 """README.md and the pages of docs/: their Python runs, their commands are understood, their links lead somewhere."""
 
+import contextlib
 import functools
 import importlib
 import re
 import shlex
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def fenced(page, info):
 
 @functools.cache
 def run(page):
-    """Run the Python of a page, in one namespace and with what pages take for given; returns the namespace."""
+    """Run the Python of a page, in one namespace, with what pages take for given and a run; returns the namespace."""
     x = jax.random.normal(jax.random.key(0), (4, 8, 3))
     given = {
         "jax": jax,
@@ -40,8 +42,11 @@ def run(page):
         "params": {"w": jnp.zeros((4, 3))},
         "batch": (x, x.sum(-1)),
     }
-    for _, code in fenced(page, "python"):
-        exec(compile(code, page, "exec"), given)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("runs/a").mkdir(parents=True)
+        Path("runs/a/metrics.jsonl").write_text('{"event": "evaluation", "step": 50, "center_error": 0.1}\n')
+        for _, code in fenced(page, "python"):
+            exec(compile(code, page, "exec"), given)
     return given
 
 
@@ -102,7 +107,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("arguments", [a for program, a in ALL_COMMANDS if program == "lsgd"], ids=" ".join)
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
-    for name in ("train", "compare", "figure", "data", "simulate", "info", "launch", "compile_ahead"):
+    for name in ("train", "compare", "report", "figure", "data", "simulate", "info", "launch", "compile_ahead"):
         function = getattr(cli, name)
         instead = functools.wraps(function)(lambda *_, **__: understood.append(True))
         monkeypatch.setattr(cli, name, instead)
