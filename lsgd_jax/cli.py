@@ -394,9 +394,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lsgd: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception:
+    except Exception as error:
         if distributed.process_count() == 1:
             raise
-        traceback.print_exc()
+        if "by peer" in str(error):  # Gloo's words for a connection that was closed or reset.
+            print("lsgd: another process of the run has ended, so that this one can't go on.", file=sys.stderr)
+        else:
+            traceback.print_exc()
         os._exit(1)  # As above.
     return code or 0

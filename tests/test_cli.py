@@ -1,10 +1,13 @@
 """The command line, run as a user runs it."""
 
+import functools
 import os
 import subprocess
 import sys
 
 import pytest
+
+from lsgd_jax import cli
 
 
 def lsgd(*arguments, cwd, **environment):
@@ -108,3 +111,16 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
     assert len(others) == 8
     done = lsgd("info", "--bytes", "resnet20-cifar10-4", cwd=tmp_path)  # Whose data are not there.
     assert done.stdout.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], done.stderr
+
+
+def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):
+    @functools.wraps(cli.info)
+    def broken(*_, **__):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7071")
+
+    monkeypatch.setattr(cli, "info", broken)
+    monkeypatch.setattr(cli.distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["info"])
+    assert capsys.readouterr().err == "lsgd: another process of the run has ended, so that this one can't go on.\n"
