@@ -1,0 +1,328 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Groups, and what is sent
+#
+# Workers in groups, with a local leader each and a global leader over all; what an exchange sends, by formula, in the compiled
+# program and as measured; and what periods and groups do to the test error in a small experiment.
+
+# %%
+try:
+    from lsgd_jax import leader_pull
+except ModuleNotFoundError:
+    raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+from IPython.display import Markdown
+from jax.sharding import AxisType, PartitionSpec
+
+from lsgd_jax import ledger
+from lsgd_jax.collectives import collectives
+from lsgd_jax.compile_ahead import parameter_shapes
+from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.models import MODELS
+from lsgd_jax.presets import PRESETS
+
+# The CPU acts as four devices, for the compiled programs below. It has to be said before JAX is used.
+jax.config.update("jax_num_cpu_devices", 4)
+small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the results is of full size.
+
+# %% [markdown]
+# ## Local and global leaders
+#
+# With `group_axis_name` the workers lie on two axes. Every `period` steps each group elects a leader of its own, and every
+# `global_period` steps all elect one, after the local pull. Here are 2 groups of 4 workers, a small dense network
+# on MNIST-1D. As in the quickstart, `jax.vmap` maps one worker's step over the worker axes.
+
+# %%
+data = load("mnist1d")
+build, _ = MODELS["mlp"]
+graphdef, params = nnx.split(build(data.train_x.shape[1:], data.classes, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+def logits_of(params, x):
+    return nnx.merge(graphdef, params)(x)
+
+
+def train(groups, workers, pulls, steps, seeds=1, after_step=lambda params, state: None):
+    """Parameters and state after SGD with a `leader_pull`, for several orders of the data [seed, group, worker, ...]."""
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9, nesterov=True), pulls)
+
+    def step(params, state, x, y):
+        def loss_fn(params):
+            return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, x), y).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(jax.vmap(jax.vmap(jax.vmap(step, axis_name="worker"), axis_name="group")))
+    shape = (seeds, groups, workers)
+    now = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), (params, tx.init(params)))
+    orders = [
+        BatchIndices(examples=len(data.train_x), workers=groups * workers, batch_size=32, sampling="shards", seed=seed)
+        for seed in range(seeds)
+    ]
+    for t in range(steps):
+        examples = np.stack([order(t) for order in orders]).reshape(*shape, -1)
+        now = step(*now, data.train_x[examples], data.train_y[examples])
+        after_step(*now)
+    return now
+
+
+pulls = leader_pull(0.1, axis_name="worker", period=4, group_axis_name="group", global_pull=0.1, global_period=16)
+local_leaders, global_leaders = [], []
+
+
+def note_leaders(params, state):
+    local, of_all = state[-1].leaders
+    local_leaders.append(local.position[0, :, 0])
+    global_leaders.append(of_all.position[0, 0, 0])
+
+
+train(2, 4, pulls, steps=160, after_step=note_leaders)
+exchanges = np.arange(3, 160, 4)
+figure, ax = plt.subplots(figsize=(11, 3))
+for group, color in enumerate(["tab:blue", "tab:orange"]):
+    leads = 4 * group + np.array(local_leaders)[exchanges, group]
+    ax.plot(exchanges + 1, leads, ".", color=color, markersize=8, label=f"leads group {group}")
+of_all = exchanges[3::4]
+ax.plot(of_all + 1, np.array(global_leaders)[of_all], "k*", markersize=11, label="leads all")
+ax.axhline(3.5, color="0.8", linewidth=0.8)
+ax.set(xlabel="step", ylabel="worker", yticks=range(8))
+ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+# %% [markdown]
+# A global leader always leads its own group, too: the scores by which both are elected are the same. So its local pull is nothing,
+# and it is drawn nowhere at all. Who leads changes often: scores are means of the last 10 training losses, and all workers learn
+# about equally well.
+#
+# ## What is sent, by formula
+#
+# Before anything is run, `lsgd_jax.ledger` tells what each worker sends. `lsgd info --bytes mnist1d` prints the same table.
+
+# %%
+preset = PRESETS["mnist1d"]
+shapes = parameter_shapes(preset)
+size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+print(f"{preset.groups} groups of {preset.workers} workers, {size:,} bytes of parameters\n")
+print(ledger.table(preset, shapes))
+
+# %% [markdown]
+# LSGD exchanges among 4 workers every 4 steps and among all 8 every 16; the other methods among all 8 every 4 steps. A leader costs what
+# an average costs, since it is sent by a masked all-reduce unless told otherwise. So groups do not save bytes as such: LSGD's total is
+# a little higher. What they save is what crosses between groups, which is sent every 16 steps and not every 4.
+#
+# ## What is sent, as compiled
+#
+# A formula may be wrong. `lsgd_jax.collectives` reads the collective operations from the text of a compiled program. Here is one
+# exchange among 2 groups of 2 workers, each on a device of its own, with 100,000 parameters |x|, for each way to send.
+
+# %%
+mesh = jax.make_mesh((2, 2), ("group", "worker"), axis_types=(AxisType.Auto, AxisType.Auto))
+spec = PartitionSpec("group", "worker")
+x = jnp.ones((2, 2, 100_000))
+
+
+def compiled(**options):
+    pulls = leader_pull(0.1, axis_name=("group", "worker"), period=4, **options)
+
+    def step(x, state, loss):
+        x, state, loss = jax.tree.map(lambda a: a[0, 0], (x, state, loss))
+        updates, state = pulls.update(jnp.zeros_like(x), state, x, value=loss)
+        return jax.tree.map(lambda a: a[None, None], (x + updates, state))
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec)
+    state = jax.tree.map(lambda a: jnp.broadcast_to(a, (2, 2, *a.shape)), pulls.init(x[0, 0]))
+    return collectives(jax.jit(mapped).lower(x, state, jnp.ones((2, 2))).compile().as_text())
+
+
+def sent_by_a_worker(each):
+    if each.senders is None:
+        return each.sent * each.times
+    # Some links of a chain of four workers, for one of the four who may lead.
+    return each.bytes * each.senders / 4 * each.times / 4
+
+
+ways = {
+    "all_reduce": {"broadcast": "all_reduce"},
+    "ring": {"broadcast": "ring"},
+    "chain": {"broadcast": "chain"},
+    "hierarchical": {"broadcast": "hierarchical"},
+    "all_reduce, bfloat16": {"broadcast": "all_reduce", "wire": "bfloat16"},
+    "all_reduce, int8": {"broadcast": "all_reduce", "wire": "int8"},
+    "all_reduce, delay 1": {"broadcast": "all_reduce", "delay": 1},
+}
+rows = ["| way | collectives in the program | sent by a worker / x | by the ledger |", "|---|---|---|---|"]
+for way, options in list(ways.items())[: 4 if small else None]:
+    found = compiled(**options)
+    assert all(each.conditional for each in found)  # Nothing is sent between exchanges.
+    kinds = Counter()
+    for each in found:
+        kinds[each.kind] += each.times
+    sent = sum(map(sent_by_a_worker, found)) / x[0, 0].nbytes
+    config = dataclasses.replace(preset, groups=1, workers=4, **options)
+    if way == "hierarchical":
+        config = dataclasses.replace(config, groups=2, workers=2, period=4, global_period=4)
+    by_formula = ledger.exchanges(config, jax.ShapeDtypeStruct(x[0, 0].shape, x.dtype))[-1].bytes_sent / x[0, 0].nbytes
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    rows.append(f"| {way} | {told} | {sent:.4f} | {by_formula:.4f} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# - Two all-reduces of a scalar are the election.
+# - A masked all-reduce costs 2 (n - 1) / n of |x|, 1.5 with four workers: what an average costs.
+# - A ring hands 32 chunks from worker to worker, also where nobody wants them; a chain leaves those links out, and is compiled for
+#   each worker who may lead.
+# - The hierarchical way sends as much as the all-reduce here, but only what its permutes send crosses between the groups: a share of
+#   (32 + 2 - 2) / (32 * 2), a half.
+# - bfloat16 is half of the bytes. int8 is a quarter, and a scale an array. A delay changes when a leader is used and not what is sent.
+#
+# ## What is sent, as measured
+#
+# The committed measurements, of 8 workers with a link of 200 Mbit/s each and 10 MB of parameters: bytes by the kernel's counters,
+# and time, as a share of what an average takes.
+
+# %%
+folder = next(
+    p for p in (Path("benchmarks/communication/results"), Path("../benchmarks/communication/results")) if p.exists()
+)
+cells = json.loads((folder / "exchanges.json").read_text())["cells"]
+[cell] = [c for c in cells if (c["processes"], c["megabits"], c["parameters"]) == (8, 200, 2_500_000)]
+taken = {
+    way: (np.mean(of["bytes"]) / 1e7, np.median(of["seconds"]) / np.median(cell["ways"]["average"]["seconds"]))
+    for way, of in cell["ways"].items()
+}
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), sharey=True)
+for ax, values, title in zip(
+    (left, right), zip(*taken.values(), strict=True), ("sent by a worker / x", "time / an average's"), strict=True
+):
+    ax.bar_label(ax.barh(list(taken), values, color="tab:blue"), fmt="{:.2f}", padding=2, fontsize=8)
+    ax.set(title=title, xlim=(0, 1.2 * max(values)))
+left.invert_yaxis()
+plt.show()
+
+# %% [markdown]
+# Fewer bytes are less time, if not in proportion, and with one exception: the hierarchical way is slow among so few workers on equal
+# links. It is for links between groups that are slower than those within.
+#
+# What that comes to in training, against the clock, depends on the link: how long each method took to 8 % test error, as a share
+# of data-parallel SGD's time.
+
+# %%
+measured = json.loads((folder / "constrained.json").read_text())
+
+
+def seconds_to(target, course):
+    return next((s for s, e in zip(course["seconds"], course["center_error"], strict=True) if e <= target), np.nan)
+
+
+figure, ax = plt.subplots(figsize=(9, 4))
+names = list(measured["links"]["200"])
+for offset, (megabits, courses) in enumerate(measured["links"].items()):
+    times = np.array([seconds_to(measured["target"], courses[name]) for name in names])
+    ax.barh(
+        np.arange(len(names)) + 0.27 * (offset - 1),
+        times / times[names.index("data parallel")],
+        0.25,
+        label=f"{megabits} Mbit/s",
+    )
+ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"time to {measured['target']:.0%}, data parallel = 1")
+ax.invert_yaxis()
+ax.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# The slower the link, the more rare exchanges gain over an average every step. Among the methods that exchange rarely, local SGD
+# gains more than LSGD at equal bytes (its period 32). All conditions are told in [docs/communication.md](../docs/communication.md).
+#
+# ## What it costs in test error
+#
+# Rare exchanges save bytes, and small groups save bytes between groups. Do they cost accuracy? Eight workers in one, two and four groups, for
+# several periods, all with pulls of 0.1 and a global period of four periods. The center is the mean of all eight, the best worker the one
+# with the lowest score.
+
+# %%
+steps, seeds = (64, 1) if small else (400, 3)
+periods = (16,) if small else (4, 16, 64)
+
+
+def test_errors(params):
+    logits = jax.vmap(logits_of, (0, None))(params, data.test_x)
+    return 100 * np.mean(np.argmax(logits, -1) != data.test_y, axis=1)
+
+
+shown = {}
+for groups in (1, 2) if small else (1, 2, 4):
+    for period in periods:
+        if groups == 1:
+            pulls = leader_pull(0.1, axis_name=("group", "worker"), period=period)
+        else:
+            pulls = leader_pull(
+                0.1,
+                axis_name="worker",
+                period=period,
+                group_axis_name="group",
+                global_pull=0.1,
+                global_period=4 * period,
+            )
+        of_workers, state = train(groups, 8 // groups, pulls, steps, seeds)
+        flat = jax.tree.map(lambda x: x.reshape(seeds, 8, *x.shape[3:]), of_workers)
+        best = state[-1].score.reshape(seeds, 8).argmin(1)
+        center, leader = (
+            jax.tree.map(lambda x: x.mean(1), flat),
+            jax.tree.map(lambda x: x[np.arange(seeds), best], flat),
+        )
+        config = dataclasses.replace(
+            preset, groups=groups, workers=8 // groups, period=period, global_period=4 * period
+        )
+        sent = sum(each.bytes_sent / each.period for each in ledger.exchanges(config, params))
+        sent /= sum(x.nbytes for x in jax.tree.leaves(params))
+        shown[groups, period] = sent, test_errors(center), test_errors(leader).mean()
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+for groups in dict.fromkeys(groups for groups, _ in shown):
+    sent, centers, leaders = zip(*(shown[groups, period] for period in periods), strict=True)
+    for ax, at in ((left, periods), (right, sent)):
+        [line] = ax.semilogx(at, np.mean(centers, 1), ".-", label=f"{groups} x {8 // groups} workers: center")
+        ax.semilogx(at, leaders, "--", color=line.get_color(), linewidth=1, label="and best worker")
+        ax.semilogx(at, centers, "o", color=line.get_color(), markersize=3, alpha=0.4)
+    left.set(xlabel="period", ylabel=f"test error (%), {seeds} seeds and their mean")
+left.set_xticks(periods, periods)
+left.minorticks_off()
+right.set(xlabel="sent by a worker in a step / x")
+right.minorticks_off()
+left.legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# - As long as exchanges are frequent, the center is much better than the best worker: a mean of workers who lie close together is a
+#   model with less noise. With a period of 64 it is worse: at a pull of 0.1 workers are then too far apart for their mean to be a good
+#   model. [The notebook on the loss landscape](loss_landscape.ipynb) looks at that.
+# - Two groups of four do as well as one of eight. Four groups of two do so only at a period of 4: what keeps the groups together is the
+#   global exchange, which is four times as rare.
+#
+# This is a small network that is no good for these data, without tuning: it shows what to look at, and not which period is best.
