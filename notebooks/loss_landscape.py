@@ -1,0 +1,235 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Between workers, leaders and center
+#
+# LSGD draws workers to leaders, and reports their mean, the center. What does the loss look like in between? Here are the plane
+# through a worker, its local leader and the global leader, the line from the leader to the center, and how sharply the loss
+# curves at each; all beside workers that never exchanged anything.
+
+# %%
+try:
+    from matfree import decomp, eig, stochtrace
+
+    from lsgd_jax.methods import METHODS
+except ModuleNotFoundError:
+    raise SystemExit("Install the packages first: run `pip install . matfree` in the repository's folder.") from None
+
+import os
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+from IPython.display import Markdown
+from jax.flatten_util import ravel_pytree
+
+from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.models import MODELS
+
+small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the pictures is of full size.
+
+# %% [markdown]
+# ## Training
+#
+# Two groups of four workers on MNIST-1D, a dense network, 2,000 steps at a constant learning rate: with LSGD, and independently. All start
+# at the same point, and both methods see the same batches. A worker's parameters are one vector here, since planes are easier to draw through vectors.
+
+# %%
+groups, workers, steps = 2, 4, 100 if small else 2000
+data = load("mnist1d")
+build, _ = MODELS["mlp"]
+graphdef, params = nnx.split(build(data.train_x.shape[1:], data.classes, rngs=nnx.Rngs(0)), nnx.Param)
+start, unravel = ravel_pytree(params)
+
+
+def logits_of(vector, x):
+    return nnx.merge(graphdef, unravel(vector))(x)
+
+
+def loss_fn(vector, x, y):
+    return optax.softmax_cross_entropy_with_integer_labels(logits_of(vector, x), y).mean()
+
+
+def train(name):
+    """The workers' vectors and scores, [group, worker, ...]."""
+    method = METHODS[name]
+    options = {"axis_name": ("group", "worker")}
+    if name == "lsgd":
+        options = {"axis_name": "worker", "group_axis_name": "group", "period": 4, "global_period": 16}
+    tx = method.build(optax.sgd(0.1, momentum=0.9, nesterov=True), **options)
+
+    def step(vector, state, x, y):
+        loss, grad = jax.value_and_grad(loss_fn)(vector, x, y)
+        updates, state = tx.update(grad, state, vector, value=loss)
+        return optax.apply_updates(vector, updates), state
+
+    step = jax.jit(jax.vmap(jax.vmap(step, axis_name="worker"), axis_name="group"))
+    now = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, workers, *x.shape)), (start, tx.init(start)))
+    batches = BatchIndices(
+        examples=len(data.train_y), workers=groups * workers, batch_size=32, sampling="shards", seed=0
+    )
+    # One step less, so that all are as far from the last exchange as they get.
+    for t in range(steps - 1):
+        examples = batches(t).reshape(groups, workers, -1)
+        now = step(*now, data.train_x[examples], data.train_y[examples])
+    return np.asarray(now[0]), np.asarray(optax.tree.get(now[1], "score"))
+
+
+trained = {name: train(name) for name in ("lsgd", "independent")}
+
+# %% [markdown]
+# Who is who: the global leader is the worker with the lowest score, the local leader that of the other group, and the worker
+# the last of that other group. For the independent workers the same names are given, though nobody followed them.
+
+# %%
+train_loss = jax.jit(lambda vector: loss_fn(vector, data.train_x, data.train_y))
+test_loss = jax.jit(lambda vector: loss_fn(vector, data.test_x, data.test_y))
+test_error = jax.jit(lambda vector: jnp.mean(jnp.argmax(logits_of(vector, data.test_x), -1) != data.test_y))
+
+points = {}
+for name, (vectors, scores) in trained.items():
+    leading, other = np.argsort(scores.min(1))
+    points[name] = {
+        "worker": vectors[other, scores[other].argmax()],
+        "local leader": vectors[other, scores[other].argmin()],
+        "global leader": vectors[leading, scores[leading].argmin()],
+        "center": vectors.mean((0, 1)),
+    }
+
+rows = ["| | point | training loss | test loss | test error | distance to the center |", "|---|---|---|---|---|---|"]
+for name, of in points.items():
+    for point, vector in of.items():
+        away = np.linalg.norm(vector - of["center"])
+        losses = f"{train_loss(vector):.3f} | {test_loss(vector):.3f} | {test_error(vector):.1%}"
+        rows.append(f"| {name} | {point} | {losses} | {away:.2f} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# LSGD's center has a lower loss than its worker and leaders, on the training data and on the test data. The independent workers are several
+# times further from their center, and that is no better than guessing.
+#
+# ## The plane
+#
+# Three points span a plane. An orthonormal basis of it, by Gram and Schmidt from the global leader, keeps distances and angles as they
+# are. The center does not lie in the plane: it is drawn where it falls when it is projected. Contours are of the logarithm of the
+# training loss.
+
+
+# %%
+def plane_through(of):
+    """The origin, an orthonormal basis [2, n], and the coordinates of all points."""
+    origin = of["global leader"]
+    basis, _ = np.linalg.qr(np.stack([of["local leader"] - origin, of["worker"] - origin], axis=1))
+    return origin, basis.T, {point: (vector - origin) @ basis for point, vector in of.items()}
+
+
+@jax.jit
+def losses_on(origin, basis, coordinates):
+    return jax.lax.map(lambda at: loss_fn(origin + at @ basis, data.train_x, data.train_y), coordinates)
+
+
+side = 9 if small else 41
+marks = {"worker": "o", "local leader": "s", "global leader": "*", "center": "X"}
+figure, axes = plt.subplots(1, 2, figsize=(13, 5.2))
+for ax, (name, of) in zip(axes, points.items(), strict=True):
+    origin, basis, places = plane_through(of)
+    corners = np.stack(list(places.values()))
+    middle, reach = (corners.max(0) + corners.min(0)) / 2, 0.9 * np.ptp(corners, axis=0).max()
+    xs, ys = (np.linspace(m - reach, m + reach, side) for m in middle)
+    grid = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
+    heights = np.log10(losses_on(origin, basis, grid)).reshape(side, side)
+    drawn = ax.contourf(xs, ys, heights, levels=24, cmap="viridis")
+    ax.contour(xs, ys, heights, levels=24, colors="white", linewidths=0.3)
+    figure.colorbar(drawn, ax=ax, label="log10 of the training loss")
+    for point, place in places.items():
+        label = f"{point}, projected" if point == "center" else point
+        ax.plot(*place, marks[point], color="white", markeredgecolor="black", markersize=12, label=label)
+    ax.set(title=name, aspect="equal")
+axes[0].legend(fontsize=8)
+plt.show()
+
+# %%
+for name, of in points.items():
+    origin, basis, places = plane_through(of)
+    off = np.linalg.norm(of["center"] - origin - places["center"] @ basis)
+    on_plane = float(train_loss(origin + places["center"] @ basis))
+    print(
+        f"{name:12} the center is {off:.2f} off the plane: loss {train_loss(of['center']):.3f}, where it is drawn {on_plane:.3f}"
+    )
+
+# %% [markdown]
+# LSGD's workers stand on the walls of one basin, where the noise of their steps holds them, and the center is near its bottom. It is off the
+# plane, too, and still lower there. The independent workers have gone into basins of their own, and between them, where the center is,
+# there is a hill.
+#
+# ## The line from the leader to the center
+
+# %%
+shares = np.linspace(-0.5, 1.5, 21 if small else 81)
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+for ax, (name, of) in zip(axes, points.items(), strict=True):
+    line = [of["global leader"] + share * (of["center"] - of["global leader"]) for share in shares]
+    ax.semilogy(shares, [train_loss(vector) for vector in line], label="training")
+    ax.semilogy(shares, [test_loss(vector) for vector in line], label="test")
+    ax.set(title=name, xticks=[0, 1], xticklabels=["global leader", "center"])
+    ax.grid(axis="x", alpha=0.5)
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+axes[0].set_ylabel("loss")
+axes[0].legend(fontsize=8)
+plt.show()
+
+# %% [markdown]
+# From LSGD's leader to its center the training loss falls all the way, and the test loss with it: there is nothing to climb over. From the
+# best independent worker it rises.
+#
+# ## How sharply the loss curves
+#
+# The largest eigenvalue of the Hessian of the training loss, by the Lanczos iteration, and its trace, by Hutchinson's estimator with its
+# standard error: both need only products of the Hessian with vectors, which JAX takes as a derivative of the gradient.
+
+# %%
+matvecs, samples = (8, 8) if small else (30, 100)
+eigenvalues = eig.eigh_partial(decomp.tridiag_sym(matvecs))
+trace = stochtrace.estimator_monte_carlo_mean_and_sem(
+    stochtrace.monte_carlo_trace(), stochtrace.sampler_signs(start, num=samples)
+)
+
+
+@jax.jit
+def curvature(vector):
+    def times_hessian(v):
+        return jax.jvp(jax.grad(lambda p: loss_fn(p, data.train_x, data.train_y)), (vector,), (v,))[1]
+
+    first = jax.random.normal(jax.random.key(0), vector.shape)
+    return eigenvalues(times_hessian, first)[0][-1], *trace(times_hessian, jax.random.key(1))
+
+
+rows = ["| | point | largest eigenvalue | trace |", "|---|---|---|---|"]
+for name, of in points.items():
+    for point, vector in of.items():
+        largest, total, error = curvature(vector)
+        rows.append(f"| {name} | {point} | {largest:.1f} | {total:.0f} ± {error:.0f} |")
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# The center of LSGD is flatter than its worker and leaders, by eigenvalue and by trace: at the bottom of the basin and not on its walls.
+# The center of the independent workers is flat as well, and no good: flatness tells something only where the loss is low.
+#
+# All this is one seed of a small network. What it shows is why LSGD may report a mean at all: the pulls keep the workers so close
+# together that there is nothing but lower ground between them. How rare exchanges undo that is seen at the end of
+# [the notebook on groups and communication](groups_and_communication.ipynb).
