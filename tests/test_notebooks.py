@@ -9,7 +9,15 @@ NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.py"))
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "comparing_methods"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "quickstart",
+        "own_model",
+        "comparing_methods",
+        "paper_figures",
+        "groups_and_communication",
+        "asynchrony",
+        "loss_landscape",
+    }
 
 
 @pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
