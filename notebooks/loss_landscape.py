@@ -187,15 +187,15 @@ for ax, (name, of) in zip(axes, points.items(), strict=True):
     ax.semilogy(shares, [test_loss(vector) for vector in line], label="test")
     ax.set(title=name, xticks=[0, 1], xticklabels=["global leader", "center"])
     ax.grid(axis="x", alpha=0.5)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
+    ax.set_yticks([0.1, 0.3, 1, 3, 10], [0.1, 0.3, 1, 3, 10])
+    ax.minorticks_off()
 axes[0].set_ylabel("loss")
 axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# From LSGD's leader to its center the training loss falls all the way, and the test loss with it: there is nothing to climb over. From the
-# best independent worker it rises.
+# From LSGD's leader to its center both losses fall, nearly all the way: there is nothing to climb over. From the best independent worker,
+# after a small dip, they rise.
 #
 # ## How sharply the loss curves
 #
