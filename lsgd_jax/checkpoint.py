@@ -1,10 +1,11 @@
 """A run's checkpoints: arrays and JSON, nothing that is executed when it is read."""
 
 import dataclasses
+import json
+import logging
 import math
+import os
 import shutil
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -13,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax import lax
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
-from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, process_count, process_index
+from lsgd_jax.distributed import STACKED, Placement, failing_together, process_count, process_index
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.step import TrainState
+
+# What goes wrong in orbax's threads is raised here, too, and told in a sentence; in its log it has a traceback.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass
@@ -89,12 +91,37 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class _Rows(ocp.JsonCheckpointHandler):
+    """Writes a file a process, as JSON is written, but for its content: what each of its workers has, in bytes.
+
+    Orbax's own ways to write arrays take their time by the array and the device, which are many here and small.
+    """
+
+    async def async_save(self, directory: Path, item: None = None, args: Any = None) -> list[ocp.future.Future]:
+        path = directory / f"{process_index()}.npz"
+        return [CommitFutureAwaitingContractedSignals(self._write(path, args), name="rows")]
+
+    async def _write(self, path: Path, args: "_SaveRows") -> None:
+        with path.open("wb") as file:
+            np.savez(file, workers=args.workers, rows=args.rows)  # With checksums.
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@ocp.args.register_with_handler(_Rows, for_save=True, for_restore=True)  # Orbax asks for both.
+@dataclasses.dataclass
+class _SaveRows(ocp.args.CheckpointArgs):
+    workers: list[int]
+    """Their positions among all."""
+    rows: np.ndarray
+    """The bytes of each, [worker, byte]."""
+
+
 class Checkpoints:
     """The checkpoints of a run: the last few, and the one whose center had the lowest test error.
 
     They are written in the background, and each appears as a whole or not at all. Of several processes each writes
-    what its workers hold; all must see the same folder. As a context, it ends when all is written. On the disk, all
-    arrays of one dtype are one: writing takes its time by the array more than by the byte.
+    what its workers hold; all must see the same folder. As a context, it ends when all is written.
     """
 
     def __init__(self, folder: Path, placement: Placement, keep: int) -> None:
@@ -106,21 +133,7 @@ class Checkpoints:
           keep: how many of the last are kept.
         """
         self._folder, self._placement, self._keep = folder.absolute(), placement, keep
-        self._pack = self._of_workers(_packed)
-        self._sums = self._of_workers(_sum_of_bytes, SHARED)
         self._writer: ocp.CheckpointManager | None = None
-        alone = _among({process_index()}, f"reader {process_index()}")
-        handler = ocp.CompositeCheckpointHandler(
-            state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-            progress=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        )
-        self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-    def _of_workers(self, function: Callable[[Any], Any], to: PartitionSpec = STACKED) -> Callable[[Any], Any]:
-        """A worker's function, compiled for all; the results lie where the workers are, or on all devices."""
-        mapped = self._placement.over_workers(lambda tree: (function(tree),), (STACKED,), (STACKED,))
-        compiled = jax.jit(mapped, out_shardings=self._placement.sharding(to))
-        return lambda tree: compiled(tree)[0]
 
     def __enter__(self) -> "Checkpoints":
         """Nothing is under way yet."""
@@ -148,10 +161,13 @@ class Checkpoints:
         """
         with failing_together():
             self._finish()
-        packed = self._pack(state)
         told = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
-        about = {"progress": told, "sums": np.asarray(self._sums(packed)).tolist(), "arrays": _arrays(state)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(packed), progress=ocp.args.JsonSave(about))
+        own = self._placement.own_workers
+        rows = [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))]
+        items = ocp.args.Composite(
+            state=_SaveRows(own, np.concatenate(rows, 1)),
+            progress=ocp.args.JsonSave({"progress": told, "arrays": _arrays(state)}),
+        )
         try:
             if self._writer is None:
                 self._writer = self._open_writer()
@@ -196,43 +212,36 @@ class Checkpoints:
         """
         return self._told(step)[0]
 
-    def _told(self, step: int) -> tuple[Progress, Any, list["_Array"]]:
-        """The progress, the sums of the workers' bytes, and what arrays a worker has."""
-        told = self._read(step, progress=ocp.args.JsonRestore())
+    def _told(self, step: int) -> tuple[Progress, list["_Array"]]:
+        """The progress, and what arrays a worker has."""
         try:
-            progress, sums = Progress.from_json(told["progress"]), told["sums"]
+            told = json.loads((self._folder / str(step) / "progress" / "metadata").read_text())
+            progress = Progress.from_json(told["progress"])
             arrays = [_Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in told["arrays"]]
-            if not all(isinstance(size, int) and size >= 0 for array in arrays for size in array.shape):
-                raise ValueError("a shape is not one")
-        except Exception as problem:  # Whatever JSON of another kind makes of it.
-            raise UsageError(f"its progress is not a run's ({_first_line(problem)})") from None
+        except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
+            raise UsageError(f"what it tells is not of a run ({_first_line(problem)})") from None
         if progress.step != step:
             raise UsageError(f"it tells of step {progress.step}")
-        return progress, sums, arrays
+        return progress, arrays
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
         """The state of the same workers, each on its device.
 
         Args:
           step: one of `steps`.
-          shapes: of the state, with its shardings.
+          shapes: of the state.
 
         Raises:
           UsageError: if the checkpoint can't be read or is of something else.
         """
-        _, sums, arrays = self._told(step)
+        _, arrays = self._told(step)
         if arrays != _arrays(shapes):
             raise UsageError("its arrays are not this run's")
-        sharding = self._placement.sharding(STACKED)
-        blank = {dtype: x.update(sharding=sharding) for dtype, x in jax.eval_shape(self._pack, shapes).items()}
-        packed = self._read(step, state=ocp.args.StandardRestore(blank))
-        if not np.array_equal(self._sums(packed), sums):
-            raise UsageError("its numbers are not those that were saved")
-        leaves = self._of_workers(lambda packed: _unpacked(packed, arrays))(packed)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        saved = self._read(step, arrays, self._placement.own_workers)
+        return self._placement.put(jax.tree.unflatten(jax.tree.structure(shapes), saved.values()), STACKED)
 
     def restore_resized(self, step: int, fresh: TrainState, sources: list[int]) -> TrainState:
-        """The state of other workers than were saved; every process reads all of it.
+        """The state of other workers than were saved.
 
         What workers knew of their leaders is left behind: the groups are others, and so are positions in them.
 
@@ -244,35 +253,41 @@ class Checkpoints:
         Raises:
           UsageError: if the checkpoint can't be read or is of something else.
         """
-        progress, sums, arrays = self._told(step)
+        _, arrays = self._told(step)
         now = _arrays(fresh)
         if [array for array in arrays if not array.of_leaders] != [array for array in now if not array.of_leaders]:
             raise UsageError("its arrays are not this run's")
-        try:
-            blank = {
-                dtype: np.broadcast_to(np.zeros((), jnp.dtype(dtype)), (*progress.shape, length))
-                for dtype, length in _lengths(arrays).items()
-            }
-        except (ValueError, OverflowError) as problem:
-            raise UsageError(f"its arrays are none ({problem})") from None
-        packed = self._read(step, state=ocp.args.StandardRestore(blank))
-        if not np.array_equal(_sum_of_bytes_on_host(packed), sums):
-            raise UsageError("its numbers are not those that were saved")
-        own = [sources[worker] for worker in self._placement.own_workers]
-        of_own = {dtype: x.reshape(-1, x.shape[-1])[own] for dtype, x in packed.items()}
-        saved = {array.name: x for array, x in zip(arrays, _unpacked(of_own, arrays), strict=True)}
+        saved = self._read(step, arrays, [sources[worker] for worker in self._placement.own_workers])
         leaves = [
             leaf if array.of_leaders else self._placement.put(saved[array.name], STACKED)
             for array, leaf in zip(now, jax.tree.leaves(fresh), strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
-    def _read(self, step: int, **item: ocp.args.CheckpointArgs) -> Any:
+    def _read(self, step: int, arrays: list["_Array"], workers: list[int]) -> dict[str, np.ndarray]:
+        """What the workers at some positions had, [worker, ...], by name.
+
+        Raises:
+          UsageError: if it can't be read.
+        """
+        found: dict[int, np.ndarray] = {}
         try:
-            [found] = self._reader.restore(self._folder / str(step), args=ocp.args.Composite(**item)).values()
+            for path in (self._folder / str(step) / "state").glob("*.npz"):
+                with path.open("rb") as opened, np.load(opened) as file:
+                    own = file["workers"].tolist()
+                    if not set(own).isdisjoint(workers):
+                        found |= dict(zip(own, file["rows"], strict=True))
+            rows = np.stack([found[worker] for worker in workers])
+            ends = np.cumsum([math.prod(shape) * jnp.dtype(dtype).itemsize for _, dtype, shape in arrays])
+            *parts, rest = np.split(rows, ends, 1)
+            if rest.size:
+                raise ValueError("there are more bytes than numbers")
+            return {
+                name: np.ascontiguousarray(part).view(jnp.dtype(dtype)).reshape(len(workers), *shape)
+                for (name, dtype, shape), part in zip(arrays, parts, strict=True)
+            }
         except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
-            raise UsageError(_first_line(problem)) from None
-        return found
+            raise UsageError(f"its arrays can't be read ({_first_line(problem)})") from None
 
     def set_aside(self, step: int) -> Path:
         """Move a checkpoint that can't be read out of the way; returns where to."""
@@ -309,48 +324,6 @@ def _arrays(state: TrainState) -> list[_Array]:
     return [_Array(jax.tree_util.keystr(path), x.dtype.name, x.shape[2:]) for path, x in leaves]
 
 
-def _packed(tree: Any) -> dict[str, Array]:
-    """One worker's arrays of each dtype, one after the other."""
-    by_dtype: dict[str, list[Array]] = {}
-    for x in jax.tree.leaves(tree):
-        by_dtype.setdefault(x.dtype.name, []).append(x.ravel())
-    return {dtype: jnp.concatenate(arrays) for dtype, arrays in by_dtype.items()}
-
-
-def _lengths(arrays: list[_Array]) -> dict[str, int]:
-    """Of what they are packed into."""
-    lengths: Counter[str] = Counter()
-    for _, dtype, shape in arrays:
-        lengths[dtype] += math.prod(shape)
-    return lengths
-
-
-def _unpacked(packed: dict[str, Any], arrays: list[_Array]) -> list[Any]:
-    """What was packed; axes in front of the packed one stay."""
-    unpacked, taken = [], dict.fromkeys(packed, 0)
-    for _, dtype, shape in arrays:
-        start, x = taken[dtype], packed[dtype]
-        taken[dtype] += math.prod(shape)
-        unpacked.append(x[..., start : taken[dtype]].reshape(*x.shape[:-1], *shape))
-    return unpacked
-
-
 def _first_line(problem: Exception) -> str:
     text = str(problem).strip() or type(problem).__name__
     return text.splitlines()[0][:300]
-
-
-def _sum_of_bytes(tree: Any) -> UInt32[Array, ""]:
-    """One worker's, modulo 2^32."""
-
-    def of_leaf(x: Array) -> UInt32[Array, ""]:
-        of_bytes = x.astype(jnp.uint8) if x.dtype == bool else lax.bitcast_convert_type(x, jnp.uint8)
-        return of_bytes.astype(jnp.uint32).sum(dtype=jnp.uint32)
-
-    return sum(map(of_leaf, jax.tree.leaves(tree)), jnp.uint32(0))
-
-
-def _sum_of_bytes_on_host(packed: dict[str, np.ndarray]) -> np.ndarray:
-    """The same of all workers, from arrays [group, worker, ...]."""
-    sums = [np.ascontiguousarray(x).view(np.uint8).sum(-1, np.uint64) for x in packed.values()]
-    return np.sum(sums, axis=0) % 2**32

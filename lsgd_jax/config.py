@@ -121,8 +121,8 @@ class Config:
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     checkpoint_every: int | None = None
-    """Local steps between checkpoints, which a run goes on from after a stop; with 0 none are kept. By default there is
-    one with an evaluation, unless the last was less than 10 seconds before, and one in the end."""
+    """Local steps between checkpoints, which a run goes on from after a stop; by default those between evaluations, and
+    with 0 none are kept."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints are kept, beside the one with the lowest test error."""
     seed: int = 0
@@ -248,7 +248,7 @@ class Config:
 
     @property
     def checkpoint_period(self) -> int:
-        """Local steps between checkpoints, or at least so many if there is no `checkpoint_every`; 0 for none."""
+        """Local steps between checkpoints; 0 for none."""
         return self.eval_every if self.checkpoint_every is None else self.checkpoint_every
 
     @property

@@ -213,8 +213,7 @@ class Placement:
             return jax.tree.map(
                 lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__), tree
             )
-        entries = np.zeros(self.shape, int)
-        entries.flat[self.own_workers] = np.arange(len(self.own_workers))
+        entries = self._entries
 
         def put_entries(x: Any) -> jax.Array:
             x = np.asarray(x)
@@ -225,6 +224,25 @@ class Placement:
             return jax.make_array_from_callback(self.shape + x.shape[1:], sharding, part)
 
         return jax.tree.map(put_entries, tree)
+
+    def take(self, tree: Any) -> Any:
+        """What `put` would make such `STACKED` arrays of: a copy on the host of the entries of `own_workers`."""
+        own, entries = len(self.own_workers), self._entries
+
+        def take_entries(x: jax.Array) -> np.ndarray:
+            taken = np.empty((own, *x.shape[2:]), x.dtype)
+            for shard in x.addressable_shards:
+                taken[entries[shard.index[:2]]] = shard.data
+            return taken
+
+        return jax.tree.map(take_entries, tree)
+
+    @property
+    def _entries(self) -> np.ndarray:
+        """The place of each worker [group, worker] among `own_workers`; of those of other processes, anything."""
+        entries = np.zeros(self.shape, int)
+        entries.flat[self.own_workers] = np.arange(len(self.own_workers))
+        return entries
 
     def parts(self, tree: Any) -> list[Any]:
         """What of `STACKED` or `SHARED` arrays lies on the device of each of `own_workers`; nothing is copied.

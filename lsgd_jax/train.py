@@ -35,9 +35,6 @@ from lsgd_jax.resume import resumed
 from lsgd_jax.run_folder import RunFolder
 from lsgd_jax.step import Leaders, StepMetrics, init_state, local_steps, state_shapes
 
-SECONDS_BETWEEN_CHECKPOINTS = 10
-"""At least, unless the configuration says how many steps: what saving costs does not depend on how fast steps are."""
-
 
 def train_and_evaluate(
     config: Config,
@@ -133,7 +130,7 @@ def train_and_evaluate(
         shown.say("training")
         pending: deque[tuple[int, StepMetrics]] = deque()
         with deferred_signals() if every else nullcontext(lambda: None) as asked_to_stop:
-            started, saved = time.perf_counter(), -math.inf
+            started = time.perf_counter()
             for step in range(first + at_once, config.steps + 1, at_once):
                 placement.wait_for(state)
                 clock = progress.seconds + time.perf_counter() - started
@@ -148,8 +145,6 @@ def train_and_evaluate(
 
                 evaluates = step % config.eval_every == 0 or step == config.steps
                 saves = bool(every) and (step // every > (step - at_once) // every or step == config.steps)
-                if saves and config.checkpoint_every is None and step < config.steps:
-                    saves = of_first_process(time.perf_counter() - saved) >= SECONDS_BETWEEN_CHECKPOINTS
                 stops = asked_to_stop()
                 if evaluates or saves or stops or not progress.has_workers:
                     while pending:
@@ -185,7 +180,6 @@ def train_and_evaluate(
                     if saves or stops:
                         progress.metrics_length = folder.length()
                         checkpoints.save(state, progress, progress.error if evaluates else None)
-                        saved = time.perf_counter()
                     if stops and step < config.steps:
                         name = signal.Signals(stops).name
                         raise Interrupted(

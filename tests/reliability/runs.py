@@ -5,7 +5,6 @@ import json
 import math
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lsgd_jax.presets import PRESETS
 
@@ -22,19 +21,19 @@ def metrics(path):
 
 
 def arrays(path, step):
-    """All that a checkpoint holds by name, [group, worker, ...], read by its description and orbax alone."""
-    folder = path.absolute() / "checkpoints" / str(step)
-    described = json.loads((folder / "progress" / "metadata").read_text())["arrays"]
-    with ocp.StandardCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(folder / "state").item_metadata.tree
-        blank = {dtype: np.zeros(x.shape, x.dtype) for dtype, x in shapes.items()}
-        packed = checkpointer.restore(folder / "state", blank)
-    ends = dict.fromkeys(packed, 0)
-    by_name = {}
-    for name, dtype, shape in described:
-        start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
-        by_name[name] = packed[dtype][:, :, start : ends[dtype]].reshape(*packed[dtype].shape[:2], *shape)
-    assert ends == {dtype: x.shape[2] for dtype, x in packed.items()}
+    """All that a checkpoint holds by name, [worker, ...]."""
+    folder = path / "checkpoints" / str(step)
+    by_worker = {}
+    for file in (folder / "state").glob("*.npz"):
+        with np.load(file) as part:
+            by_worker |= dict(zip(part["workers"].tolist(), part["rows"], strict=True))
+    rows = np.stack([by_worker[worker] for worker in range(len(by_worker))])
+    by_name, start = {}, 0
+    for name, dtype, shape in json.loads((folder / "progress" / "metadata").read_text())["arrays"]:
+        end = start + math.prod(shape) * np.dtype(dtype).itemsize
+        by_name[name] = np.frombuffer(rows[:, start:end].tobytes(), dtype).reshape(-1, *shape)
+        start = end
+    assert start == rows.shape[1]
     return by_name
 
 

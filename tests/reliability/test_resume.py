@@ -144,15 +144,6 @@ def finished(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0, [8, 16, 24]), (1e9, [8, 24])])
-@pytest.mark.usefixtures("quick_compilation")
-def test_by_default_checkpoints_come_with_evaluations_but_not_too_soon(seconds, steps, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
-    config = dataclasses.replace(SMALL, keep_checkpoints=9, eval_every=8, checkpoint_every=None)
-    train.train_and_evaluate(config, tmp_path / "run", lines=False)
-    assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == steps
-
-
 LONGER = dataclasses.replace(SMALL, keep_checkpoints=9, steps=28)
 
 
@@ -168,7 +159,7 @@ def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys)
         for file in faults.files(newest / "state"):
             faults.cut(file, 0.5)
     elif damage == "progress":
-        (newest / "progress" / "metadata").write_text('{"progress": {"step": "24"}, "sums": 1}')
+        (newest / "progress" / "metadata").write_text('{"progress": {"step": "24"}, "arrays": 1}')
     elif damage == "missing":
         shutil.rmtree(newest / "state")
     else:
@@ -313,7 +304,7 @@ def newest(finished, tmp_path_factory):
     return folder / "24", read, read()
 
 
-TOLD = st.dictionaries(st.sampled_from(["progress", "sums", "arrays"]), JSON, max_size=2)
+TOLD = st.dictionaries(st.sampled_from(["progress", "arrays"]), JSON, max_size=2)
 PROGRESS = st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(Progress)]), JSON, max_size=2)
 
 
