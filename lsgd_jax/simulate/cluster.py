@@ -19,6 +19,8 @@ from lsgd_jax.ledger import exchanges
 
 SECOND = 1_000_000_000
 """Nanoseconds of virtual time."""
+_BLOCK = 8192
+"""As many numbers as stay in a processor's cache until they are done with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +112,13 @@ class StepTimes:
 
     def __call__(self, workers: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Nanoseconds of the steps with these numbers, counted from 0, of these workers; at least 1."""
+        times = np.empty(len(workers), np.int64)
+        for first in range(0, len(workers), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            times[block] = self._of_block(workers[block], steps[block])
+        return times
+
+    def _of_block(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
         cluster, (rows, columns) = self._cluster, self._usual.shape
         if rows == columns == 1:
             seconds = self._usual[0, 0] * self._slower[workers]
@@ -125,7 +134,7 @@ class StepTimes:
                 seconds *= uniform ** (-1 / cluster.tail)
         if cluster.pause_every is not None:
             seconds += cluster.pause_seconds * (steps % cluster.pause_every == self._pauses_at[workers])
-        return np.maximum(np.rint(seconds * SECOND), 1).astype(np.int64)
+        return np.maximum(np.rint(seconds * SECOND), 1)
 
     def _uniform(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """A number in (0, 1) for each worker and step: SplitMix64 of both, so that any can be had at any time."""

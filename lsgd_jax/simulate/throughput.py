@@ -1,7 +1,8 @@
-"""The same simulation for very many workers, without a log: the event queue in batches, as arrays over workers.
+"""The same simulation for very many workers, without a log: as arrays over workers, many events at once.
 
-What a worker does at the end of a step can have no effect on others before a further step is at an end. All steps that
-end before the first such time are therefore dealt with at once.
+Whose exchanges are due by their own count is dealt with a period at a time. Where the count of all tells, what a worker
+does at the end of a step can have no effect on others before a further step is at an end: all steps that end before the
+first such time are dealt with at once.
 """
 
 import dataclasses
@@ -15,7 +16,10 @@ from lsgd_jax.config import Config
 from lsgd_jax.simulate.cluster import Cluster, StepTimes, collective_costs, request_nanoseconds, server_costs
 from lsgd_jax.simulate.events import Schedule, Totals
 
-_NEVER = np.iinfo(np.int64).max
+_NEVER = 2**62
+"""Later than anything, however much is added to it once."""
+_NEAR = 16
+"""Steps of the average worker, before whose end workers are looked at."""
 
 
 def throughput(schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> Totals:
@@ -34,67 +38,66 @@ def throughput(schedule: Schedule, config: Config, cluster: Cluster, params: Any
     """
     if cluster.absences:
         raise ValueError("workers that are away need an event log.")
-    return _Batches(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+    kind = _OfAll if schedule.counts == "all" else _InStep if schedule.waits == "together" else _OnOwnClock
+    return kind(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
 
 
-class _Batches:
-    """The state of a simulation, an entry a worker in every array."""
+class _Simulation:
+    """What there is to know of the workers, and what their exchanges come to so far."""
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
-        workers = config.groups * config.workers
-        self.schedule, self.workers = schedule, workers
+        self.workers = config.groups * config.workers
+        self.everyone = np.arange(self.workers)
         (self.group_size, self.period), *wider = config.levels
         self.ratio = wider[0][1] // self.period if wider else None
-        together = schedule.waits == "together"
-        self.costs = (collective_costs if together else server_costs)(config, cluster, params)
-        self.asking = request_nanoseconds(config, cluster)
-        self.step_times = StepTimes(cluster, workers, config.seed)
-        self.target = workers * config.steps
-        # Nobody looks in between where workers wait for each other by their own count: a period is as one step.
-        self.at_once = self.period if together and schedule.counts == "own" else 1
-        if self.at_once > 1 and config.steps % config.levels[-1][1]:
-            raise ValueError(f"the steps must be a multiple of {config.levels[-1][1]}, the longest period.")
-
-        def zeros() -> Int[np.ndarray, " workers"]:
-            return np.zeros(workers, np.int64)
-
-        everyone = np.arange(workers)
-        self.group_of = everyone // self.group_size
-        self.started = zeros()
-        self.ends = self.next_times(everyone)  # Of the step at hand; never, of those that wait.
-        self.following = self.next_times(everyone)  # How long the step after it takes.
-        self.steps, self.steps_before = zeros(), zeros()  # In all, and when they last exchanged.
-        self.settled = zeros()  # The number of the last exchange that was due.
-        self.partners_steps, self.arrived, self.due = zeros(), zeros(), zeros()
-        self.missing = np.full(workers // self.group_size, self.group_size)  # How many a group waits for.
-        self.parked = np.full(workers // self.group_size, _NEVER)  # Since when a group waits for others.
-        self.last = [(zeros(), zeros(), zeros()) for _ in self.costs]  # An exchange: since when, when, until when.
-        self.total = self.servers_free = self.waiting = self.exchanging = 0
+        self.together = schedule.waits == "together"
+        self.costs = (collective_costs if self.together else server_costs)(config, cluster, params)
+        self.asking, self.servers_free = request_nanoseconds(config, cluster), 0
+        self.step_times = StepTimes(cluster, self.workers, config.seed)
+        self.steps_each, self.target = config.steps, self.workers * config.steps
+        self.last = [(self.zeros(), self.zeros(), self.zeros()) for _ in self.costs]
+        """Of each worker's last exchange: since when, when, until when."""
+        self.waiting = self.exchanging = 0
         self.exchanges, self.staleness = [0] * len(self.costs), Counter[int]()
 
+    def zeros(self) -> Int[np.ndarray, " workers"]:
+        return np.zeros(self.workers, np.int64)
+
     def run(self) -> Totals:
-        end = None
-        while end is None:
-            waits = self.ends == _NEVER
-            before = (np.where(waits, self.ends.min(), self.ends) + self.following).min()
-            who = np.flatnonzero(self.ends < before)
-            time = self.ends[who]
-            end = self.reached(self.target, time)
-            if end is not None:
-                who, time = who[time <= end], time[time <= end]
-            self.end_steps(who, time)
-        still = self.ends == _NEVER
-        since = np.where(self.parked == _NEVER, 0, self.parked).repeat(self.group_size)
-        since = np.where(since > 0, since, self.arrived)[still]
-        self.waiting += int((end - np.minimum(since, end)).sum())
+        raise NotImplementedError
+
+    def serve(self, asked: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """When exchanges with the servers begin and end, of workers who have asked in this order."""
+        occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
+        # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
+        served_before = np.cumsum(occupies) - occupies
+        begins = asked + self.asking - served_before
+        begins[0] = max(begins[0], self.servers_free)
+        begins = np.maximum.accumulate(begins) + served_before
+        self.servers_free = int(begins[-1] + occupies[-1])
+        return begins, begins + takes
+
+    def note_exchange(self, level: int, who: Any, begun: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
+        self.exchanges[level] += len(begun)
+        self.waiting += int((begins - begun).sum())
+        self.exchanging += int((ends - begins).sum())
+        for kept, times in zip(self.last[level], (begun, begins, ends), strict=True):
+            kept[who] = times
+
+    def note_staleness(self, partners_steps: np.ndarray, partners: int) -> None:
+        stale = (2 * partners_steps + partners) // (2 * partners) if partners else np.zeros_like(partners_steps)
+        values, times = np.unique(stale, return_counts=True)
+        self.staleness.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
+
+    def totals(self, end: int, steps: int) -> Totals:
         for of_level in self.last:  # What goes on beyond the end is cut off there.
             begun, begins, ends = (int(np.maximum(times - end, 0).sum()) for times in of_level)
             self.waiting -= begins - begun
             self.exchanging -= ends - begins
         return Totals(
             workers=self.workers,
-            nanoseconds=int(end),
-            steps=int(self.steps.sum()),
+            nanoseconds=end,
+            steps=steps,
             exchanges=tuple(self.exchanges),
             bytes_sent=sum(count * cost.bytes_sent for count, cost in zip(self.exchanges, self.costs, strict=True)),
             waiting=self.waiting,
@@ -103,42 +106,144 @@ class _Batches:
             staleness=dict(sorted(self.staleness.items())),
         )
 
-    def next_times(self, who: np.ndarray) -> np.ndarray:
-        times = np.zeros(len(who), np.int64)
-        for _ in range(self.at_once):
-            times += self.step_times(who, self.started[who])
-            self.started[who] += 1
-        return times
+
+class _InStep(_Simulation):
+    """Workers that wait for each other after as many steps of their own."""
+
+    def run(self) -> Totals:
+        longest = self.period * (self.ratio or 1)
+        if self.steps_each % longest:
+            raise ValueError(f"the steps must be a multiple of {longest}, the longest period.")
+        starts = np.zeros(self.workers // self.group_size, np.int64)  # Of each group's period.
+        taken = np.array([(self.group_size - 1) * self.period])  # By a worker's partners.
+        for first in range(0, self.steps_each, self.period):
+            ends = starts.repeat(self.group_size)
+            for step in range(first, first + self.period):
+                ends += self.step_times(self.everyone, np.full(self.workers, step))
+            begins = ends.reshape(-1, self.group_size).max(1)
+            last, starts = int(begins.max()), begins + self.costs[0].nanoseconds
+            begins, since = begins.repeat(self.group_size), starts.repeat(self.group_size)
+            self.note_exchange(0, slice(None), ends, begins, since)
+            self.note_staleness(taken, self.group_size - 1)
+            if self.ratio is not None and (first + self.period) % longest == 0:
+                begins = np.full(self.workers, starts.max())
+                starts[:] = starts.max() + self.costs[1].nanoseconds
+                self.note_exchange(1, slice(None), since, begins, starts.repeat(self.group_size))
+        self.staleness = Counter({steps: self.workers * times for steps, times in self.staleness.items()})
+        return self.totals(last, self.target)
+
+
+class _OnOwnClock(_Simulation):
+    """Workers that ask a server after as many steps of their own."""
+
+    def run(self) -> Totals:
+        self.started, total, end = self.zeros(), 0, None
+        coming = self.next_period(self.everyone)
+        asks = coming[-1].copy()  # When the period at hand ends, which is when a worker asks.
+        ends = coming.reshape(-1)  # Of steps that have not been counted.
+        coming = self.next_period(self.everyone)
+        done, partners_steps = self.zeros(), self.zeros()  # In all, and of the others at the last exchange.
+        while end is None:
+            # Nobody asks again before this time.
+            earliest = np.maximum(asks + self.asking, self.servers_free) + self.costs[0].nanoseconds + coming[-1]
+            before = earliest.min()
+            who = np.flatnonzero(asks < before)
+            who = who[np.argsort(asks[who], kind="stable")]
+            asked = asks[who]
+            begins, until = self.serve(asked, np.zeros(len(who), int))
+            periods = until + coming[:, who]
+            asks[who], coming[:, who] = periods[-1], self.next_period(who)
+            ends = np.sort(np.concatenate([ends, periods.reshape(-1)]))
+            ended, ends = np.split(ends, [np.searchsorted(ends, before)])
+            if total + len(ended) >= self.target:
+                end = int(ended[self.target - total - 1])
+                ended, kept = ended[ended <= end], np.searchsorted(asked, end, side="right")
+                who, asked, begins, until = who[:kept], asked[:kept], begins[:kept], until[:kept]
+            done[who] += self.period
+            partners = total + np.searchsorted(ended, asked, side="right") - done[who]
+            self.note_staleness(partners - partners_steps[who], self.workers - 1)
+            partners_steps[who] = partners
+            self.note_exchange(0, who, asked, begins, until)
+            total += len(ended)
+        return self.totals(end, total)
+
+    def next_period(self, who: np.ndarray) -> Int[np.ndarray, "period workers"]:
+        """How long after their period's beginning the workers' next steps end."""
+        times = [self.step_times(who, self.started[who] + step) for step in range(self.period)]
+        self.started[who] += self.period
+        return np.cumsum(times, 0)
+
+
+class _OfAll(_Simulation):
+    """Workers whose exchanges are due by the count of all their steps."""
+
+    def run(self) -> Totals:
+        groups, self.group_of = self.workers // self.group_size, self.everyone // self.group_size
+        self.every, self.total = self.workers * self.period, 0
+        self.ends = self.step_times(self.everyone, self.zeros())  # Of the step at hand; never, of those that wait.
+        self.following = self.step_times(self.everyone, self.zeros() + 1)  # How long the step after it takes.
+        self.steps, self.steps_before = self.zeros(), self.zeros()  # In all, and when they last exchanged.
+        self.settled = self.zeros()  # The number of the last exchange that was due.
+        self.partners_steps, self.arrived, self.due = self.zeros(), self.zeros(), self.zeros()
+        self.missing = np.full(groups, self.group_size)  # How many a group waits for.
+        self.parked = np.full(groups, _NEVER)  # Since when a group waits for others.
+        near: slice | np.ndarray = slice(None)  # Of whom all have steps that end before the horizon.
+        horizon, few, end = _NEVER if self.together else 0, self.workers // 64, None
+        while end is None:
+            ends = self.ends[near]
+            first = ends.min()
+            if first >= horizon:  # Where servers have long queues, few workers' steps end soon.
+                horizon = max(first + _NEAR * int(self.following.mean()), np.partition(self.ends, few)[few])
+                soon = self.ends < horizon
+                near = slice(None) if soon.all() else np.flatnonzero(soon)
+                ends = self.ends[near]
+            if self.together:  # The waiting go on when the first of the others ends its step, at the earliest.
+                goes_on = np.minimum(ends, first + _NEVER * (ends < _NEVER))
+            else:  # Those that are due do so after the servers have served whoever came before.
+                is_due = self.settled[near] < self.total // self.every
+                goes_on = np.maximum(ends, self.servers_free * is_due)
+            before = min((goes_on + self.following[near]).min(), horizon)
+            soon = np.flatnonzero(ends < before)
+            who, time = self.everyone[near][soon], ends[soon]
+            end = self.reached(self.target, time)
+            if end is not None:
+                soon = np.flatnonzero(time <= end)
+                who, time = who[soon], time[soon]
+            self.end_steps(who, time)
+        still = self.ends == _NEVER
+        since = np.where(self.parked == _NEVER, 0, self.parked).repeat(self.group_size)
+        since = np.where(since > 0, since, self.arrived)[still]
+        self.waiting += int((end - np.minimum(since, end)).sum())
+        return self.totals(end, int(self.steps.sum()))
 
     def go_on(self, who: np.ndarray, time: np.ndarray) -> None:
         self.ends[who] = time + self.following[who]
-        self.following[who] = self.next_times(who)
+        self.following[who] = self.step_times(who, self.steps[who] + 1)
 
     def reached(self, count: int, time: np.ndarray) -> int | None:
         """When all steps together reach a count by steps that end at these times; None if they don't."""
-        wanted = -(-(count - self.total) // self.at_once)
+        wanted = count - self.total
         return int(np.partition(time, wanted - 1)[wanted - 1]) if wanted <= len(time) else None
 
     def end_steps(self, who: np.ndarray, time: np.ndarray) -> None:
-        self.steps[who] += self.at_once
-        if self.schedule.counts == "own":
-            number = self.settled[who] + (self.steps[who] - self.steps_before[who] >= self.period)
-        else:
-            last, every = self.total // (self.workers * self.period), self.workers * self.period
-            reached = self.reached((last + 1) * every, time)  # Each ends one step, so that it is one exchange at most.
-            number = last + (time >= reached if reached is not None else np.zeros(len(who), int))
-        due = number > self.settled[who]
-        self.go_on(who[~due], time[~due])
-        if due.any() and self.schedule.waits == "server":
-            by_time = np.flatnonzero(due)[np.argsort(time[due], kind="stable")]
-            counts = self.total + np.searchsorted(np.sort(time), time[by_time], side="right")
-            self.be_served(who[by_time], time[by_time], counts, number[by_time])
-        elif due.any():
+        self.steps[who] += 1
+        number = np.full(len(who), self.total // self.every)
+        reached = self.reached((number[0] + 1) * self.every, time)
+        if reached is not None:  # Each ends one step, so that it is one exchange at most.
+            number += time >= reached
+        is_due = number > self.settled[who]
+        due, others = np.flatnonzero(is_due), np.flatnonzero(~is_due)
+        self.go_on(who[others], time[others])
+        if len(due) and self.together:
             self.arrive(who[due], time[due], number[due])
             groups = np.flatnonzero(self.missing == 0)
             if len(groups):
                 self.exchange_in_groups(groups)
-        self.total += self.at_once * len(who)
+        elif len(due):
+            by_time = due[np.argsort(time[due], kind="stable")]
+            counts = self.total + np.searchsorted(np.sort(time), time[by_time], side="right")
+            self.be_served(who[by_time], time[by_time], counts, number[by_time])
+        self.total += len(who)
 
     def be_served(self, who: np.ndarray, time: np.ndarray, counts: np.ndarray, number: np.ndarray) -> None:
         """Serve workers in this order, given the count of all steps when each asks."""
@@ -146,18 +251,12 @@ class _Batches:
         self.note_staleness(partners_steps - self.partners_steps[who], self.workers - 1)
         self.partners_steps[who] = partners_steps
         level = self.levels(number, self.settled[who])
-        self.settled[who], self.steps_before[who] = number, self.steps[who]
-        occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
-        # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
-        served_before = np.cumsum(occupies) - occupies
-        begins = time + self.asking - served_before
-        begins[0] = max(begins[0], self.servers_free)
-        begins = np.maximum.accumulate(begins) + served_before
-        self.servers_free = int(begins[-1] + occupies[-1])
+        self.settled[who] = number
+        begins, ends = self.serve(time, level)
         for i in range(len(self.costs)):
-            at = level == i
-            self.note_exchange(i, who[at], time[at], begins[at], (begins + takes)[at])
-        self.go_on(who, begins + takes)
+            at = np.flatnonzero(level == i)
+            self.note_exchange(i, who[at], time[at], begins[at], ends[at])
+        self.go_on(who, ends)
 
     def arrive(self, who: np.ndarray, time: np.ndarray, number: np.ndarray) -> None:
         self.arrived[who], self.ends[who], self.due[who] = time, _NEVER, number
@@ -180,27 +279,13 @@ class _Batches:
         self.go_on(members[~of_all].reshape(-1), ends[~of_all].repeat(self.group_size))
         self.parked[groups[of_all]] = ends[of_all]
         if self.parked.max() < _NEVER:
-            everyone, begins = np.arange(self.workers), np.full(self.workers, self.parked.max())
+            begins = np.full(self.workers, self.parked.max())
             ends = begins + self.costs[1].nanoseconds
-            self.note_exchange(1, everyone, self.parked.repeat(self.group_size), begins, ends)
+            self.note_exchange(1, slice(None), self.parked.repeat(self.group_size), begins, ends)
             self.settled[:] = self.settled.max()
-            self.go_on(everyone, ends)
+            self.go_on(self.everyone, ends)
             self.parked[:] = _NEVER
 
     def levels(self, number: np.ndarray, settled: np.ndarray) -> np.ndarray:
         """1 where what is due is of all groups, 0 elsewhere."""
         return np.zeros_like(number) if self.ratio is None else 1 * (number // self.ratio > settled // self.ratio)
-
-    def note_exchange(
-        self, level: int, who: np.ndarray, begun: np.ndarray, begins: np.ndarray, ends: np.ndarray
-    ) -> None:
-        self.exchanges[level] += len(who)
-        self.waiting += int((begins - begun).sum())
-        self.exchanging += int((ends - begins).sum())
-        for kept, times in zip(self.last[level], (begun, begins, ends), strict=True):
-            kept[who] = times
-
-    def note_staleness(self, partners_steps: np.ndarray, partners: int) -> None:
-        stale = (2 * partners_steps + partners) // (2 * partners) if partners else np.zeros_like(partners_steps)
-        values, times = np.unique(stale, return_counts=True)
-        self.staleness.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
