@@ -1,14 +1,12 @@
 """Training in virtual time: workers' steps and exchanges in the order of an event log.
 
-Steps are those of `lsgd_jax.step`, exchanges those of the methods' own transformations, with no step of their own
-before them: `lsgd_jax.leader.leader_sgd` elects and pulls whoever takes part, and a centre meets one worker at a time
-as EASGD's or DOWNPOUR's only one.
+Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`, with no
+step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,10 +23,8 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.evaluate import evaluation
 from lsgd_jax.exchange import NOBODY, mean
 from lsgd_jax.leader import leader_sgd
-from lsgd_jax.methods import mean_of_workers
+from lsgd_jax.methods import downpour, easgd, mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
-from lsgd_jax.methods.downpour import downpour
-from lsgd_jax.methods.easgd import easgd, strengths
 from lsgd_jax.methods.local_sgd import local_sgd
 from lsgd_jax.simulate.cluster import SECOND
 from lsgd_jax.simulate.events import Event, EventLog, Schedule
@@ -36,6 +32,7 @@ from lsgd_jax.step import TrainState, init_state, leaders_in, local_steps
 from lsgd_jax.train import learning_rate_factor, make_feed, make_model, make_optimizer, step_key
 
 _AXIS = "worker"
+_elastic, _adding = jax.jit(easgd.meet_center), jax.jit(downpour.meet_center)
 
 
 class Problem(Protocol):
@@ -130,8 +127,6 @@ class _Replay:
             self.exchanges = [_averaging()]
         if schedule.method in ("easgd", "downpour"):
             self.center = problem.start().params
-            alpha, beta = strengths(config.pull, config.center_pull, log.workers)
-            self.with_center = _elastic(alpha, beta / log.workers) if schedule.method == "easgd" else _adding()
             self.came_from = [self.center] * log.workers
         if schedule.method == "lsgd" and schedule.waits == "server":  # What lies on the board: parameters and scores.
             nothing = problem.start()
@@ -181,9 +176,12 @@ class _Replay:
             self.note_leader(event, who, position)
 
     def meet_center(self, worker: int) -> None:
-        shared = self.center if self.schedule.method == "easgd" else (self.center, self.came_from[worker])
-        params, shared = self.with_center(self.params(worker), shared)
-        self.center, self.came_from[worker] = (shared, shared) if self.schedule.method == "easgd" else shared
+        if self.schedule.method == "easgd":
+            alpha, beta = easgd.strengths(self.config.pull, self.config.center_pull, self.log.workers)
+            params, self.center = _elastic(self.params(worker), self.center, alpha, beta / self.log.workers)
+        else:
+            self.center = self.came_from[worker] = _adding(self.params(worker), self.center, self.came_from[worker])
+            params = jax.tree.map(jnp.copy, self.center)  # Since a step gives up its arrays.
         self.place(worker, params)
 
     def meet_board(self, event: Event) -> None:
@@ -258,16 +256,6 @@ def _averaging() -> Callable:
     return _together(local_sgd(optax.identity(), axis_name=_AXIS, period=1))
 
 
-@functools.cache
-def _elastic(pull: float, center_pull: float) -> Callable:
-    return _alone(easgd(optax.identity(), axis_name=_AXIS, period=1, pull=pull, center_pull=center_pull))
-
-
-@functools.cache
-def _adding() -> Callable:
-    return _alone(downpour(optax.identity(), axis_name=_AXIS, period=1))
-
-
 def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
     """An exchange of workers: from lists of their parameters and scores to a list of the moved, and who led."""
 
@@ -281,22 +269,6 @@ def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params)
         moved, positions = jax.vmap(one, axis_name=_AXIS)(stacked, jnp.stack([jnp.reshape(s, ()) for s in scores]))
         return [jax.tree.map(lambda x, i=i: x[i], moved) for i in range(len(params))], positions[0]
-
-    return exchange
-
-
-def _alone(tx: optax.GradientTransformationExtraArgs) -> Callable:
-    """A worker's exchange with a centre: from its parameters and what is shared to both afterwards."""
-
-    def one(x: optax.Params, shared: Any) -> tuple[optax.Params, Any]:
-        state = tx.init(x)._replace(step=jnp.array(1), shared=shared)  # After the first, which averages the starts.
-        updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), state, x)
-        return optax.apply_updates(x, updates), state.shared
-
-    @jax.jit
-    def exchange(x: optax.Params, shared: Any) -> tuple[optax.Params, Any]:
-        added, removed = (partial(jax.tree.map, f) for f in (lambda x: x[None], lambda x: x[0]))
-        return removed(jax.vmap(one, axis_name=_AXIS)(added(x), added(shared)))
 
     return exchange
 
