@@ -53,3 +53,14 @@ def test_the_same_to_the_nanosecond(name, cluster, groups, workers, period, rati
     )
     log = event_log(SCHEDULES[name], config, cluster, PARAMS)
     assert throughput(SCHEDULES[name], config, cluster, PARAMS) == totals(log)
+
+
+@pytest.mark.parametrize("name", ["lsgd-joined", "lsgd-posted", "easgd"])
+def test_the_same_for_many_workers_before_servers_with_long_queues(name):
+    config = dataclasses.replace(PRESETS["digits"], groups=2, workers=80, period=2, global_period=4, steps=12)
+    cluster = Cluster(0.01, slow=((3, 10.0),), variation="lognormal", global_bandwidth=3e7)
+    log = event_log(SCHEDULES[name], config, cluster, PARAMS)
+    of = throughput(SCHEDULES[name], config, cluster, PARAMS)
+    assert of == totals(log)
+    if SCHEDULES[name].waits == "server":
+        assert of.waiting > 0.5 * of.workers * of.nanoseconds
