@@ -32,13 +32,13 @@ def compilation_cache(tmp_path_factory):
         jax.config.update(name, value)
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Keep what a soak has tried: the numbers that the tests which passed have recorded, and the cases of each."""
-    if not SOAK:
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """Keep what a soak has tried that has passed: the numbers that its tests have recorded, and the cases of each."""
+    in_worker = hasattr(config, "workerinput")  # Of pytest-xdist.
+    if not SOAK or in_worker or exitstatus != 0:
         return
-    stats = {kind: terminalreporter.stats.get(kind, []) for kind in ("passed", "failed", "error")}
     tried, cases = Counter(), Counter()
-    for report in stats["passed"]:
+    for report in terminalreporter.stats["passed"]:
         cases[report.nodeid.split("::")[-1].split("[")[0]] += 1
         for name, count in report.user_properties:
             tried[name] += count
@@ -47,7 +47,6 @@ def pytest_terminal_summary(terminalreporter):
         totals[name.split(":")[0]] += count
     content = {
         "totals": totals,
-        "cases": {kind: len(reports) for kind, reports in stats.items()},
         "tried": tried,
         "cases by test": cases,
         "environment": environment(),
