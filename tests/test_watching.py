@@ -292,14 +292,15 @@ def log_evaluations(folder, *steps):
 @pytest.mark.parametrize("from_the_start", [True, False])
 def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
     """Also if it had no event files before."""
-    with RunFolder(tmp_path / "run", SMALL, tensorboard=from_the_start) as folder:
+    config = dataclasses.replace(SMALL, checkpoint_every=None)
+    with RunFolder(tmp_path / "run", config, tensorboard=from_the_start) as folder:
         log_evaluations(folder, 4, 8)
         length = folder.length()
         log_evaluations(folder, 12, 16)
     for file in (tmp_path / "run" / "tensorboard").glob("*"):
         file.rename(file.with_name("events.out.tfevents.1"))  # Long ago: names have seconds.
     assert (tmp_path / "run" / "tensorboard").exists() == from_the_start
-    with RunFolder(tmp_path / "run", SMALL, resume=True, tensorboard=True) as folder:
+    with RunFolder(tmp_path / "run", config, resume=True, tensorboard=True) as folder:
         folder.go_on(length)
         log_evaluations(folder, 12)
     steps = [(step, pytest.approx(step / 100)) for step in (4, 8, 12)]
