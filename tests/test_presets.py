@@ -51,6 +51,7 @@ def test_two_steps_at_reduced_width(name, prepared, tmp_path):
     data_dir, _ = prepared
     small = {"width": 0.05, "steps": 2, "eval_every": 2, "batch_size": 2, "statistics_batches": 1}
     small |= {"period": 1, "global_period": 2, "image_size": 32, "data_processes": 0, "checkpoint_every": 0}
+    small |= {"groups": min(PRESETS[name].groups, 2), "workers": 2}  # A device each.
     config = dataclasses.replace(PRESETS[name], **small)
     error = train.train_and_evaluate(config, tmp_path / "run", data_dir=data_dir)
     assert 0 <= error <= 1
