@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
 import numpy as np
 
 from benchmarks.asynchronous.simulated import METHODS, RESULTS, for_method, straggler_config
@@ -103,6 +104,29 @@ def _seconds_to(target: float, evaluations: list[dict[str, Any]]) -> float | Non
     return next((event["seconds"] for event in evaluations if event["center_error"] <= target), None)
 
 
+def all_runs(base: Config, least: float, target: float) -> list[dict[str, Any]]:
+    """Every method with all speeds, with the load of the machine before each run."""
+    of_others, of_downpour = Network(base), Network(for_method(base, "downpour"))
+    runs = []
+    for speeds, slowdowns in SLOWDOWNS.items():
+        cluster = Cluster(least, slow=tuple(enumerate(slowdowns)), local_latency=0.0, local_bandwidth=float("inf"))
+        for method in METHODS:
+            config, schedule = for_method(base, method), SCHEDULES[method]
+            expected = predicted(method, config, cluster, of_downpour if method == "downpour" else of_others, target)
+            load = os.getloadavg()[0]
+            if schedule.counts == "own" and schedule.waits == "together":
+                found = in_step(config, max(slowdowns) * least, target)
+            else:
+                imposed: dict[str, Any] = {"least_step_seconds": least, "slowdowns": tuple(slowdowns)}
+                imposed["asynchronous"] = "posted" if schedule.waits == "server" else "joined"
+                longer = dataclasses.replace(config, steps=4 * config.steps, **imposed)
+                found = asynchronously(longer, config.steps, target)
+            seconds = {"real": found._asdict(), "predicted": expected._asdict()}
+            runs.append({"speeds": speeds, "method": method, "load": load, **seconds})
+            print(runs[-1], flush=True)
+    return runs
+
+
 def table(runs: list[dict[str, Any]], target: float) -> str:
     to_target = f"to an error of {target:.0%}"
     lines = [f"| speeds | method | seconds to the end | predicted | ratio | {to_target} | predicted | ratio |"]
@@ -125,35 +149,19 @@ def main() -> None:
     parser.add_argument("--target-error", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    least, target = arguments.least_step_seconds, arguments.target_error
-    load, begun = os.getloadavg()[0], time.perf_counter()
+    target, begun = arguments.target_error, time.perf_counter()
     simulate_devices(WORKERS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     base = dataclasses.replace(straggler_config(arguments.steps), checkpoint_every=0)
-    of_others, of_downpour = Network(base), Network(for_method(base, "downpour"))
-    runs = []
-    for speeds, slowdowns in SLOWDOWNS.items():
-        cluster = Cluster(least, slow=tuple(enumerate(slowdowns)), local_latency=0.0, local_bandwidth=float("inf"))
-        for method in METHODS:
-            config, schedule = for_method(base, method), SCHEDULES[method]
-            network = of_downpour if method == "downpour" else of_others
-            expected = predicted(method, config, cluster, network, target)
-            if schedule.counts == "own" and schedule.waits == "together":
-                found = in_step(config, max(slowdowns) * least, target)
-            else:
-                imposed: dict[str, Any] = {"least_step_seconds": least, "slowdowns": tuple(slowdowns)}
-                imposed["asynchronous"] = "posted" if schedule.waits == "server" else "joined"
-                found = asynchronously(
-                    dataclasses.replace(config, steps=4 * config.steps, **imposed), config.steps, target
-                )
-            run = {"speeds": speeds, "method": method, "real": found._asdict(), "predicted": expected._asdict()}
-            runs.append(run)
-            print(run, flush=True)
+    with tempfile.TemporaryDirectory() as compiled:  # Runs have programs in common.
+        jax.config.update("jax_compilation_cache_dir", compiled)
+        runs = all_runs(base, arguments.least_step_seconds, target)
     text = table(runs, target)
     print(text)
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     settings |= {"workers": WORKERS, "period": base.period, "slowdowns": SLOWDOWNS}
-    of_machine = {"load_before": load, "minutes": (time.perf_counter() - begun) / 60, "environment": environment()}
-    content = {"settings": settings, "runs": runs} | of_machine
+    minutes = (time.perf_counter() - begun) / 60
+    content = {"settings": settings, "runs": runs, "minutes": minutes, "environment": environment()}
     (arguments.out / "predicted.json").write_text(json.dumps(content, indent=2) + "\n")
     (arguments.out / "predicted.md").write_text(text + "\n")
 
