@@ -5,8 +5,9 @@
 Speeds are imposed by sleeping, so that cores are not the limit: a step takes --least-step-seconds, times the worker's
 slowdown. Workers in step are the training program of `lsgd train`, a round of which takes as long as the slowest
 worker's steps; the others are those of `lsgd train --asynchronous`, where each sleeps for itself. The simulator is told
-these times of steps, and that nothing else takes time. Clocks start after compilation and stand still during tests,
-but for workers who wait for nobody and are tested as they go on.
+these times of steps, which vary by 1 % in virtual time, where they would end at the same instants otherwise, and that
+nothing else takes time. Clocks start after compilation and stand still during tests, but for workers who wait for
+nobody and are tested as they go on.
 
 A run is at an end with the first exchange after the workers' steps together have come to 8 times --steps; a real worker
 stops after its own steps, and is given so many that none stops before. The test error is the center's, every 4 steps.
@@ -28,7 +29,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from benchmarks.asynchronous.simulated import METHODS, RESULTS, for_method, straggler_config
+from benchmarks.asynchronous.simulated import METHODS, NEARLY_EQUAL, RESULTS, for_method, straggler_config
 from lsgd_jax import train
 from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
@@ -45,6 +46,10 @@ SLOWDOWNS = {
     "one at a tenth": [10.0] + [1.0] * (WORKERS - 1),
     "lognormal speeds": np.random.default_rng(0).lognormal(sigma=0.5, size=WORKERS).round(3).tolist(),
 }
+
+
+FREE: Any = {"local_latency": 0.0, "local_bandwidth": float("inf")}
+"""Exchanges."""
 
 
 class Seconds(NamedTuple):
@@ -109,7 +114,8 @@ def all_runs(base: Config, least: float, target: float) -> list[dict[str, Any]]:
     of_others, of_downpour = Network(base), Network(for_method(base, "downpour"))
     runs = []
     for speeds, slowdowns in SLOWDOWNS.items():
-        cluster = Cluster(least, slow=tuple(enumerate(slowdowns)), local_latency=0.0, local_bandwidth=float("inf"))
+        slow = tuple(enumerate(slowdowns))
+        cluster = dataclasses.replace(NEARLY_EQUAL, step_seconds=least, slow=slow, **FREE)
         for method in METHODS:
             config, schedule = for_method(base, method), SCHEDULES[method]
             expected = predicted(method, config, cluster, of_downpour if method == "downpour" else of_others, target)
@@ -144,8 +150,8 @@ def table(runs: list[dict[str, Any]], target: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=64, help="of the average worker, a multiple of 4")
-    parser.add_argument("--least-step-seconds", type=float, default=0.05)
+    parser.add_argument("--steps", type=int, default=48, help="of the average worker, a multiple of 4")
+    parser.add_argument("--least-step-seconds", type=float, default=0.1)
     parser.add_argument("--target-error", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -33,7 +33,8 @@ class Cluster:
     """Workers whose steps take longer, each with how many times: 0 10 for the first worker at a tenth of the speed."""
     variation: Literal["none", "lognormal", "pareto"] = "none"
     """By what random factor steps take longer: not, lognormal with median 1, or Pareto (at least 1, now and then very
-    much)."""
+    much). Without variation steps of fast and slow workers end at the same instants, which real ones never do, and
+    joined exchanges wait for less than they would."""
     varies_by: Literal["step", "worker"] = "step"
     """Whether that factor is drawn for every step, or once for each worker."""
     sigma: float = 0.3
