@@ -4,6 +4,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from lsgd_jax.data import hold_out, load
 from lsgd_jax.errors import UsageError
@@ -18,6 +19,14 @@ def test_held_out_examples_are_training_examples_and_always_the_same():
     both = np.sort(np.concatenate([one.train_y, one.test_y]))
     np.testing.assert_array_equal(both, np.sort(data.train_y))
     np.testing.assert_array_equal(one.test_x, other.test_x)
+
+
+def test_digits_are_those_of_scikit_learn():
+    data, (x, y) = load("digits"), load_digits(return_X_y=True)
+    ours = np.concatenate([data.train_x, data.test_x]).reshape(-1, 64), np.concatenate([data.train_y, data.test_y])
+    order = np.random.default_rng(0).permutation(len(y))
+    np.testing.assert_array_equal(ours[0] * 16, x[order])
+    np.testing.assert_array_equal(ours[1], y[order])
 
 
 @pytest.mark.parametrize(
