@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 
 # Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -9,6 +10,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # A process can find what another has half written, or has been killed at; it compiles it then.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
+
+# These tests compile most of their time, and for that XLA's older code generator is the quicker one, where it is
+# still to be had: an unknown flag ends the process. Demo and benchmarks compile as JAX does by itself.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
+    if version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
