@@ -192,7 +192,7 @@ def environment() -> dict[str, Any]:
     packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
@@ -200,6 +200,13 @@ def environment() -> dict[str, Any]:
         "processes": process_count(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
     }
+
+
+def _command() -> str:
+    """As it can be given again, without the path of a script."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # There is none but after `python -m`.
+    program = f"python -m {module.name}" if module else Path(sys.argv[0]).name
+    return " ".join([program.replace("python -m lsgd_jax.__main__", "lsgd"), *sys.argv[1:]])
 
 
 def read_config(path: Path) -> Config:

@@ -182,7 +182,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
         "downpour": method([0.06, 0.07, 0.06, 0.07, 0.09], None),
         "data_parallel": method([0.03, 0.04, 0.03, 0.04, 0.02], 5.0),
     }
-    summary = {"target_error": 0.05, "methods": of, "environment": {"command": "__main__.py compare digits"}}
+    summary = {"target_error": 0.05, "methods": of, "environment": {"command": "lsgd compare digits"}}
     (tmp_path / "digits-4").mkdir()
     (tmp_path / "digits-4" / "comparison.json").write_text(json.dumps(summary))
     rows = claims.comparisons(tmp_path).rows

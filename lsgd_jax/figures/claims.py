@@ -633,7 +633,7 @@ def comparisons(runs: Path) -> Found:
             of, name = summary["methods"], path.parent.name
             if "lsgd" not in of:
                 continue
-            command = summary["environment"]["command"].replace("__main__.py", "lsgd")
+            command = summary["environment"]["command"]
             rivals = [rival for rival in RIVALS if rival in of]
             differences = {
                 rival: 100 * (np.array(of[rival]["final_error"]["values"]) - of["lsgd"]["final_error"]["values"])

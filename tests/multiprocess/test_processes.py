@@ -1,5 +1,6 @@
 """Several real processes, which do what one does, and end together."""
 
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,8 @@ def test_training_writes_the_run_folder_of_one_process(tmp_path):
     assert done.stdout.startswith("[0] test error of the center after 20 steps: ")
     assert [line[:12] for line in done.stderr.splitlines()] == ["[0] step 10/", "[0] step 20/"]
     assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
+    told = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert told["command"] == " ".join(["lsgd", *train, "two"])
     assert_same_metrics(tmp_path / "two", tmp_path / "one")
 
 
