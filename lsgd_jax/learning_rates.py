@@ -15,7 +15,7 @@ def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) ->
     """By what each worker's learning rate is multiplied, as in the code of the paper's authors.
 
     Args:
-      kind: "linear" gives 1, 2, 3, ... and "powers" 1, 2, 4, ... by the worker's rank.
+      kind: "linear" gives 1, 2, 3, ... and "powers" 1, 2, 4, ... by the worker's position.
       workers: the sizes of the worker axes, the shape of the result.
 
     Example:
@@ -23,8 +23,8 @@ def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) ->
       [[1. 2.]
        [4. 8.]]
     """
-    rank = np.arange(np.prod(workers), dtype=np.float32).reshape(workers)
-    return rank + 1 if kind == "linear" else 2**rank
+    position = np.arange(np.prod(workers), dtype=np.float32).reshape(workers)
+    return position + 1 if kind == "linear" else 2**position
 
 
 def scale_by_worker(factors: ArrayLike, *, axis_name: AxisName) -> optax.GradientTransformation:

@@ -80,7 +80,7 @@ def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries work
 
 
 def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The steps on which a run's workers elected the leader of all, and the leaders' ranks."""
+    """The steps on which a run's workers elected the leader of all, and the leaders' positions."""
     exchanges = [entry for entry in read_metrics(run, "exchange") if "leader" in entry]
     exchanges.sort(key=lambda entry: entry["step"])  # Workers at their own speed may log late.
     return np.array([entry["step"] for entry in exchanges], int), np.array(
@@ -125,7 +125,7 @@ def scale(axes: Axes, *values: np.ndarray) -> None:
 def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
     """Draw who of so many workers led against the step (the layout of the paper's F8)."""
     axes.plot(steps, leaders, ".", markersize=3)
-    axes.set(xlabel="local steps", ylabel="the leader's rank", yticks=_ranks(count))
+    axes.set(xlabel="local steps", ylabel="the leader's position", yticks=_positions(count))
 
 
 def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
@@ -134,9 +134,9 @@ def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
     if count <= 16:
         axes.bar_label(bars, fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="rank", ylabel="exchanges", xticks=_ranks(count))
+    axes.set(xlabel="position", ylabel="exchanges", xticks=_positions(count))
 
 
-def _ranks(count: int) -> np.ndarray:
+def _positions(count: int) -> np.ndarray:
     """To be labelled."""
     return np.arange(0, count, -(-count // 16))
