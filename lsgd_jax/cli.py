@@ -1,6 +1,7 @@
 """The `lsgd` command."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
@@ -82,7 +83,13 @@ def train(
     distributed.initialize()
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
+    try:
+        error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
+    except KeyboardInterrupt:  # While the run could not be saved.
+        if not config.checkpoint_period or config.asynchronous is not None:
+            raise
+        what = f"interrupted while no step was under way; the same command goes on with --run-dir {run_dir} --resume."
+        raise KeyboardInterrupt(what) from None
     if distributed.process_index() > 0:
         return
     from lsgd_jax.figures import run
@@ -388,12 +395,15 @@ def main(arguments: list[str] | None = None) -> int:
             os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
         return 1
     except Interrupted as stop:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process at once, here too.
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
-        print("lsgd: interrupted.", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        print(f"lsgd: {str(stop) or 'interrupted.'}", file=sys.stderr, flush=True)
+        for process in multiprocessing.active_children():  # That decode images.
+            process.kill()
+        os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
     except Exception as error:
         if distributed.process_count() == 1:
             raise

@@ -56,7 +56,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 if not resume:
-                    raise UsageError(f"the run folder {path} is not empty: name another with --run-dir, or remove it.")
+                    raise UsageError(
+                        f"the run folder {path} is not empty: name another with --run-dir, or go on with --resume."
+                    )
                 self._check_goes_on()
                 return
             with (path / "config.json").open("x") as file:  # Of two that come at once, one fails.

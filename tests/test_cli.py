@@ -91,7 +91,9 @@ def test_train_and_a_second_time_into_the_same_folder(tmp_path):
     ]
     again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
     assert again.returncode == 2
-    assert again.stderr == "lsgd: the run folder run is not empty: name another with --run-dir, or remove it.\n"
+    assert (
+        again.stderr == "lsgd: the run folder run is not empty: name another with --run-dir, or go on with --resume.\n"
+    )
 
 
 def test_figure(tmp_path):

@@ -123,7 +123,10 @@ def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
             ["--workers", "3", "--groups", "1"],
             "3 workers can't be shared out evenly among 2 processes: change --groups",
         ),
-        (["--run-dir", "full"], "the run folder full is not empty: name another with --run-dir, or remove it."),
+        (
+            ["--run-dir", "full"],
+            "the run folder full is not empty: name another with --run-dir, or go on with --resume.",
+        ),
     ],
 )
 def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import sys
 
 import pytest
 
@@ -64,6 +65,20 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
         code, _, errors = ending(process)
     assert code in (-signal.SIGINT, 128 + signal.SIGINT)  # The first may have done it.
     assert "Traceback" not in errors
+
+
+def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
+    interrupted = (
+        "import os, sys, lsgd_jax.cli, lsgd_jax.train as t; t.local_steps = lambda *_: os.kill(os.getpid(), 2);"
+    )
+    command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
+    done = faults.run(*command, cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGINT
+    told = "lsgd: interrupted while no step was under way; the same command goes on with --run-dir run --resume.\n"
+    assert done.stderr == told
+    assert faults.run(*LSGD, *TRAIN, "run", "--resume", "--steps", "20", cwd=tmp_path).returncode == 0
+    unsaved = faults.run(*command[:-1], "other", "--checkpoint-every", "0", cwd=tmp_path)
+    assert unsaved.stderr == "lsgd: interrupted.\n"
 
 
 def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):

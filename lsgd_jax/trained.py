@@ -1,0 +1,80 @@
+"""What a run has trained, out of its folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from lsgd_jax.checkpoint import Checkpoints
+from lsgd_jax.compile_ahead import blank_feed
+from lsgd_jax.distributed import SHARED, STACKED, place
+from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
+from lsgd_jax.methods.base import mean_of_workers
+from lsgd_jax.run_folder import read_config
+from lsgd_jax.step import TrainState, in_mode, state_shapes
+from lsgd_jax.train import make_model, make_optimizer
+
+
+class Trained(NamedTuple):
+    """The networks of a run, in the mode for testing."""
+
+    step: int
+    """Local steps that every worker had taken."""
+    center: nnx.Module
+    """What the method reports. Its batch statistics, if it has any, are the mean of the workers'."""
+    workers: list[nnx.Module]
+    """In the order of their positions."""
+    best: int
+    """The position of the worker with the lowest training loss, by whose like leaders are elected."""
+
+
+def load_trained(run_dir: Path, step: int | None = None) -> Trained:
+    """The networks in a checkpoint of a run, on any number of devices; the data set is not needed.
+
+    They take examples as the run's feed has them for testing, [examples, ...]: those of MNIST-1D and digits as they
+    are, images as `lsgd_jax.data.load(...).preprocessing` makes them.
+
+    Args:
+      run_dir: the run's folder.
+      step: of the checkpoint; None: of the last one.
+
+    Raises:
+      UsageError: if the folder is not of a run, or there is no such checkpoint that can be read.
+    """
+    config = read_config(run_dir)
+    placement = place(config.groups, config.workers)
+    checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UsageError(f"there is no checkpoint in {run_dir}.")
+    step = steps[0] if step is None else step
+    if step not in steps:
+        raise UsageError(f"there is no checkpoint of step {step} in {run_dir}; there are {sorted(steps)}.")
+    try:
+        progress = checkpoints.progress(step)
+        groups, workers = progress.shape
+        if (groups, workers) != placement.shape:  # The run has gone on with others since.
+            config, placement = dataclasses.replace(config, groups=groups, workers=workers), place(groups, workers)
+            checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
+        model, optimizer = make_model(config, blank_feed(config)), make_optimizer(config, placement)
+        state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
+    except UsageError as problem:
+        raise UsageError(f"the checkpoint of step {step} in {run_dir} can't be read: {problem}.") from None
+
+    def center_of(state: TrainState) -> tuple[optax.Params, nnx.State]:
+        statistics = state.statistics
+        if jax.tree.leaves(statistics):
+            statistics = mean_of_workers(statistics, None, placement.axes)
+        return METHODS[config.method].center(state.params, state.optimizer, placement.axes), statistics
+
+    center = jax.jit(placement.over_workers(center_of, (STACKED,), (SHARED, SHARED)))(state)
+    rows = placement.take((state.params, state.statistics))
+    graphdef = nnx.graphdef(in_mode(model, training=False))
+    networks = [nnx.merge(graphdef, *jax.tree.map(lambda x: x[i], rows)) for i in placement.own_workers]
+    scores = np.nan_to_num(np.ravel(progress.scores), nan=np.inf)
+    return Trained(step, nnx.merge(graphdef, *jax.device_get(center)), networks, int(scores.argmin()))
