@@ -169,8 +169,9 @@ def simulate(
 ) -> None:
     """Simulate methods in virtual time, with workers at their own speeds on links that take time.
 
-    All workers together take workers * --steps steps. The same command gives the same numbers: virtual time does not
-    depend on the machine. As an example, 8 workers, the first at a tenth of the others' speed:
+    All workers together take workers * --steps steps, and finish those that end with the last. The same command gives
+    the same numbers: virtual time does not depend on the machine. As an example, 8 workers, the first at a tenth of the
+    others' speed:
 
     lsgd simulate digits --groups 1 --workers 8 --slow 0 10
 
