@@ -69,7 +69,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 
 def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
     interrupted = (
-        "import os, sys, lsgd_jax.cli, lsgd_jax.train as t; t.local_steps = lambda *_: os.kill(os.getpid(), 2);"
+        "import signal, sys, lsgd_jax.cli, lsgd_jax.train as t; t.local_steps = lambda *_: signal.raise_signal(2);"
     )
     command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
     done = faults.run(*command, cwd=tmp_path)
