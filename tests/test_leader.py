@@ -115,7 +115,7 @@ def problems(draw):
 
 
 @given(problems())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_follows_the_oracle(p):
     steps, shape = 18, (p["groups"], p["workers"])
     rng = np.random.default_rng(p["seed"])

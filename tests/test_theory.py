@@ -194,7 +194,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
 
 
 def test_every_claim_gets_a_verdict(tmp_path, quick_compilation):
-    sizes = claims.Sizes(starts=50, points=1, draws=20, replicas=2, steps=50, candidates=200, runs=20)
+    sizes = claims.Sizes(starts=50, points=2, draws=20, replicas=4, steps=200, candidates=500, runs=20)
     told = figure.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]
     assert {row["verdict"].split()[0] for row in table} <= {"holds", "fails", "tie"}
