@@ -37,7 +37,7 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
     """The networks in a checkpoint of a run, on any number of devices; the data set is not needed.
 
     They take examples as the run's feed has them for testing, [examples, ...]: those of MNIST-1D and digits as they
-    are, images as `lsgd_jax.data.load(...).preprocessing` makes them.
+    are, images as `lsgd_jax.data.load(...).preprocessing.testing` makes them. Each of several processes gets all.
 
     Args:
       run_dir: the run's folder.
@@ -47,7 +47,7 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
       UsageError: if the folder is not of a run, or there is no such checkpoint that can be read.
     """
     config = read_config(run_dir)
-    placement = place(config.groups, config.workers)
+    placement = place(config.groups, config.workers, jax.local_devices())
     checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
     steps = checkpoints.steps()
     if not steps:
@@ -59,12 +59,14 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
         progress = checkpoints.progress(step)
         groups, workers = progress.shape
         if (groups, workers) != placement.shape:  # The run has gone on with others since.
-            config, placement = dataclasses.replace(config, groups=groups, workers=workers), place(groups, workers)
+            config = dataclasses.replace(config, groups=groups, workers=workers)
+            placement = place(groups, workers, jax.local_devices())
             checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
         model, optimizer = make_model(config, blank_feed(config)), make_optimizer(config, placement)
         state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
-    except UsageError as problem:
-        raise UsageError(f"the checkpoint of step {step} in {run_dir} can't be read: {problem}.") from None
+    except ValueError as problem:  # Also of a configuration that such workers can't have.
+        why = str(problem).removesuffix(".")
+        raise UsageError(f"the checkpoint of step {step} in {run_dir} can't be read: {why}.") from None
 
     def center_of(state: TrainState) -> tuple[optax.Params, nnx.State]:
         statistics = state.statistics
@@ -75,6 +77,6 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
     center = jax.jit(placement.over_workers(center_of, (STACKED,), (SHARED, SHARED)))(state)
     rows = placement.take((state.params, state.statistics))
     graphdef = nnx.graphdef(in_mode(model, training=False))
-    networks = [nnx.merge(graphdef, *jax.tree.map(lambda x: x[i], rows)) for i in placement.own_workers]
+    networks = [nnx.merge(graphdef, *jax.tree.map(lambda x: x[i], rows)) for i in range(groups * workers)]
     scores = np.nan_to_num(np.ravel(progress.scores), nan=np.inf)
     return Trained(step, nnx.merge(graphdef, *jax.device_get(center)), networks, int(scores.argmin()))

@@ -1,6 +1,7 @@
 """Networks out of a run's folder do what the run has told of them."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -46,7 +47,8 @@ def test_a_checkpoint_of_other_workers_is_read(run_dir, tmp_path):
     config = dataclasses.replace(SMALL, method=run_dir.name, groups=1, workers=3, steps=16)
     train.train_and_evaluate(config, tmp_path / "run", lines=False, resume=True)
     assert len(load_trained(tmp_path / "run").workers) == 3
-    assert len(load_trained(tmp_path / "run", 12).workers) == 4
+    before = load_trained(tmp_path / "run", 12)
+    assert [*map(error, before.workers)] == [*map(error, load_trained(run_dir, 12).workers)]
 
 
 def test_what_is_not_there_is_one_sentence(run_dir, tmp_path):
@@ -58,6 +60,14 @@ def test_what_is_not_there_is_one_sentence(run_dir, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "state")
     with pytest.raises(UsageError, match=r"the checkpoint of step 12 in .* can't be read: its arrays can't be read"):
         load_trained(tmp_path / "run")
+    told = tmp_path / "run" / "checkpoints" / "8" / "progress" / "metadata"
+    progress = json.loads(told.read_text())
+    progress["progress"] |= {"shape": [1, 0], "scores": [[]], "losses": []}
+    told.write_text(json.dumps(progress))
+    with pytest.raises(
+        UsageError, match=r"the checkpoint of step 8 in .* can't be read: workers must be at least 1, got 0"
+    ):
+        load_trained(tmp_path / "run", 8)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UsageError, match=r"there is no checkpoint in .*/run\."):
         load_trained(tmp_path / "run")
