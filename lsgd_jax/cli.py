@@ -85,11 +85,11 @@ def train(
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-    except KeyboardInterrupt:  # While the run could not be saved.
-        if not config.checkpoint_period or config.asynchronous is not None:
-            raise
-        what = f"interrupted while no step was under way; the same command goes on with --run-dir {run_dir} --resume."
-        raise KeyboardInterrupt(what) from None
+    except KeyboardInterrupt as stop:  # Outside of the steps, if the run is saved.
+        if config.checkpoint_period and config.asynchronous is None:
+            how = f"the same command goes on with --run-dir {run_dir} --resume."
+            stop.args = (f"interrupted while no step was under way; {how}",)
+        raise
     if distributed.process_index() > 0:
         return
     from lsgd_jax.figures import run
@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + stop.number
     except KeyboardInterrupt as stop:
         print(f"lsgd: {str(stop) or 'interrupted.'}", file=sys.stderr, flush=True)
-        for process in multiprocessing.active_children():  # That decode images.
+        for process in multiprocessing.active_children():  # That decode images, and would be left.
             process.kill()
         os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
     except Exception as error:

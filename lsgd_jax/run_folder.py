@@ -207,8 +207,8 @@ def environment() -> dict[str, Any]:
 def _command() -> str:
     """As it can be given again, without the path of a script."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # There is none but after `python -m`.
-    program = f"python -m {module.name}" if module else Path(sys.argv[0]).name
-    return " ".join([program.replace("python -m lsgd_jax.__main__", "lsgd"), *sys.argv[1:]])
+    program = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
+    return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
 
 
 def read_config(path: Path) -> Config:

@@ -81,6 +81,38 @@ def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
     assert unsaved.stderr == "lsgd: interrupted.\n"
 
 
+def test_an_interrupt_before_the_first_step_leaves_no_process(prepared, tmp_path):
+    """Of those that decode images: what holds the output of the first has to end before that is read whole."""
+    script = tmp_path / "decoding.py"  # What decodes is spawned, and has to be able to import it.
+    script.write_text("""
+import multiprocessing, signal, sys, lsgd_jax.cli, lsgd_jax.train
+
+def interrupted():
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    signal.raise_signal(signal.SIGINT)
+
+lsgd_jax.train.deferred_signals = interrupted
+if __name__ == "__main__":
+    sys.exit(lsgd_jax.cli.main())
+""")
+    train = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16", "--groups", "1"]
+    train += [
+        "--workers",
+        "2",
+        "--batch",
+        "per_worker",
+        "--batch-size",
+        "2",
+        "--steps",
+        "4000",
+        "--data-processes",
+        "2",
+    ]
+    done = faults.run(sys.executable, str(script), *train, "--data-dir", str(prepared[0]), cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert len(done.stdout.split()) == 2
+
+
 def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
     with running(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", cwd=tmp_path) as launcher:
         wait_for_step(tmp_path / "run", 240)
