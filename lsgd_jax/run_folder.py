@@ -3,13 +3,16 @@
 Checkpoints lie in it, too: `lsgd_jax.checkpoint`.
 """
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
 import platform
 import sys
 import threading
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsgd_jax import files
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import process_count, process_index
 from lsgd_jax.errors import UsageError
@@ -24,12 +28,15 @@ from lsgd_jax.tensorboard import EventFile
 
 MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
 """The fields of the configuration in which a run that goes on may differ from what it was."""
+MOST_BYTES = 2**20
+"""Of a configuration or an environment."""
 
 
 class RunFolder:
     """The folder that a run writes; made anew, so that nothing already written is lost, or its own of before.
 
-    Of several processes the first writes it, and the others do nothing. As a context, it closes its files.
+    Of several processes the first writes it, and the others do nothing. No other run can write it until this one ends:
+    as a context, it gives the folder free and closes its files.
     """
 
     def __init__(self, path: Path, config: Config, *, resume: bool = False, tensorboard: bool = False) -> None:
@@ -43,43 +50,82 @@ class RunFolder:
           tensorboard: whether to write the metrics as event files for TensorBoard, too.
 
         Raises:
-          UsageError: if the folder has other files in it or can't be made, or there is no package for event files.
+          UsageError: if another run is writing the folder, or it has other files in it or can't be made, or there is no
+            package for event files.
         """
         self.path, self._config = path, config
         self._lock = threading.Lock()
         self._event_file: EventFile | None = None
+        self._owned: io.FileIO | None = None
         if process_index() > 0:
             return
         if tensorboard:
             self._event_file = EventFile(path / "tensorboard")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                if not resume:
-                    raise UsageError(
-                        f"the run folder {path} is not empty: name another with --run-dir, or go on with --resume."
-                    )
+            self._owned = files.lock(path, "name another folder with --run-dir")
+            if files.is_empty(path):
+                self._begin()
+            elif resume:
                 self._check_goes_on()
-                return
-            with (path / "config.json").open("x") as file:  # Of two that come at once, one fails.
-                file.write(config.to_json() + "\n")
-            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-            (path / "metrics.jsonl").touch()
+            else:
+                raise UsageError(
+                    f"the run folder {path} is not empty: name another with --run-dir, or go on with --resume."
+                )
         except OSError as error:
+            self._release()
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
+        except UsageError:
+            self._release()
+            raise
 
     def __enter__(self) -> "RunFolder":
         """Open nothing yet."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close the event file."""
-        if self._event_file is not None:
-            self._event_file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the event file and let others write the folder.
+
+        Raises:
+          UsageError: if the event file can't be written to its end.
+        """
+        try:
+            if self._event_file is not None:
+                self._event_file.close()
+        except OSError as error:
+            if kind is None:
+                raise self._unwritten(error) from None
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._owned is not None:
+            self._owned.close()
+
+    def _unwritten(self, error: OSError) -> UsageError:
+        return UsageError(f"the run folder {self.path} can't be written ({error.strerror}).")
+
+    def _begin(self) -> None:
+        """Write the first files, or none: what is empty can be begun again when there is room."""
+        contents = {
+            "config.json": self._config.to_json() + "\n",
+            "environment.json": json.dumps(environment(), indent=2) + "\n",
+            "metrics.jsonl": "",
+        }
+        try:
+            for name, content in contents.items():
+                files.write(self.path / name, content)
+        except UsageError:
+            for name in contents:
+                (self.path / name).unlink(missing_ok=True)
+            raise
 
     def _check_goes_on(self) -> None:
-        for linked in (path for path in self.path.iterdir() if path.is_symlink()):
-            raise UsageError(f"{linked} is a link, through which the run would write elsewhere: replace it by a copy.")
+        for path in self.path.iterdir():
+            if path.is_symlink():
+                raise UsageError(f"{path} is a link, which leads the run elsewhere: replace it by a copy.")
+            if not (path.is_file() or path.is_dir()):
+                raise UsageError(f"{path} is neither a file nor a folder: remove it.")
         before, config = read_config(self.path), self._config
         if not before.checkpoint_period:
             raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
@@ -106,7 +152,7 @@ class RunFolder:
         if process_index() > 0 or length == 0:
             return
         try:
-            with (self.path / "metrics.jsonl").open("rb") as metrics:
+            with files.reading(self.path / "metrics.jsonl") as metrics:
                 metrics.seek(length - 1)
                 if metrics.read(1) != b"\n":
                     raise UsageError(f"no line of metrics.jsonl ends after {length} bytes")
@@ -124,14 +170,13 @@ class RunFolder:
         try:
             with (self.path / "metrics.jsonl").open("ab") as metrics:
                 metrics.truncate(length)
-            new = self.path / "config.json.new"
-            new.write_text(self._config.to_json() + "\n")
-            new.replace(self.path / "config.json")
+            files.write(self.path / "config.json", self._config.to_json() + "\n")
             if self._event_file is not None:
-                for entry in read_metrics(self.path):
-                    self._event_file.add(entry)
+                with making_sense_of(self.path):
+                    for entry in read_metrics(self.path):
+                        self._event_file.add(entry)
         except OSError as error:
-            raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
+            raise self._unwritten(error) from None
 
     def start_anew(self) -> Path | None:
         """Move what metrics there are to a file beside them, and write the configuration with which the run starts.
@@ -149,17 +194,24 @@ class RunFolder:
                 beside = next(path for name in names if not (path := self.path / name).exists())
                 metrics.rename(beside)
         except OSError as error:
-            raise UsageError(f"the run folder {self.path} can't be written ({error.strerror}).") from None
+            raise self._unwritten(error) from None
         self.go_on(0)
         return beside
 
     def length(self) -> int:
-        """The metrics file's bytes, which are on the disk; 0 on other processes than the first."""
+        """The metrics file's bytes, which are on the disk; 0 on other processes than the first.
+
+        Raises:
+          UsageError: if they can't be written there.
+        """
         if process_index() > 0:
             return 0
-        with (self.path / "metrics.jsonl").open("rb") as metrics:
-            os.fsync(metrics.fileno())
-            return metrics.seek(0, os.SEEK_END)
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as metrics:
+                os.fsync(metrics.fileno())
+                return metrics.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise self._unwritten(error) from None
 
     def log(self, event: str, **values: Any) -> None:
         """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
@@ -218,9 +270,9 @@ def read_config(path: Path) -> Config:
       UsageError: if the folder is not one of a run.
     """
     try:
-        return Config.load(path)
+        return Config.from_json(files.read_text(path / "config.json", MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())  # In one line, whatever the file holds.
+        why = _in_a_line(error)
         raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
 
 
@@ -231,7 +283,35 @@ def read_metrics(path: Path, *events: str) -> list[dict[str, Any]]:
       UsageError: if the metrics can't be read.
     """
     try:
-        *lines, _ = (path / "metrics.jsonl").read_text().split("\n")
-        return [entry for entry in map(json.loads, lines) if not events or entry["event"] in events]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"the metrics in {path} can't be read ({error}).") from None
+        *lines, _ = files.read_text(path / "metrics.jsonl").split("\n")
+        entries = [_event(files.parse_json(line)) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the metrics in {path} can't be read ({_in_a_line(error)}).") from None
+    return [entry for entry in entries if not events or entry["event"] in events]
+
+
+def _event(entry: Any) -> dict[str, Any]:
+    if isinstance(entry, dict) and isinstance(entry.get("event"), str) and isinstance(entry.get("step"), int):
+        return entry
+    raise ValueError("a line is no event with its step")
+
+
+@contextlib.contextmanager
+def making_sense_of(path: Path) -> Iterator[None]:
+    """Say in a sentence that the metrics of a run are not what they should be, whatever that makes of their readers.
+
+    Raises:
+      UsageError: in place of the errors that values of wrong kinds and shapes lead to.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {_in_a_line(error)}"
+        raise UsageError(f"the metrics in {path} are not those of a run ({why}).") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says, whatever the file holds that it tells of."""
+    return " ".join(str(error).split())[:300]

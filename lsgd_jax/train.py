@@ -88,19 +88,18 @@ def train_and_evaluate(
             raise UsageError("a run goes on from checkpoints, but checkpoint_every is 0: there are none.")
         placement, feed, model, optimizer = prepare(config, data_dir)
         folder = RunFolder(run_dir, config, resume=resume, tensorboard=tensorboard)
-    with failing_together():
-        if config.checkpoint_period:
-            folder.check_seen_by_all()
-
-    params = nnx.state(model, nnx.Param)
-    shared = placement.put(feed.shared, SHARED)
-    key = step_key(config.seed)
 
     with (
         folder,
         RunProgress(config.steps, lines=lines) as shown,
         Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints) as checkpoints,
     ):
+        with failing_together():
+            if config.checkpoint_period:
+                folder.check_seen_by_all()
+        params = nnx.state(model, nnx.Param)
+        shared = placement.put(feed.shared, SHARED)
+        key = step_key(config.seed)
         start = partial(init_state, model, optimizer, placement)
         shapes = state_shapes(model, optimizer, placement)
         if resume:

@@ -83,6 +83,7 @@ def test_train_and_a_second_time_into_the_same_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("test error of the center after 20 steps: ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.json",
         "curves.png",

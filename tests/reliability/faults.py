@@ -1,6 +1,7 @@
 """Faults to try a run with: stops, kills, numbers that are not, damaged files, full disks."""
 
 import contextlib
+import errno
 import itertools
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from lsgd_jax import distributed, train
+from lsgd_jax import files as lsgd_files
 from lsgd_jax.exchange import worker_index
 from lsgd_jax.launch import _free_port
 
@@ -114,6 +116,28 @@ def poison(monkeypatch, steps, workers):
 def files(folder):
     """All that are not empty: some repeat what others hold, and not all are read."""
     return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 0]
+
+
+def fill_disk(monkeypatch, *names):
+    """Let there be no room for files and folders of some names, however far they have been written."""
+    replacing, mkdir = lsgd_files.replacing, os.mkdir
+
+    def refuse(path):
+        if Path(path).name in names:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    @contextlib.contextmanager
+    def replacing_until_full(path):
+        with replacing(path) as file:
+            yield file
+            refuse(path)
+
+    def mkdir_unless_full(path, *arguments, **options):
+        refuse(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(lsgd_files, "replacing", replacing_until_full)
+    monkeypatch.setattr(os, "mkdir", mkdir_unless_full)
 
 
 def flip_a_bit(path, at=0.5):

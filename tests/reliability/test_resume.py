@@ -204,7 +204,7 @@ def save_nowhere(path):
     ("damage", "changed", "message"),
     [
         (damage_all, {}, "none of the checkpoints in .* can be read, that of step 24 since "),
-        (link_checkpoints, {}, "checkpoints is a link, through which the run would write elsewhere"),
+        (link_checkpoints, {}, "checkpoints is a link, which leads the run elsewhere: replace it by a copy"),
         (lambda path: (path / "config.json").unlink(), {}, "is no folder of a run, its config.json can't be read"),
         (lambda path: None, {"learning_rate": 0.2}, "can't go on with another learning_rate: 0.2, not 0.1"),
         (save_nowhere, {}, "can't go on: its checkpoint_every is 0, and nothing was saved"),

@@ -1,0 +1,196 @@
+"""Files that are written as a whole, read only if they are files, and folders that one process at a time writes."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lsgd_jax.errors import UsageError
+
+LOCK = ".lock"
+"""The file that a process locks while it writes a folder; it stays there."""
+LARGEST_NUMBER = 1e39
+"""Beyond float32, in which a run computes; sums and percentages of such numbers are still finite in float64."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks answer."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file as a whole: a crash or a full disk leaves what was there before, or all that is new.
+
+    Args:
+      path: of the file; one that is there is replaced, and a link is replaced, not followed.
+
+    Yields:
+      The file to write to.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    new = path.with_name(f".{secrets.token_hex(4)}.new")
+    try:
+        with new.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole, with the folders above it.
+
+    Args:
+      path: of the file.
+      content: text is encoded as UTF-8, lone surrogates as escapes.
+
+    Raises:
+      UsageError: if it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise UsageError(f"{path} can't be written ({error.strerror}).") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # The answer of file systems that can't for folders.
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all that a folder holds is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and see whether files can be written there, before anything is computed for it.
+
+    Raises:
+      UsageError: if they can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"the folder {folder} can't be written ({error.strerror}): name another with --out.") from None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `lock` and a killed `replacing` leave there."""
+    ours = re.compile(re.escape(LOCK) + r"|\.[0-9a-f]{8}\.new")
+    return all(ours.fullmatch(path.name) for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading.
+
+    Yields:
+      The file.
+
+    Raises:
+      OSError: also if it is a pipe or a device, from which reading might never end.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        yield file
+
+
+def read_text(path: Path, most: int | None = None) -> str:
+    """What a file holds, as UTF-8.
+
+    Args:
+      path: of the file.
+      most: the most bytes that it may have.
+
+    Raises:
+      OSError: if it can't be read.
+      ValueError: if it is not text.
+    """
+    with reading(path) as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        return file.read().decode()
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says, if all its numbers are ones that NumPy can hold and compute with.
+
+    Raises:
+      ValueError: if it is not that, or not JSON.
+    """
+
+    def number(text: str, kind: type) -> Any:
+        value = kind(text)
+        if not abs(value) < (2**63 if kind is int else LARGEST_NUMBER):
+            raise ValueError(f"the number {text[:40]} is out of range")
+        return value
+
+    def integer(text: str) -> int:
+        return number(text, int)
+
+    def fraction(text: str) -> float:
+        return number(text, float)
+
+    try:
+        return json.loads(text, parse_int=integer, parse_float=fraction, parse_constant=fraction)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def lock(folder: Path, advice: str) -> io.FileIO:
+    """Be the only process that writes a folder.
+
+    The lock ends when the returned file is closed or the process ends, however it ends. On file systems that have no
+    locks there is none.
+
+    Args:
+      folder: that exists.
+      advice: what else the user may do while another process has it, for the end of a sentence.
+
+    Raises:
+      UsageError: if another process writes it.
+      OSError: if the file for the lock can't be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = io.FileIO(os.open(folder / LOCK, flags, 0o666), "r+")
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = " ".join(file.read(200).decode(errors="replace").split()) or "another process"
+            raise UsageError(f"{folder} is being written by {owner}: wait until it has ended, or {advice}.") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        opened.pop_all()
+    return file
