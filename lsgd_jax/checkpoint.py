@@ -1,28 +1,32 @@
 """A run's checkpoints: arrays and JSON, nothing that is executed when it is read."""
 
 import dataclasses
+import io
+import itertools
 import json
-import logging
 import math
-import os
 import shutil
+import threading
+import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
-from lsgd_jax.distributed import STACKED, Placement, failing_together, process_count, process_index
-from lsgd_jax.errors import Interrupted, UsageError
+from lsgd_jax import files
+from lsgd_jax.distributed import (
+    STACKED,
+    Placement,
+    failing_together,
+    process_count,
+    process_index,
+    to_first_process,
+)
+from lsgd_jax.errors import AgreedError, Interrupted, UsageError
 from lsgd_jax.step import TrainState
-
-# What goes wrong in orbax's threads is raised here, too, and told in a sentence; in its log it has a traceback.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass
@@ -72,49 +76,24 @@ class Progress:
             progress = Progress(**fields)
             groups, workers = progress.shape
             shape = (int(groups), int(workers))
-            counts = [progress.step, progress.metrics_length, *shape, *progress.failed_since.values()]
-            if not all(isinstance(count, int) and count >= 0 for count in counts):
+            counts = [progress.step, progress.metrics_length, *shape, progress.processes, progress.devices]
+            counts += [*map(int, progress.failed_since), *progress.failed_since.values()]
+            if not all(isinstance(count, int) and 0 <= count < 2**63 for count in counts):
                 raise ValueError("a count is not one")
-            if progress.step and np.shape(progress.scores) != shape:
+            numbers = [progress.seconds, progress.bytes_before, 0 if progress.error is None else progress.error]
+            if not all(abs(number) < files.LARGEST_NUMBER for number in numbers):
+                raise ValueError("a number is out of range")
+            scores = np.asarray(progress.scores, float)
+            if scores.shape != shape:
                 raise ValueError("the scores are not the workers'")
             losses = [np.asarray(loss, np.float32) for loss in progress.losses]
             if any(loss.shape != shape for loss in losses):
                 raise ValueError("the losses are not the workers'")
-            return dataclasses.replace(progress, shape=shape, losses=losses, seconds=float(progress.seconds))
-        except (TypeError, AttributeError) as error:
+            return dataclasses.replace(
+                progress, shape=shape, losses=losses, scores=scores.tolist(), seconds=float(progress.seconds)
+            )
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(str(error)) from None
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Not for orbax to ask: `lsgd_jax.interruption` counts the calls."""
-        return False
-
-
-class _Rows(ocp.JsonCheckpointHandler):
-    """Writes a file a process, as JSON is written, but for its content: what each of its workers has, in bytes.
-
-    Orbax's own ways to write arrays take their time by the array and the device, which are many here and small.
-    """
-
-    async def async_save(self, directory: Path, item: None = None, args: Any = None) -> list[ocp.future.Future]:
-        path = directory / f"{process_index()}.npz"
-        return [CommitFutureAwaitingContractedSignals(self._write(path, args), name="rows")]
-
-    async def _write(self, path: Path, args: "_SaveRows") -> None:
-        with path.open("wb") as file:
-            np.savez(file, workers=args.workers, rows=args.rows)  # With checksums.
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@ocp.args.register_with_handler(_Rows, for_save=True, for_restore=True)  # Orbax asks for both.
-@dataclasses.dataclass
-class _SaveRows(ocp.args.CheckpointArgs):
-    workers: list[int]
-    """Their positions among all."""
-    rows: np.ndarray
-    """The bytes of each, [worker, byte]."""
 
 
 class Checkpoints:
@@ -123,6 +102,9 @@ class Checkpoints:
     They are written in the background, and each appears as a whole or not at all. Of several processes each writes
     what its workers hold; all must see the same folder. As a context, it ends when all is written.
     """
+
+    _numbers = itertools.count()
+    """Of all saves, which all processes make in one order."""
 
     def __init__(self, folder: Path, placement: Placement, keep: int) -> None:
         """Name the folder.
@@ -133,7 +115,9 @@ class Checkpoints:
           keep: how many of the last are kept.
         """
         self._folder, self._placement, self._keep = folder.absolute(), placement, keep
-        self._writer: ocp.CheckpointManager | None = None
+        self._writing: threading.Thread | None = None
+        self._problem = ""
+        """What has kept the last one from being written."""
 
     def __enter__(self) -> "Checkpoints":
         """Nothing is under way yet."""
@@ -143,10 +127,10 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait until all is written, unless the other processes may have gone, who write their part of it."""
-        if self._writer is not None and (error is None or isinstance(error, UsageError | Interrupted)):
+        all_are_here = process_count() == 1 or not isinstance(error, UsageError) or isinstance(error, AgreedError)
+        if all_are_here and (error is None or isinstance(error, UsageError | Interrupted)):
             with failing_together():
                 self._finish()
-            self._writer.close()
 
     def save(self, state: TrainState, progress: Progress, error: float | None = None) -> None:
         """Begin to save; it waits only for the last one to be written.
@@ -159,50 +143,95 @@ class Checkpoints:
         Raises:
           UsageError: if this one or the last one can't be written.
         """
+        new = self._folder / f"{progress.step}.new"
         with failing_together():
             self._finish()
+            try:
+                if process_index() == 0:
+                    self._folder.mkdir(exist_ok=True)
+                    for left in self._folder.glob("*.new"):  # By a run that was killed.
+                        shutil.rmtree(left)
+                    for part in ("state", "progress"):
+                        (new / part).mkdir(parents=True)
+            except OSError as problem:
+                raise UsageError(self._unwritten(problem)) from None
         told = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
+        about = json.dumps({"progress": told, "arrays": _arrays(state), "error": error})
         own = self._placement.own_workers
-        rows = [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))]
-        items = ocp.args.Composite(
-            state=_SaveRows(own, np.concatenate(rows, 1)),
-            progress=ocp.args.JsonSave({"progress": told, "arrays": _arrays(state)}),
+        rows = np.concatenate(
+            [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))], 1
         )
-        try:
-            if self._writer is None:
-                self._writer = self._open_writer()
-            self._writer.save(progress.step, args=items, metrics=None if error is None else {"error": error})
-        except Exception as problem:  # Of the file system or in between: of many types.
-            raise UsageError(self._unwritten(problem)) from None
+        name = f"checkpoint/{next(self._numbers)}"
+        # A daemon: nothing that the disk does keeps a process from ending.
+        self._writing = threading.Thread(target=self._write, args=(new, name, about, own, rows), daemon=True)
+        self._writing.start()
 
-    def _open_writer(self) -> ocp.CheckpointManager:
-        with failing_together():
-            self._folder.mkdir(exist_ok=True)
-        best = BestN(
-            get_metric_fn=lambda metrics: metrics["error"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
-        options = ocp.CheckpointManagerOptions(
-            create=False,
-            preservation_policy=AnyPreservationPolicy([LatestN(self._keep), best]),
-            multiprocessing_options=_among(set(range(process_count())), "writer"),
-        )
-        return _Manager(self._folder, options=options, item_names=("state", "progress"))
+    def _write(self, new: Path, name: str, about: str, workers: list[int], rows: np.ndarray) -> None:
+        """Write this process's part; the first process waits for the others' and lets the checkpoint appear."""
+        try:
+            with files.replacing(new / "state" / f"{process_index()}.npz") as file:
+                np.savez(file, workers=workers, rows=rows)  # With checksums.
+            if process_index() == 0:
+                with files.replacing(new / "progress" / "metadata") as file:
+                    file.write(about.encode())
+        except Exception as problem:  # Whatever it is, the others have to know.
+            self._problem = self._unwritten(problem)
+        try:
+            self._problem = next(filter(None, to_first_process(name, self._problem)), self._problem)
+            if process_index() == 0 and not self._problem:
+                files.sync(new)
+                new.rename(new.with_suffix(""))
+                files.sync(self._folder)
+                self._remove_old()
+        except Exception as problem:
+            self._problem = self._unwritten(problem)
+        if process_index() == 0 and self._problem:
+            shutil.rmtree(new, ignore_errors=True)  # For what was logged and is yet to be, it may take the room.
+
+    def _remove_old(self) -> None:
+        """Remove all checkpoints but the last few and the best."""
+        steps = self.steps()
+        errors = {step: error for step in steps if (error := self._error(step)) is not None}
+        best = min(errors, key=errors.__getitem__, default=None)
+        for step in steps[self._keep :]:
+            if step != best:
+                old = self._folder / f"{step}.old.new"  # Removed at the next save if the process is killed.
+                (self._folder / str(step)).rename(old)
+                shutil.rmtree(old)
+
+    def _error(self, step: int) -> float | None:
+        """The center's test error in a checkpoint, if it is known."""
+        try:
+            error = json.loads(self._about(step)).get("error")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return None
+        return error if isinstance(error, float) else None
+
+    def _about(self, step: int) -> str:
+        return files.read_text(self._folder / str(step) / "progress" / "metadata")
 
     def _finish(self) -> None:
-        try:
-            if self._writer is not None:
-                self._writer.wait_until_finished()
-        except Exception as problem:
-            raise UsageError(self._unwritten(problem)) from None
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._problem:
+            problem, self._problem = self._problem, ""
+            raise UsageError(problem)
 
     def _unwritten(self, problem: Exception) -> str:
         return f"a checkpoint can't be written to {self._folder} ({_first_line(problem)}); those before it are kept."
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, the last one first."""
-        if not self._folder.is_dir():
-            return []
-        return sorted((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), reverse=True)
+        """The steps of the checkpoints, the last one first.
+
+        Raises:
+          UsageError: if their folder can't be read.
+        """
+        try:
+            names = [path.name for path in self._folder.iterdir()] if self._folder.exists() else []
+        except OSError as error:
+            raise UsageError(f"the checkpoints in {self._folder} can't be read ({error.strerror}).") from None
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def progress(self, step: int) -> Progress:
         """How far the run had come.
@@ -215,7 +244,7 @@ class Checkpoints:
     def _told(self, step: int) -> tuple[Progress, list["_Array"]]:
         """The progress, and what arrays a worker has."""
         try:
-            told = json.loads((self._folder / str(step) / "progress" / "metadata").read_text())
+            told = json.loads(self._about(step))
             progress = Progress.from_json(told["progress"])
             arrays = [_Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in told["arrays"]]
         except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
@@ -273,7 +302,7 @@ class Checkpoints:
         found: dict[int, np.ndarray] = {}
         try:
             for path in (self._folder / str(step) / "state").glob("*.npz"):
-                with path.open("rb") as opened, np.load(opened) as file:
+                with files.reading(path) as opened, _loaded(opened) as file:
                     own = file["workers"].tolist()
                     if not set(own).isdisjoint(workers):
                         found |= dict(zip(own, file["rows"], strict=True))
@@ -298,11 +327,23 @@ class Checkpoints:
         return aside
 
 
-def _among(processes: set[int], prefix: str) -> ocp.options.MultiprocessingOptions:
-    """Let orbax wait for these processes only, and by the coordination service: collectives would mix with training."""
-    return ocp.options.MultiprocessingOptions(
-        primary_host=min(processes), active_processes=processes, barrier_sync_key_prefix=prefix
-    )
+def _loaded(opened: BinaryIO) -> np.lib.npyio.NpzFile:
+    """The arrays in a file. None may say that it is larger than the file, where nothing is compressed.
+
+    Raises:
+      ValueError: if one does.
+    """
+    size = opened.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(opened) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as array:
+                np.lib.format.read_magic(array)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(array)
+            claimed = max(member.file_size, math.prod(shape) * dtype.itemsize)
+            if claimed > size:
+                raise ValueError(f"{member.filename} claims {claimed:,} bytes in a file of {size:,}")
+    opened.seek(0)
+    return np.load(opened)
 
 
 class _Array(NamedTuple):

@@ -115,6 +115,31 @@ def of_all_processes(value: Any) -> list[Any]:
     return [json.loads(bytes(of_one)) for of_one in multihost_utils.process_allgather(padded)]
 
 
+def to_first_process(name: str, message: str) -> list[str]:
+    """Send the first process a message, from threads, in which collectives would mix with training.
+
+    Args:
+      name: of the messages, the same on all processes and never used before.
+      message: any text.
+
+    Returns:
+      The messages of all processes, in their order, once they have come; on other processes than the first, none.
+    """
+    if process_count() == 1:
+        return [message]
+    client = global_state.client
+    assert client is not None  # Where there are several processes, they are connected.
+    names = [f"lsgd_jax/{name}/{process}" for process in range(process_count())]
+    client.key_value_set(names[process_index()], json.dumps(message))
+    if process_index() > 0:
+        return []
+    forever = 2**31 - 1  # In milliseconds; JAX ends the process if another one dies.
+    messages = [json.loads(client.blocking_key_value_get(of_one, forever)) for of_one in names]
+    for of_one in names:
+        client.key_value_delete(of_one)
+    return messages
+
+
 class StepCount:
     """The local steps that all workers of all processes have taken together; all processes make theirs in one order."""
 

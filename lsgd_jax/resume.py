@@ -108,8 +108,14 @@ def resumed(
 
 
 def _sources(progress: Progress, workers: int) -> list[int]:
-    """For so many workers, the position of the saved worker that each goes on from."""
+    """For so many workers, the position of the saved worker that each goes on from.
+
+    Raises:
+      UsageError: if there is none.
+    """
     saved = progress.shape[0] * progress.shape[1]
+    if not saved:
+        raise UsageError("it has no workers")
     best_first = np.argsort(np.nan_to_num(np.ravel(progress.scores), nan=np.inf), kind="stable").tolist()
     if workers <= saved:
         return sorted(best_first[:workers])

@@ -15,7 +15,7 @@ from lsgd_jax.asynchronous import Joined, Threads
 from lsgd_jax.board import Board
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, STACKED, StepCount
-from lsgd_jax.errors import RunFailed
+from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder, read_metrics
@@ -154,6 +154,18 @@ def test_a_worker_that_fails_ends_those_who_wait_for_it():
         threads.have_ended(DEADLINE)
     assert time.monotonic() - begun < DEADLINE
     wait_for_no_threads()
+
+
+def test_what_cannot_be_logged_is_no_workers_failure():
+    def full(step):
+        raise UsageError("the metrics can't be written.")
+
+    joined = Joined(StepCount(), lambda number: None, own_workers=1, steps_between=8, most=0)
+    with (
+        pytest.raises(UsageError, match=r"^the metrics can't be written\.$"),
+        Threads([scripted(0, 10, full)], joined) as threads,
+    ):
+        threads.have_ended(DEADLINE)
 
 
 def test_a_worker_that_hangs_does_not_keep_the_run_from_ending(monkeypatch):

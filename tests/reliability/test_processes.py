@@ -158,6 +158,16 @@ def test_a_full_disk_is_one_sentence_and_what_there_was_is_kept(tmp_path):
     assert metrics(tmp_path / "run")[: len(before)] == before
 
 
+def test_a_full_disk_is_the_end_of_several_processes_too(tmp_path):
+    """None waits for another, and they are not started again: what is wrong would still be."""
+    launch = [*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", "--steps", "8", "--workers", "4"]
+    full = faults.run(*SMALL_FILES, *launch, cwd=tmp_path)
+    assert full.returncode == 2, full.stderr
+    [told] = [line for line in full.stderr.splitlines() if "lsgd: " in line]
+    assert told.startswith("[0] lsgd: a checkpoint can't be written to ")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

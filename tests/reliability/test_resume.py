@@ -1,10 +1,15 @@
 """A run that was stopped goes on to the bits of one that was not."""
 
 import dataclasses
+import io
 import json
+import os
 import random
 import shutil
 import signal
+import threading
+import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -195,6 +200,12 @@ def link_checkpoints(path):
     (path / "checkpoints").symlink_to(path.parent / "elsewhere")
 
 
+def replace_metrics_by_a_pipe(path):
+    shutil.rmtree(path / "checkpoints")
+    (path / "metrics.jsonl").rename(path.parent / "metrics.jsonl")
+    os.mkfifo(path / "metrics.jsonl")
+
+
 def save_nowhere(path):
     shutil.rmtree(path / "checkpoints")
     (path / "config.json").write_text(dataclasses.replace(LONGER, checkpoint_every=0).to_json())
@@ -205,6 +216,7 @@ def save_nowhere(path):
     [
         (damage_all, {}, "none of the checkpoints in .* can be read, that of step 24 since "),
         (link_checkpoints, {}, "checkpoints is a link, which leads the run elsewhere: replace it by a copy"),
+        (replace_metrics_by_a_pipe, {}, "metrics.jsonl is neither a file nor a folder: remove it"),
         (lambda path: (path / "config.json").unlink(), {}, "is no folder of a run, its config.json can't be read"),
         (lambda path: None, {"learning_rate": 0.2}, "can't go on with another learning_rate: 0.2, not 0.1"),
         (save_nowhere, {}, "can't go on: its checkpoint_every is 0, and nothing was saved"),
@@ -217,7 +229,8 @@ def test_what_cannot_go_on_is_one_sentence_and_stays_as_it_is(damage, changed, m
     damage(path)
     with pytest.raises(UsageError, match=message):
         train.train_and_evaluate(dataclasses.replace(LONGER, **changed), path, lines=False, resume=True)
-    assert metrics(path) == metrics(finished)
+    kept = path.parent if (path.parent / "metrics.jsonl").exists() else path
+    assert metrics(kept) == metrics(finished)
 
 
 def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys):
@@ -233,6 +246,30 @@ def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys
         assert metrics(path) == metrics(finished)
         assert len((path / beside).read_bytes().splitlines()) == len(logged.splitlines())
     assert (path / "metrics-before-1.jsonl").read_bytes() == logged
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "metrics.jsonl"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_disk_that_is_full_at_the_first_files_leaves_a_folder_to_begin_in(name, resume, tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        faults.fill_disk(full, name)
+        with pytest.raises(UsageError, match=rf"{name} can't be written \(No space left on device\)\.$"):
+            RunFolder(tmp_path, SMALL, resume=resume)
+    with RunFolder(tmp_path, SMALL, resume=resume):
+        assert Config.load(tmp_path) == SMALL
+
+
+def test_a_run_has_its_folder_alone(finished, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    with RunFolder(path, LONGER, resume=True) as folder:
+        for resume in (False, True):
+            with pytest.raises(UsageError, match=f"run is being written by process {os.getpid()} on .*: wait until it"):
+                train.train_and_evaluate(LONGER, path, lines=False, resume=resume)
+        folder.log("exchange", step=28)
+    assert metrics(path) == [*metrics(finished), {"event": "exchange", "step": 28}]
+    with RunFolder(path, LONGER, resume=True):
+        assert read_metrics(path, "evaluation") == read_metrics(finished, "evaluation")
 
 
 def test_a_finished_run_is_finished(finished, tmp_path, capsys):
@@ -302,6 +339,99 @@ def newest(finished, tmp_path_factory):
         return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
 
     return folder / "24", read, read()
+
+
+def claimed_array(shape):
+    """An array of bytes that ends with its header."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@pytest.mark.parametrize("how", ["compressed", "header"])
+def test_an_array_that_claims_to_be_larger_than_its_file_is_not_read(how, newest, monkeypatch):
+    folder, read, _ = newest
+    file = folder / "state" / "0.npz"
+    before = file.read_bytes()
+    shape = (4, 2**22) if how == "compressed" else (4, 5 * 10**9)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("workers.npy", claimed_array((4,)) + bytes(4))
+        archive.writestr("rows.npy", claimed_array(shape) + bytes(2**24 if how == "compressed" else 0))
+    monkeypatch.setattr(np, "load", lambda *_: pytest.fail("it is read"))
+    try:
+        assert read() is None
+    finally:
+        file.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bytes_before": "x"},
+        {"bytes_before": 1e308},
+        {"bytes_before": None},
+        {"seconds": float("inf")},
+        {"error": "0.1"},
+        {"metrics_length": 2**63},
+        {"failed_since": {"x": 4}},
+        {"scores": [["a", "b"]]},
+        {"shape": [10**9, 10**9], "scores": []},
+        {"processes": None},
+    ],
+)
+def test_a_progress_that_no_run_has_made_is_refused(changed):
+    progress = {"shape": [1, 2], "processes": 1, "devices": 1, "step": 4, "scores": [[1.0, float("inf")]]}
+    assert Progress.from_json(progress | {"bytes_before": -5.0}).shape == (1, 2)
+    with pytest.raises(ValueError):  # noqa: PT011 - what it says may be Python's or NumPy's.
+        Progress.from_json(progress | changed)
+
+
+@pytest.fixture(scope="module")
+def to_save(finished):
+    """The workers of a run, their state, and its progress, at step 24."""
+    placement, _, model, optimizer = train.prepare(SMALL)
+    checkpoints = Checkpoints(finished / "checkpoints", placement, 9)
+    return placement, checkpoints.restore(24, state_shapes(model, optimizer, placement)), checkpoints.progress(24)
+
+
+def save(to_save, folder, *steps, keep=2, errors=None):
+    placement, state, progress = to_save
+    with Checkpoints(folder, placement, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(state, dataclasses.replace(progress, step=step), (errors or {}).get(step))
+    return checkpoints.steps()
+
+
+@pytest.mark.parametrize("name", ["8.new", "state", "progress", "0.npz", "metadata"])
+def test_a_full_disk_ends_no_run_but_by_its_sentence(name, to_save, tmp_path, monkeypatch):
+    """Wherever it is full: what was saved is kept, nothing waits, and with room all goes on."""
+    folder = tmp_path / "checkpoints"
+    assert save(to_save, folder, 4) == [4]
+    with monkeypatch.context() as full:
+        faults.fill_disk(full, name)
+        with pytest.raises(
+            UsageError, match=r"a checkpoint can't be written to .*No space left .* before it are kept\.$"
+        ):
+            save(to_save, folder, 8)
+        assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    assert save(to_save, folder, 8) == [8, 4]
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_the_best_of_before_is_kept_by_a_run_that_goes_on(to_save, tmp_path):
+    assert save(to_save, tmp_path, 4, 8, 12, keep=1, errors={4: 0.1, 8: 0.3, 12: 0.2}) == [12, 4]
+    assert save(to_save, tmp_path, 16, 20, keep=1, errors={16: 0.4}) == [20, 4]
+
+
+def test_checkpoints_that_cannot_be_read_are_one_sentence(to_save, tmp_path, monkeypatch):
+    """As those of another user."""
+
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(UsageError, match=r"the checkpoints in .* can't be read \(Permission denied\)\.$"):
+        Checkpoints(tmp_path, to_save[0], 2).steps()
 
 
 TOLD = st.dictionaries(st.sampled_from(["progress", "arrays"]), JSON, max_size=2)
