@@ -1,7 +1,9 @@
 """Comparing methods: every method from the same starts, on the same data in the same order, over several seeds."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -13,12 +15,13 @@ import numpy as np
 from flax import nnx
 from scipy import stats
 
+from lsgd_jax import files
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.leader import default_global_period
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
-from lsgd_jax.run_folder import environment, read_metrics
+from lsgd_jax.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import prepare, train_and_evaluate
 
 RATES = (0.3, 1.0, 3.0)
@@ -75,28 +78,51 @@ def compare(
       The summary.
 
     Raises:
-      UsageError: if the folder holds a comparison with another configuration, or a run does not fit the machine.
+      UsageError: if the folder holds a comparison with another configuration, another process writes it, or a run does
+        not fit the machine.
     """
     config = dataclasses.replace(config, checkpoint_every=0)  # What has been stopped is done again.
     chosen = {method: _with_own_rate(config, method) for method in methods}
     for method_config in chosen.values():
         # Whatever does not fit is said before anything is trained or written.
         model = prepare(method_config, data_dir).model
-    _claim(out, config, tune)
+    with _claimed(out, config, tune):
+        return _compare(config, methods, seeds, out, chosen, model, tune, target_error, data_dir)
+
+
+def _compare(
+    config: Config,
+    methods: list[str],
+    seeds: list[int],
+    out: Path,
+    chosen: dict[str, Config],
+    model: nnx.Module,
+    tune: bool,
+    target_error: float,
+    data_dir: Path | None,
+) -> dict[str, Any]:
+    """Do what `compare` does, in its folder, from each method's configuration before it is tuned and the network."""
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
 
     def cell(path: Path, config: Config) -> float:
         nonlocal done
         done += 1
+        if path.exists() and (problem := _problem_of(path, config)):
+            aside = path.with_name(path.name + ".unreadable")
+            print(f"{path.relative_to(out)} is trained again and is {aside.name} now: {problem}", flush=True)
+            with _writing(out):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
         if not path.exists():
             unfinished = path.with_name(path.name + ".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False, stop_if_all_fail=False)
-            unfinished.rename(path)
-        elif _config_in(path) != config:
-            raise UsageError(f"{path} holds a run with another configuration: remove it, or name another --out.")
-        error = read_metrics(path, "evaluation")[-1]["center_error"]
+            with _writing(out):
+                files.sync_tree(unfinished)  # What a cell is called says that all of it is there.
+                unfinished.rename(path)
+                files.sync(path.parent)
+        error = curves([path])["center_error"][0, -1]
         print(f"[{done}/{cells}] {path.relative_to(out)}: {error:.2%}", flush=True)
         return error
 
@@ -138,12 +164,12 @@ def compare(
     for method, of in summary["methods"].items():  # Seed by seed, since starts and data are the same.
         of["difference_to_first"] = _interval(finals[method] - finals[methods[0]])
     summary["environment"] = environment()
-    (out / "comparison.json").write_text(json.dumps(summary, indent=2) + "\n")
-    rows = list(table(summary))
-    with (out / "comparison.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    files.write(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
+    rows, text = list(table(summary)), io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write(out / "comparison.csv", text.getvalue())
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
-    (out / "comparison.md").write_text("\n".join(lines) + "\n")
+    files.write(out / "comparison.md", "\n".join(lines) + "\n")
     return summary
 
 
@@ -181,8 +207,19 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def curves(runs: list[Path]) -> dict[str, np.ndarray]:
-    """What the evaluations of a method's runs tell, [seeds, evaluations]."""
+    """What the evaluations of a method's runs tell, [seeds, evaluations].
+
+    Raises:
+      UsageError: if it can't be read, or is not the same evaluations of the same workers.
+    """
     evaluations = [read_metrics(run, "evaluation") for run in runs]
+    with making_sense_of(runs[0].parent):
+        return _curves(evaluations)
+
+
+def _curves(evaluations: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+    if not all(evaluations):
+        raise ValueError("a run has no evaluation")
 
     def of(name: str) -> np.ndarray:
         return np.array([[entry[name] for entry in run] for run in evaluations], float)
@@ -217,30 +254,62 @@ def _with_own_rate(config: Config, method: str) -> Config:
         raise UsageError(f"{method}: {error}") from None
 
 
-def _claim(out: Path, config: Config, tune: bool) -> None:
-    """Make the folder for comparisons of this configuration."""
+@contextlib.contextmanager
+def _claimed(out: Path, config: Config, tune: bool) -> Iterator[None]:
+    """Make the folder for comparisons of this configuration, and be the only process that writes it.
+
+    Raises:
+      UsageError: if it is not one for them, another process writes it, or it can't be written.
+    """
     claim = {"config": json.loads(dataclasses.replace(config, method="lsgd", seed=0).to_json()), "tune": tune}
     path = out / "comparison-config.json"
+    with contextlib.ExitStack() as held:
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(files.lock(out, "name another folder with --out"))
+            if not path.exists():
+                if not files.is_empty(out):
+                    raise UsageError(f"the folder {out} is not empty and holds no comparison: name another with --out.")
+                files.write(path, json.dumps(claim, indent=2) + "\n")
+            if _claim_in(path) != claim:
+                raise UsageError(
+                    f"{out} holds a comparison with another configuration: name another folder with --out."
+                )
+        yield
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if any(out.iterdir()):
-                raise UsageError(f"the folder {out} is not empty and holds no comparison: name another with --out.")
-            path.write_text(json.dumps(claim, indent=2) + "\n")
-        claimed = json.loads(path.read_text())
+        yield
     except OSError as error:
         raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
-    except json.JSONDecodeError:
-        raise UsageError(f"{path} is not what a comparison has written: name another folder with --out.") from None
-    if claimed != claim:
-        raise UsageError(f"{out} holds a comparison with another configuration: name another folder with --out.")
 
 
-def _config_in(run: Path) -> Config | None:
+def _claim_in(path: Path) -> Any:
     try:
-        return Config.load(run)
-    except (OSError, ValueError):
-        return None
+        return files.parse_json(files.read_text(path, MOST_BYTES))
+    except ValueError:
+        raise UsageError(f"{path} is not what a comparison has written: name another folder with --out.") from None
+
+
+def _problem_of(run: Path, config: Config) -> str:
+    """What is wrong with a cell that has been trained, if anything is, as when not all of it had come to the disk.
+
+    Raises:
+      UsageError: if it is a run with another configuration.
+    """
+    try:
+        found = read_config(run)
+    except UsageError as error:
+        return str(error)
+    if found != config:
+        raise UsageError(f"{run} holds a run with another configuration: remove it, or name another --out.")
+    try:
+        last = int(curves([run])["step"][0, -1])
+    except UsageError as error:
+        return str(error)
+    return "" if last == config.steps else f"its last evaluation is of step {last} of {config.steps}."
 
 
 def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict[str, Any]:

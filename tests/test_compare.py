@@ -3,17 +3,20 @@
 import csv
 import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
-from lsgd_jax import compare
+from lsgd_jax import compare, files
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import comparison
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import read_metrics
+from tests.reliability import faults
 
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
 
@@ -61,6 +64,61 @@ def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path,
     run(tmp_path, methods=("lsgd",))
     assert (tmp_path / "lsgd" / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == kept
     assert sorted(path.name for path in (tmp_path / "lsgd").iterdir()) == ["seed-0", "seed-1"]
+
+
+def test_a_cell_that_is_not_whole_is_trained_again(tmp_path, monkeypatch):
+    """As a crash of the machine can leave it. Here what is trained is copied."""
+    out, one = tmp_path / "out", {"methods": ("independent",), "seeds": (0,)}
+    summary = run(out, **one)
+    cell, good = out / "independent" / "seed-0", tmp_path / "good"
+    shutil.copytree(cell, good)
+    monkeypatch.setattr(compare, "train_and_evaluate", lambda config, path, **_: shutil.copytree(good, path))
+    metrics = (good / "metrics.jsonl").read_bytes()
+    for name, content in [
+        ("metrics.jsonl", b""),
+        ("metrics.jsonl", metrics[: len(metrics) // 2]),
+        ("metrics.jsonl", b'{"event": "evaluation", "step": 12}\n'),
+        ("metrics.jsonl", metrics.replace(b'"center_error": ', b'"center_error": 1e400, "other": ')),
+        ("metrics.jsonl", b"[" * 100_000 + b"\n"),
+        ("config.json", b""),
+    ]:
+        (cell / name).write_bytes(content)
+        assert run(out, **one) == summary
+        assert (cell / "metrics.jsonl").read_bytes() == metrics
+        assert (cell.with_name("seed-0.unreadable") / name).read_bytes() == content
+
+
+def test_a_cell_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, sync_tree = [], files.sync_tree
+
+    def noted(folder):
+        synced.append((folder.name, folder.with_suffix("").exists()))
+        sync_tree(folder)
+
+    monkeypatch.setattr(files, "sync_tree", noted)
+    run(tmp_path, methods=("independent",), seeds=(0,))
+    assert synced == [("seed-0.unfinished", False)]
+
+
+def test_a_comparison_has_its_folder_alone(tmp_path, counted):
+    with (
+        files.lock(tmp_path, "name another"),
+        pytest.raises(UsageError, match=f"is being written by process {os.getpid()} on .*, or name another folder"),
+    ):
+        run(tmp_path)
+    assert counted == []
+
+
+def test_a_disk_that_is_full_at_the_first_file_leaves_a_folder_to_begin_in(tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        faults.fill_disk(full, "comparison-config.json")
+        with (
+            pytest.raises(UsageError, match=r"comparison-config.json can't be written \(No space left on device\)"),
+            compare._claimed(tmp_path, FAST, tune=False),
+        ):
+            pass
+    with compare._claimed(tmp_path, FAST, tune=False):
+        assert not files.is_empty(tmp_path)
 
 
 def test_the_summary_is_what_the_runs_say(tmp_path):
