@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lsgd_jax import distributed
+from lsgd_jax import distributed, files
 from lsgd_jax.config import Config
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.methods import METHODS
@@ -197,7 +197,7 @@ def simulate(
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
     if parameters is not None and (parameters < 1 or not costs_only):
         raise UsageError(f"parameters must be at least 1, with --costs-only, got {parameters}.")
-    _check_writable(out)
+    files.check_writable(out)
     from lsgd_jax.figures import simulation
 
     train_target = None if costs_only else target_error
@@ -226,7 +226,7 @@ def figure(
     """
     from lsgd_jax.figures import analytic, networks
 
-    _check_writable(out)
+    files.check_writable(out)
     if name in networks.FIGURES:
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
         return
@@ -253,16 +253,6 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("repor
 
     figure.write(list(runs), out)
     print(f"see {out}")
-
-
-def _check_writable(out: Path) -> None:
-    """Make the folder, before anything is computed and not after."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".written").touch()
-        (out / ".written").unlink()
-    except OSError as error:
-        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
 
 
 def data(

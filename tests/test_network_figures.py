@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -43,6 +44,11 @@ def runs(tmp_path):
     make_run(tmp_path / "runs" / "not yet ended", "cnn7-cifar10-4", method="data_parallel", evaluations=2)
     make_run(tmp_path / "runs" / "resnet", "resnet20-cifar10-4")
     (tmp_path / "runs" / "config.json").write_text("{}")
+    for name, text in {"deep": "[" * 100_000, "bytes": "\udcff"}.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.json").write_text(text, errors="surrogateescape")
+    (tmp_path / "runs" / "pipe").mkdir()
+    os.mkfifo(tmp_path / "runs" / "pipe" / "config.json")
     return tmp_path / "runs"
 
 

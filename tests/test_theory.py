@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -188,8 +189,19 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
     rows = claims.comparisons(tmp_path).rows
     assert [row.verdict for row in rows] == ["tie", "holds", "fails"] * 2
     assert rows[0].command == "lsgd compare digits"
-    (tmp_path / "digits-4" / "comparison.json").write_text("{}")
-    with pytest.raises(UsageError, match="is not what a comparison has written"):
+    path = tmp_path / "digits-4" / "comparison.json"
+    for text in (
+        "{}",
+        "[" * 100_000,
+        json.dumps(summary).replace("0.09", "1e400"),
+        json.dumps(summary | {"methods": 5}),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match="is not what a comparison has written"):
+            claims.comparisons(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="Not a regular file"):
         claims.comparisons(tmp_path)
 
 

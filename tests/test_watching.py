@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import struct
 import sys
@@ -10,14 +11,18 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lsgd_jax import cli, train
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import report
+from lsgd_jax.figures import run as figures
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import RunFolder, read_metrics
+from lsgd_jax.tensorboard import EventFile
+from tests.reliability import faults
 
 SMALL = dataclasses.replace(
     PRESETS["digits"], width=0.1, batch_size=8, groups=2, workers=2, steps=32, eval_every=16, checkpoint_every=0
@@ -217,6 +222,84 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"step": 2**63}, f"the number {2**63} is out of range"),
+        ({"step": "4"}, "a line is no event with its step"),
+        ({"center_error": 1e308}, r"the number 1e\+308 is out of range"),
+        ({"center_error": float("inf")}, "the number Infinity is out of range"),
+        ({"seconds": "soon"}, "ValueError: could not convert"),
+        (
+            {"event": "exchange", "leader": 10**9, "distances": [0]},
+            "a worker's position is 1,000,000,000, but the most",
+        ),
+        ({"event": "exchange", "leader": 0, "worker": 10**9, "distance": 1}, "a worker's position is 1,000,000,000"),
+        ({"event": "resume", "workers_from": 5}, "ValueError: not enough values"),
+    ],
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_numbers_that_no_run_has_are_one_sentence(lie, message, tmp_path):
+    run = make_run(tmp_path / "run", [evaluation(16) | lie])
+    with pytest.raises(UsageError, match=message) as error:
+        report.write([run], tmp_path / "report.html")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_more_workers_than_a_page_can_show_are_one_sentence(tmp_path):
+    run = make_run(tmp_path / "run", [evaluation(16)], workers=500_000_000)
+    with pytest.raises(UsageError, match="a worker's position is 999,999,999, but the most is 65,535"):
+        report.write([run], tmp_path / "report.html")
+    rows = [{"errors": [0.5] * 20_000}] + [{"errors": [0.5]}] * 20_000  # All as long would be 3.2 GB.
+    with pytest.raises(ValueError, match="errors has 20,000 workers in 20,001 events"):
+        figures.by_worker(rows, "errors")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_pipes_are_not_waited_for(tmp_path):
+    run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
+    os.mkfifo(run / "environment.json")
+    report.write([run], out)  # It does without.
+    for name in ("metrics.jsonl", "config.json"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        with pytest.raises(UsageError, match="Not a regular file"):
+            report.write([run], out)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is there already and is no report"):
+        report.write([run], tmp_path / "pipe")
+
+
+def test_text_that_is_none_is_shown_as_escapes(tmp_path, monkeypatch):
+    run = make_run(tmp_path / os.fsdecode(b"run\xff"), [evaluation(16)], dataset="data\ud800")
+    (run / "environment.json").write_text(json.dumps({"deep\ud800": "\ud800"}))
+    page = page_of(tmp_path, run)
+    assert page.says(r"run\xff")
+    assert page.says(r"data\ud800")
+    assert page.says(r"deep\ud800")
+
+
+def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = make_run(tmp_path / "run", [])
+    with pytest.raises(UsageError, match="has not been tested yet"):
+        figures.draw(path)
+    path = make_run(tmp_path / "tested", [evaluation(16)])
+    faults.fill_disk(monkeypatch, "curves.png")
+    with pytest.raises(UsageError, match=r"curves\.png can't be written \(No space left on device\)\.$"):
+        figures.draw(path)
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("count", [300, 65_536])
+def test_many_workers_are_an_outline(count):
+    axes = Figure().add_subplot()
+    figures.draw_shares(axes, np.array([0, 2, 2]), count)
+    [outline] = axes.patches
+    assert outline.get_data().values[:4].tolist() == [1, 0, 2, 0]
+    assert len(outline.get_data().values) == count
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
@@ -227,7 +310,10 @@ def test_only_a_report_is_replaced(tmp_path):
     with pytest.raises(UsageError, match="can't be written"):
         report.write([run], out / "below")
     out.unlink()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "report.html.new").symlink_to(tmp_path / "mine")
     report.write([run], out)
+    assert (tmp_path / "mine").read_text() == "mine"
     first = out.read_text()
     report.write([run], out)
     assert out.read_text() == first  # To the byte.
@@ -305,6 +391,18 @@ def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
         log_evaluations(folder, 12)
     steps = [(step, pytest.approx(step / 100)) for step in (4, 8, 12)]
     assert [point[1:] for point in points_in(tmp_path / "run") if point[0] == "test_error/center"] == steps
+
+
+def test_an_event_file_that_cannot_be_ended_is_one_sentence(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventFile, "close", full)
+    with (
+        pytest.raises(UsageError, match=r"the run folder .* can't be written \(No space left on device\)\.$"),
+        RunFolder(tmp_path / "run", SMALL, tensorboard=True),
+    ):
+        pass
 
 
 def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch):

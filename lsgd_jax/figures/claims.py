@@ -1,7 +1,6 @@
 """What the theory figure measures: one function a claim, with its numbers, its curves and its rows of the table."""
 
 import itertools
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import stats
 
-from lsgd_jax import theory
+from lsgd_jax import files, theory
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import matrix_completion, nonconvex
 from lsgd_jax.figures.descent import METHODS, STARTS, descend, methods
@@ -629,19 +628,17 @@ def comparisons(runs: Path) -> Found:
     rows, numbers = [], {}
     for path in sorted(runs.glob("*/comparison.json")):
         try:
-            summary = json.loads(path.read_text())
+            summary = files.parse_json(files.read_text(path))
             of, name = summary["methods"], path.parent.name
             if "lsgd" not in of:
                 continue
             command = summary["environment"]["command"]
             rivals = [rival for rival in RIVALS if rival in of]
-            differences = {
-                rival: 100 * (np.array(of[rival]["final_error"]["values"]) - of["lsgd"]["final_error"]["values"])
-                for rival in rivals
-            }
+            finals = {method: np.ravel(of[method]["final_error"]["values"]) for method in ("lsgd", *rivals)}
+            differences = {rival: 100 * (finals[rival] - finals["lsgd"]) for rival in rivals}
             rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
             rows += [_bytes_row(name, rival, command, of, summary["target_error"]) for rival in rivals]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not what a comparison has written ({error}): name another --runs.") from None
         numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
     return Found(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})

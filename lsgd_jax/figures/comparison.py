@@ -8,10 +8,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lsgd_jax.compare import curves
+from lsgd_jax.figures.output import write_picture
 
 
 def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
-    """Draw a comparison from its folder into the folder; returns the picture's path."""
+    """Draw a comparison from its folder into the folder; returns the picture's path.
+
+    Raises:
+      UsageError: if it can't be written.
+    """
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
@@ -36,5 +41,5 @@ def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
     panels[0].set_title("dotted: the worker with the lowest training loss", fontsize=10)
     panels[0].legend()
     path = out / "comparison.png"
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    write_picture(path, figure, dpi=120)
     return path

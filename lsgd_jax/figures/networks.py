@@ -13,7 +13,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write
 from lsgd_jax.figures.run import draw_leaders, draw_shares, leaders_of
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.run_folder import read_config, read_metrics
 
 
 class Layout(NamedTuple):
@@ -74,7 +74,7 @@ def make(name: str, runs: Path, out: Path, *, model: str | None = None, dataset:
         "dataset": layout.dataset,
         "missing": missing,
         "cells": [
-            {"workers": workers, "method": method, "config": dataclasses.asdict(Config.load(found[0]))}
+            {"workers": workers, "method": method, "config": dataclasses.asdict(read_config(found[0]))}
             for (workers, method), found in cells.items()
         ],
     }
@@ -87,8 +87,8 @@ def _runs_of(layout: Layout, workers: int, method: str, root: Path) -> list[Path
     found: dict[Config, list[Path]] = {}
     for path in sorted(root.rglob("config.json")):
         try:
-            config = Config.load(path.parent)
-        except ValueError:  # Another program's file.
+            config = read_config(path.parent)
+        except UsageError:  # Another program's file.
             continue
         is_cell = (config.model, config.dataset, config.method) == (layout.model, layout.dataset, method)
         if is_cell and config.groups * config.workers == workers and not config.validation and _finished(path.parent):
@@ -98,8 +98,8 @@ def _runs_of(layout: Layout, workers: int, method: str, root: Path) -> list[Path
 
 def _finished(run: Path) -> bool:
     try:
-        return read_metrics(run, "evaluation")[-1]["step"] == Config.load(run).steps
-    except (OSError, ValueError, LookupError):
+        return read_metrics(run, "evaluation")[-1]["step"] == read_config(run).steps
+    except (UsageError, LookupError):
         return False
 
 
@@ -125,7 +125,7 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
                 axes.fill_between(seconds, error.min(0), error.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
             ends.append((error[:, -1].max(), error.min()))
             for run, *values in zip(found, of["step"], of["seconds"], of["center_error"], strict=True):
-                seed = Config.load(run).seed
+                seed = read_config(run).seed
                 rows += [[workers, method, seed, *map(float, each)] for each in zip(*values, strict=True)]
             lines.append(
                 f"{workers} workers, {LABELS[method]}: {np.median(error[:, -1]):.2f} % (median of {len(found)} seeds,"
@@ -153,7 +153,7 @@ def _leaders(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
     draw_shares(share, leaders, workers)
     identity.set_title("who led all")
     share.set_title(f"how often each led, of {len(leaders)}")
-    figure.suptitle(f"{layout.model} on {layout.dataset}, {workers} workers, seed {Config.load(found[0]).seed}")
+    figure.suptitle(f"{layout.model} on {layout.dataset}, {workers} workers, seed {read_config(found[0]).seed}")
     led = Counter(leaders.tolist())
     counts = ", ".join(f"{led[worker]}" for worker in range(workers))
     rows = [list(row) for row in zip(steps.tolist(), leaders.tolist(), strict=True)]

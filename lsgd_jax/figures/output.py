@@ -1,6 +1,7 @@
 """What a figure leaves behind."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,13 +9,30 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lsgd_jax import files
+
 
 def write(
     out: Path, name: str, figure: Figure, columns: list[str], rows: Iterable[list], summary: dict[str, Any]
 ) -> None:
-    """Write a figure, the curves in it as CSV, and its summary as JSON."""
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    with (out / f"{name}.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    (out / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    """Write a figure, the curves in it as CSV, and its summary as JSON.
+
+    Raises:
+      UsageError: if they can't be written.
+    """
+    write_picture(out / f"{name}.png", figure, dpi=150, bbox_inches="tight")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
+    files.write(out / f"{name}.csv", table.getvalue())
+    files.write(out / f"{name}.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_picture(path: Path, figure: Figure, **options: Any) -> None:
+    """Write a figure as PNG, with options of matplotlib's.
+
+    Raises:
+      UsageError: if it can't be written.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None}, **options)
+    files.write(path, picture.getvalue())

@@ -18,10 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from lsgd_jax import files
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as figures
-from lsgd_jax.run_folder import read_config, read_metrics
+from lsgd_jax.figures.run import logged_positions
+from lsgd_jax.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
 
 MOST_POINTS = 2000
 """In the lines of a chart; more are drawn as pixels."""
@@ -42,20 +44,23 @@ def write(runs: list[Path], out: Path) -> None:
       UsageError: if a folder is not one of a run, or the file is another or can't be written.
     """
     try:
-        if out.exists() and not out.read_bytes().startswith(_HEAD.encode()):
+        if out.exists() and not _is_report(out):
             raise UsageError(f"{out} is there already and is no report: name another file with --out.")
-        page = _page([_read(run, name) for run, name in zip(runs, _names(runs), strict=True)])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        new = out.with_name(out.name + ".new")
-        new.write_text(page, encoding="utf-8")
-        new.replace(out)
     except OSError as error:
         raise UsageError(f"the report {out} can't be written ({error.strerror}): name another with --out.") from None
+    files.write(out, _page([_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]))
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with files.reading(path) as file:
+        return file.read(len(_HEAD)) == _HEAD.encode()
 
 
 def _names(runs: list[Path]) -> list[str]:
-    """The runs' paths from the folder that all are in."""
-    paths = [run.resolve() for run in runs]
+    """The runs' paths from the folder that all are in; bytes that are no text are shown as escapes."""
+    paths = [Path(os.fsencode(run.resolve()).decode(errors="backslashreplace")) for run in runs]
     common = os.path.commonpath([path.parent for path in paths])
     return [os.path.relpath(path, common) for path in paths]
 
@@ -79,7 +84,7 @@ class _Run(NamedTuple):
 
     name: str
     config: Config
-    environment: dict[str, Any]
+    environment: dict[str, str]
     step: int
     """The last of which anything is logged."""
     errors: figures.Errors
@@ -108,7 +113,8 @@ def _read(run: Path, name: str) -> _Run:
     config = read_config(run)
     evaluations, exchanges = read_metrics(run, "evaluation"), read_metrics(run, "exchange")
     events = read_metrics(run, "failure", "revival", "resume")
-    try:
+    with making_sense_of(run):
+        logged_positions([config.groups * config.workers - 1])
         return _Run(
             name=name,
             config=config,
@@ -125,16 +131,14 @@ def _read(run: Path, name: str) -> _Run:
             scores=[(entry["step"], _numbers(entry["scores"])) for entry in exchanges if "scores" in entry],
             events=[[f"{entry['step']:,}", _sentence(entry)] for entry in events],
         )
-    except (LookupError, TypeError, ValueError) as error:
-        raise UsageError(f"the metrics in {run} are not those of a run ({type(error).__name__}: {error}).") from None
 
 
-def _environment(run: Path) -> dict[str, Any]:
+def _environment(run: Path) -> dict[str, str]:
     try:
-        found = json.loads((run / "environment.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(files.read_text(run / "environment.json", MOST_BYTES))
+        return {name: _text(value) for name, value in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _elections(exchanges: list[dict], level: str, workers: int) -> _Elections:
@@ -149,15 +153,16 @@ def _elections(exchanges: list[dict], level: str, workers: int) -> _Elections:
     apart: list[tuple[int, np.ndarray]] = []
     for entry in exchanges:
         if f"{level}distances" in entry:
-            positions = np.ravel(entry["local_leaders" if level else "leader"])  # In each group, or among all.
-            distances = _numbers(entry[f"{level}distances"]).reshape(len(positions), -1)
+            # In each group, or among all.
+            elected = np.ravel(logged_positions(entry["local_leaders" if level else "leader"]))
+            distances = _numbers(entry[f"{level}distances"]).reshape(len(elected), -1)
             size = distances.shape[1]
-            elected = (positions >= 0)[:, None]
-            apart.append((entry["step"], distances[elected & (np.arange(size) != positions[:, None])]))
-            ranks = np.arange(len(positions)) * size + positions
-            leaders += [(entry["step"], int(rank)) for rank in ranks[positions >= 0]]
+            led = elected >= 0
+            apart.append((entry["step"], distances[led[:, None] & (np.arange(size) != elected[:, None])]))
+            ranks = np.arange(len(elected)) * size + elected
+            leaders += [(entry["step"], int(rank)) for rank in ranks[led]]
         elif f"{level}distance" in entry and entry[f"{level}leader"] >= 0:
-            worker, position = entry["worker"], entry[f"{level}leader"]
+            worker, position = logged_positions([entry["worker"], entry[f"{level}leader"]]).tolist()
             rank = position + (worker - worker % workers if level else 0)
             leaders.append((entry["step"], rank))
             if rank != worker:
@@ -420,7 +425,8 @@ def _together(runs: list[_Run]) -> list[str]:
 
     charts = [_picture(partial(draw, label=label), f"The center's test error by {label}.", "") for label in against]
     fields = [field.name for field in dataclasses.fields(Config)]
-    differing = [name for name in fields if len({getattr(run.config, name) for run in runs}) > 1]
+    first = runs[0].config
+    differing = [name for name in fields if any(getattr(run.config, name) != getattr(first, name) for run in runs)]
     rows = []
     for number, (run, look) in enumerate(zip(runs, looks, strict=True), 1):
         link = _Markup(f'{_swatch(*look)}<a href="#run-{number}">{_escaped(run.name)}</a>')
@@ -458,8 +464,7 @@ def _section(run: _Run) -> list[str]:
     values = [[name, _text(value)] for name, value in dataclasses.asdict(config).items()]
     parts += ["<h3>Configuration</h3>", _table(values, place="columns")]
     if run.environment:
-        told = [[name, _text(value)] for name, value in run.environment.items()]
-        parts += ["<h3>Environment</h3>", _table(told)]
+        parts += ["<h3>Environment</h3>", _table([list(told) for told in run.environment.items()])]
     return parts
 
 

@@ -1,7 +1,7 @@
 """A run's picture: test errors against steps and wall-clock, and who led (the layout of the paper's F8)."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,15 +9,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from lsgd_jax.config import Config
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.errors import UsageError
+from lsgd_jax.figures.output import write_picture
+from lsgd_jax.run_folder import making_sense_of, read_config, read_metrics
+
+MOST_WORKERS = 2**16
+"""In a picture."""
+MOST_BARS = 256
+"""Of more, a picture shows the outline."""
+MOST_NUMBERS = 10**8
+"""By worker, of all evaluations of a run."""
 
 
 def draw(run: Path) -> Path:
-    """Draw a run from its folder into the folder; returns the picture's path."""
-    config = Config.load(run)
+    """Draw a run from its folder into the folder; returns the picture's path.
+
+    Raises:
+      UsageError: if the folder is not one of a run that has been tested, or can't be written.
+    """
+    config = read_config(run)
     errors = errors_of(run)
     exchange_steps, leaders = leaders_of(run)
+    if not len(errors.steps):
+        raise UsageError(f"the run in {run} has not been tested yet.")
 
     rows = 2 if len(leaders) else 1  # The second tells who led.
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
@@ -38,7 +52,7 @@ def draw(run: Path) -> Path:
         identity.set_title("who led all")
         share.set_title(f"how often each led, of {len(leaders)}")
     path = run / "curves.png"
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    write_picture(path, figure, dpi=120)
     return path
 
 
@@ -56,12 +70,17 @@ class Errors(NamedTuple):
 
 
 def errors_of(run: Path) -> Errors:
-    """The test errors that a run has logged."""
+    """The test errors that a run has logged.
+
+    Raises:
+      UsageError: if they can't be read.
+    """
     evaluations = read_metrics(run, "evaluation")
-    steps = np.array([entry["step"] for entry in evaluations], int)
-    seconds = np.array([entry["seconds"] for entry in evaluations], float)
-    center = 100 * np.array([entry["center_error"] for entry in evaluations], float)
-    workers = 100 * by_worker(evaluations, "worker_errors")
+    with making_sense_of(run):
+        steps = np.array([entry["step"] for entry in evaluations], int)
+        seconds = np.array([entry["seconds"] for entry in evaluations], float)
+        center = 100 * np.array([entry["center_error"] for entry in evaluations], float)
+        workers = 100 * by_worker(evaluations, "worker_errors")
     leader, (exchange_steps, leaders) = np.full(len(steps), np.nan), leaders_of(run)
     if len(leaders):
         last = np.searchsorted(exchange_steps, steps, side="right") - 1
@@ -72,20 +91,43 @@ def errors_of(run: Path) -> Errors:
 
 
 def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries workers"]:
-    """What events tell of each worker; NaN for what is not finite and, as a run may go on with others, not there."""
+    """What events tell of each worker; NaN for what is not finite and, as a run may go on with others, not there.
+
+    Raises:
+      ValueError: if that is too much to hold.
+    """
     rows = [np.ravel(np.array(entry[name], float)) for entry in entries]
     count = max(map(len, rows), default=0)
+    if len(rows) * count > MOST_NUMBERS:
+        raise ValueError(f"{name} has {count:,} workers in {len(rows):,} events")
     padded = [np.pad(row, (0, count - len(row)), constant_values=np.nan) for row in rows]
     return np.array(padded).reshape(len(rows), count)
 
 
 def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The steps on which a run's workers elected the leader of all, and the leaders' positions."""
+    """The steps on which a run's workers elected the leader of all, and the leaders' positions.
+
+    Raises:
+      UsageError: if they can't be read.
+    """
     exchanges = [entry for entry in read_metrics(run, "exchange") if "leader" in entry]
     exchanges.sort(key=lambda entry: entry["step"])  # Workers at their own speed may log late.
-    return np.array([entry["step"] for entry in exchanges], int), np.array(
-        [entry["leader"] for entry in exchanges], int
-    )
+    with making_sense_of(run):
+        return np.array([entry["step"] for entry in exchanges], int), logged_positions(
+            [entry["leader"] for entry in exchanges]
+        )
+
+
+def logged_positions(values: Any) -> Int[np.ndarray, "..."]:
+    """What was logged as workers' positions.
+
+    Raises:
+      ValueError: if one of them is of no worker that a picture can show.
+    """
+    found = np.array(values, int)
+    if found.size and found.max() >= MOST_WORKERS:
+        raise ValueError(f"a worker's position is {found.max():,}, but the most is {MOST_WORKERS - 1:,}")
+    return found
 
 
 def draw_errors(axes: Axes, x: np.ndarray, errors: Errors, label: str) -> None:
@@ -130,9 +172,13 @@ def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int)
 
 def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
     """Draw how often each of so many workers led."""
-    bars = axes.bar(np.arange(count), np.bincount(leaders[leaders >= 0], minlength=count))
-    if count <= 16:
-        axes.bar_label(bars, fontsize=8)
+    shares = np.bincount(leaders[leaders >= 0], minlength=count)
+    if count > MOST_BARS:
+        axes.stairs(shares, np.arange(count + 1) - 0.5, fill=True)
+    else:
+        bars = axes.bar(np.arange(count), shares)
+        if count <= 16:
+            axes.bar_label(bars, fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="position", ylabel="exchanges", xticks=_positions(count))
 

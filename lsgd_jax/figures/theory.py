@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from lsgd_jax import files
 from lsgd_jax.figures import claims
 from lsgd_jax.figures.claims import Curve, Found, Row, Sizes
 from lsgd_jax.figures.descent import COLORS, METHODS
@@ -42,7 +43,7 @@ def make(out: Path, runs: Path, sizes: Sizes | None = None) -> str:
     }
     columns = ["panel", "series", "x", "y", "low", "high", "bound"]
     write(out, "theory", _draw(found, networks), columns, (row for curve in curves for row in _points(curve)), summary)
-    (out / "theory.md").write_text(table(rows))
+    files.write(out / "theory.md", table(rows))
     missing = "" if networks.rows else f"no comparison.json in a folder in {runs}: no rows on networks; see --runs\n"
     return table(rows) + missing
 
