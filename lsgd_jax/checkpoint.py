@@ -319,11 +319,18 @@ class Checkpoints:
             raise UsageError(f"its arrays can't be read ({_first_line(problem)})") from None
 
     def set_aside(self, step: int) -> Path:
-        """Move a checkpoint that can't be read out of the way; returns where to."""
+        """Move a checkpoint that can't be read out of the way; returns where to.
+
+        Raises:
+          UsageError: if it can't be moved.
+        """
         aside = self._folder.with_name(f"unreadable-checkpoint-{step}")
-        if process_index() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            (self._folder / str(step)).rename(aside)
+        try:
+            if process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+        except OSError as error:
+            raise UsageError(f"the checkpoint of step {step} can't be moved to {aside} ({error.strerror}).") from None
         return aside
 
 

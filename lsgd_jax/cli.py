@@ -353,8 +353,11 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
     groups, workers = placed.groups, placed.workers
     placement = distributed.place(groups, workers, devices)
     compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, placement))
-    if text is not None:
-        text.write_text(compiled.as_text() or "")
+    try:
+        if text is not None:
+            text.write_text(compiled.as_text() or "")
+    except OSError as error:
+        raise UsageError(f"{text} can't be written ({error.strerror}).") from None
     steps, kind = compile_ahead.steps_at_once(placed), devices[0].device_kind
     print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
     print(f"groups: {groups}, workers in each: {workers}")

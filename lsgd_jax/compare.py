@@ -108,14 +108,15 @@ def _compare(
     def cell(path: Path, config: Config) -> float:
         nonlocal done
         done += 1
-        if path.exists() and (problem := _problem_of(path, config)):
-            aside = path.with_name(path.name + ".unreadable")
-            print(f"{path.relative_to(out)} is trained again and is {aside.name} now: {problem}", flush=True)
-            with _writing(out):
+        unfinished, aside = (path.with_name(path.name + suffix) for suffix in (".unfinished", ".unreadable"))
+        with _writing(out):
+            trained = path.exists()
+            if trained and (problem := _problem_of(path, config)):
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-        if not path.exists():
-            unfinished = path.with_name(path.name + ".unfinished")
+                print(f"{path.relative_to(out)} is trained again and is {aside.name} now: {problem}", flush=True)
+                trained = False
+        if not trained:
             shutil.rmtree(unfinished, ignore_errors=True)
             train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False, stop_if_all_fail=False)
             with _writing(out):

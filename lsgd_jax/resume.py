@@ -79,7 +79,8 @@ def resumed(
     if step > config.steps:
         raise AgreedError(f"steps must be at least the {step} that the run has taken, got {config.steps}.")
     for unreadable, problem in problems.items():
-        aside = checkpoints.set_aside(unreadable)
+        with failing_together():
+            aside = checkpoints.set_aside(unreadable)
         tell(f"the checkpoint of step {unreadable} can't be read, since {problem}: it is {aside} now")
     with failing_together():
         folder.go_on(progress.metrics_length)

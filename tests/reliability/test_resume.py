@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax import train
+from lsgd_jax import checkpoint, train
 from lsgd_jax.checkpoint import Checkpoints, Progress
 from lsgd_jax.config import Config
 from lsgd_jax.errors import Interrupted, UsageError
@@ -421,6 +421,20 @@ def test_a_full_disk_ends_no_run_but_by_its_sentence(name, to_save, tmp_path, mo
 def test_the_best_of_before_is_kept_by_a_run_that_goes_on(to_save, tmp_path):
     assert save(to_save, tmp_path, 4, 8, 12, keep=1, errors={4: 0.1, 8: 0.3, 12: 0.2}) == [12, 4]
     assert save(to_save, tmp_path, 16, 20, keep=1, errors={16: 0.4}) == [20, 4]
+
+
+def test_a_process_that_ends_alone_waits_for_no_other(to_save, tmp_path, monkeypatch):
+    """The others may be in the midst of a step, and would never answer."""
+    checkpoints = Checkpoints(tmp_path, to_save[0], 2)
+    monkeypatch.setattr(checkpoint, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpoint, "failing_together", lambda: pytest.fail("it waits"))
+    with pytest.raises(UsageError, match="the metrics can't be written"), checkpoints:
+        raise UsageError("the metrics can't be written.")
+
+
+def test_a_checkpoint_that_cannot_be_moved_is_one_sentence(to_save, tmp_path):
+    with pytest.raises(UsageError, match=r"the checkpoint of step 8 can't be moved to .*unreadable-checkpoint-8 \(No "):
+        Checkpoints(tmp_path / "checkpoints", to_save[0], 2).set_aside(8)
 
 
 def test_checkpoints_that_cannot_be_read_are_one_sentence(to_save, tmp_path, monkeypatch):
