@@ -104,8 +104,8 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     Raises:
       UsageError: for options of the configuration that are not simulated.
     """
-    for name in ("wire", "delay", "stale_pull", "global_stale_pull"):
-        if getattr(config, name):
+    for name in ("wire", "delay", "stale_pull", "global_stale_pull", "revive"):
+        if getattr(config, name) not in (getattr(Config, name), 0):  # The field's default.
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
