@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
+from lsgd_jax.data import Stretch
 from lsgd_jax.distributed import STACKED, Placement, failing_together, process_count, process_index
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.step import TrainState
@@ -50,6 +51,8 @@ class Progress:
     """The center's test error at the last evaluation, in [0, 1]."""
     bytes_before: float = 0.0
     """What each worker sent beyond what the present number of workers would have sent until now."""
+    earlier: list[Stretch] = dataclasses.field(default_factory=list)
+    """The first steps, as far as other workers than the present have taken them: the rest of an epoch depends on it."""
 
     @staticmethod
     def at_start(placement: Placement) -> "Progress":
@@ -72,15 +75,21 @@ class Progress:
             progress = Progress(**fields)
             groups, workers = progress.shape
             shape = (int(groups), int(workers))
+            earlier = [Stretch(*stretch) for stretch in progress.earlier]
             counts = [progress.step, progress.metrics_length, *shape, *progress.failed_since.values()]
+            counts += [count for stretch in earlier for count in stretch]
             if not all(isinstance(count, int) and count >= 0 for count in counts):
                 raise ValueError("a count is not one")
+            of_none = any(stretch.workers * stretch.batch_size == 0 for stretch in earlier)
+            if of_none or sum(stretch.steps for stretch in earlier) > progress.step:
+                raise ValueError("the steps of earlier workers are not the run's")
             if progress.step and np.shape(progress.scores) != shape:
                 raise ValueError("the scores are not the workers'")
             losses = [np.asarray(loss, np.float32) for loss in progress.losses]
             if any(loss.shape != shape for loss in losses):
                 raise ValueError("the losses are not the workers'")
-            return dataclasses.replace(progress, shape=shape, losses=losses, seconds=float(progress.seconds))
+            seconds = float(progress.seconds)
+            return dataclasses.replace(progress, shape=shape, losses=losses, seconds=seconds, earlier=earlier)
         except (TypeError, AttributeError) as error:
             raise ValueError(str(error)) from None
 

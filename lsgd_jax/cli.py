@@ -193,6 +193,12 @@ def simulate(
         raise UsageError(f"there is no method {unknown[0]!r}; there are {', '.join(SCHEDULES)}.")
     if config.method != Config.method:
         raise UsageError("simulate chooses the method itself: use --methods.")
+    if config.asynchronous is not None:
+        raise UsageError(
+            "simulate chooses the method itself: use --methods lsgd-joined or lsgd-posted in place of --asynchronous."
+        )
+    if config.revive != Config.revive:
+        raise UsageError("simulate revives no workers: leave --revive out.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
     if parameters is not None and (parameters < 1 or not costs_only):

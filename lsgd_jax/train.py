@@ -109,7 +109,9 @@ def train_and_evaluate(
         state, progress = found or (start(), Progress.at_start(placement))
         first = progress.step
         at_once = steps_at_once(config, first)
-        batches = rounds(feed, placement, config.steps, at_once, first)
+        with failing_together():
+            resumed_feed = feed.after(progress.earlier)
+        batches = rounds(resumed_feed, placement, config.steps, at_once, first)
         if first == config.steps:
             shown.tell(f"the run has taken its {first} steps already")
             return progress.error or 0.0
@@ -136,7 +138,7 @@ def train_and_evaluate(
                 clock = progress.seconds + time.perf_counter() - started
                 if config.learning_rate_drops_in == "seconds":  # The rates of all processes drop together.
                     clock = of_first_process(clock)
-                rate_factor = learning_rate_factor(config, step - at_once, feed.steps_per_epoch, clock)
+                rate_factor = learning_rate_factor(config, step - at_once, resumed_feed.epochs(step - at_once), clock)
                 state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
                 batch = next(batches, None)  # While the devices compute.
                 pending.append((step, metrics))
@@ -338,16 +340,16 @@ def local_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
 
 
-def learning_rate_factor(config: Config, step: int, steps_per_epoch: int, seconds: float) -> np.float32:
+def learning_rate_factor(config: Config, step: int, epochs: float, seconds: float) -> np.float32:
     """What the learning rate is multiplied by: 0.1 to the power of the drops so far.
 
     Args:
       config: of the run.
       step: local steps taken.
-      steps_per_epoch: local steps in an epoch.
+      epochs: of the data gone through so far.
       seconds: of training so far.
     """
-    now = {"fractions": step / config.steps, "epochs": step / steps_per_epoch, "seconds": seconds}
+    now = {"fractions": step / config.steps, "epochs": epochs, "seconds": seconds}
     return np.float32(0.1 ** sum(now[config.learning_rate_drops_in] >= drop for drop in config.learning_rate_drops))
 
 

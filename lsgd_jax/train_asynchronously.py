@@ -185,7 +185,7 @@ class _Run:
             return jax.device_put(jax.tree.map(lambda x: x[0], next(batches, None)), device)
 
         def rate_factor(step: int) -> np.float32:
-            factor = learning_rate_factor(config, step, self.feed.steps_per_epoch, self.seconds())
+            factor = learning_rate_factor(config, step, self.feed.epochs(step), self.seconds())
             if config.learning_rates != "equal":
                 factor *= rate_factors(config.learning_rates, self.placement.shape).flat[position]
             return factor

@@ -227,9 +227,9 @@ def test_workers_share_devices_evenly(groups, workers, mesh, slots):
 
 
 def test_learning_rates_drop_by_steps_epochs_or_the_clock():
-    def factors(unit, drops, steps_per_epoch=7, seconds=0.0):
+    def factors(unit, drops, seconds=0.0):
         config = dataclasses.replace(SMOKE, steps=100, learning_rate_drops=drops, learning_rate_drops_in=unit)
-        return [train.learning_rate_factor(config, step, steps_per_epoch, seconds) for step in (0, 13, 14, 50, 99)]
+        return [train.learning_rate_factor(config, step, step / 7, seconds) for step in (0, 13, 14, 50, 99)]
 
     np.testing.assert_allclose(factors("fractions", (0.5,)), [1, 1, 1, 0.1, 0.1])
     np.testing.assert_allclose(factors("epochs", (2, 14)), [1, 1, 0.1, 0.1, 0.01])

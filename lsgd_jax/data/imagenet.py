@@ -1,7 +1,7 @@
 """ImageNet, decoded on the way to the workers by several processes.
 
-What the workers see at a step is a pure function of the seed and the step, whatever the number of processes: training
-goes on from any step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.IMAGENET`.
+What the workers see at a step is that of `BatchIndices`, whatever the number of processes: training goes on from any
+step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.IMAGENET`.
 """
 
 import copy
@@ -21,7 +21,7 @@ from PIL import Image
 
 from lsgd_jax.data.preparation import encoded_examples
 from lsgd_jax.data.sources import held_and_kept
-from lsgd_jax.data.streams import BatchIndices
+from lsgd_jax.data.streams import BatchIndices, Stretch
 
 Training = tuple[UInt8[np.ndarray, "workers batch size size 3"], Int32[np.ndarray, "workers batch"]]
 Test = tuple[UInt8[np.ndarray, "chunk size size 3"], Int32[np.ndarray, " chunk"]]
@@ -73,6 +73,16 @@ class ImageNetStream:
         stream = copy.copy(self)
         stream._rows, stream._indices = list(rows), copy.copy(self._indices)
         return stream
+
+    def after(self, earlier: Sequence[Stretch]) -> "ImageNetStream":
+        """The same stream once other workers have taken the first steps; see `BatchIndices.after`."""
+        stream = copy.copy(self)
+        stream._indices = self._indices.after(earlier)
+        return stream
+
+    def epochs(self, step: int) -> float:
+        """Epochs that the workers have gone through before a step."""
+        return self._indices.epochs(step)
 
     def batch(self, step: int) -> Training:
         """The images and labels at a step, counted from 0; the worker axis first, with the wanted workers."""

@@ -104,8 +104,8 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     Raises:
       UsageError: for options of the configuration that are not simulated.
     """
-    for name in ("wire", "delay", "stale_pull", "global_stale_pull"):
-        if getattr(config, name):
+    for name in ("wire", "delay", "stale_pull", "global_stale_pull", "revive"):
+        if getattr(config, name) not in (getattr(Config, name), 0):  # The field's default.
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
@@ -311,7 +311,7 @@ class Network:
 
     def step(self, state: TrainState, worker: int, number: int, progress: float, seconds: float) -> TrainState:
         """A step on the worker's next batch."""
-        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        factor = self._rate_factor(int(progress), seconds)
         batch, key = self._batch(worker, number), self._keys[worker]
         state, _ = self._program(state, self._shared, batch, np.int32(number), factor, key)
         return state
@@ -331,7 +331,7 @@ class Network:
                 return [jax.tree.map(lambda x, i=i: x[:, i : i + 1], after) for i in range(count)]
 
             self._together[count] = jax.jit(step)
-        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        factor = self._rate_factor(int(progress), seconds)
         batches = np.concatenate([self._batch(*each) for each in zip(workers, numbers, strict=True)], 1)
         key = step_key(self._config.seed)
         return self._together[count](states, self._shared, batches, np.int32(max(numbers)), factor, key)
@@ -355,6 +355,9 @@ class Network:
         )
         result = self._tests[count, has_center](TrainState(params, states[0].statistics, centers), self._shared)
         return result.center_error, np.ravel(result.worker_errors)
+
+    def _rate_factor(self, step: int, seconds: float) -> np.float32:
+        return learning_rate_factor(self._config, step, self._feeds[0].epochs(step), seconds)
 
     def _placement(self, workers: int) -> Placement:
         return place(1, workers, jax.devices()[:1])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lsgd_jax import train
 from lsgd_jax.checkpoint import Checkpoints, Progress
 from lsgd_jax.config import Config
+from lsgd_jax.data import InMemory
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.figures.run import draw
 from lsgd_jax.methods import METHODS
@@ -109,6 +110,38 @@ def best_first(path):
     """The positions of the workers by their scores after step 12."""
     [scores] = [e["scores"] for e in metrics(path) if e["event"] == "exchange" and e["step"] == 12]
     return np.argsort(np.ravel(scores), kind="stable").tolist()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_epoch_goes_on_with_other_workers(tmp_path, monkeypatch):
+    """An epoch is six steps of four workers; others take what is left of it, and rates drop when it is at its end."""
+    counts, given = np.zeros(768, int), InMemory.batches
+
+    def counted(feed, first, end):
+        for batch in given(feed, first, end):
+            np.add.at(counts, batch.ravel(), 1)
+            yield batch
+
+    monkeypatch.setattr(InMemory, "batches", counted)
+    config = dataclasses.replace(
+        SMALL,
+        method="independent",
+        groups=1,
+        batch_size=32,
+        validation=669 / 1437,
+        eval_every=4,
+        checkpoint_every=4,
+        learning_rate_drops=(1.0, 2.0),
+        learning_rate_drops_in="epochs",
+    )
+    ends = []
+    for workers, steps in [(4, 8), (2, 12), (2, 20), (3, 24)]:  # 256 examples, 512, 1024 and 1408.
+        resized = dataclasses.replace(config, workers=workers, steps=steps)
+        train.train_and_evaluate(resized, tmp_path / "run", lines=False, resume=True)
+        ends.append(np.bincount(counts, minlength=4).tolist())
+    assert ends == [[0, 512, 256, 0], [0, 256, 512, 0], [0, 0, 512, 256], [0, 0, 128, 640]]
+    rates = [event["learning_rate_factor"] for event in metrics(tmp_path / "run") if event["event"] == "evaluation"]
+    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -322,6 +355,23 @@ def test_whatever_is_told_of_a_checkpoint_is_one_sentence_or_its_state(told, pro
     finally:
         file.write_text(before)
     record_property("hostile inputs: what is told of a checkpoint", 1)
+
+
+@pytest.mark.parametrize("earlier", [[[1, 0, 8]], [[25, 2, 8]], [[1, 2]], [[1, 2, "8"]], [3], None, "missing"])
+def test_earlier_workers_are_those_of_steps_that_the_run_has_taken(earlier, newest):
+    """A checkpoint that tells of none is of before there was such a field, and can be read."""
+    folder, read, state = newest
+    file = folder / "progress" / "metadata"
+    before = file.read_text()
+    about = json.loads(before)
+    assert about["progress"].pop("earlier") == []
+    if earlier != "missing":
+        about["progress"]["earlier"] = earlier
+    file.write_text(json.dumps(about))
+    try:
+        assert read() == (state if earlier == "missing" else None)
+    finally:
+        file.write_text(before)
 
 
 @examples(10, 1000)

@@ -124,6 +124,15 @@ def test_what_is_conserved_whoever_comes_and_goes(name, groups, absences, seed):
             (away.add if event.kind == "leave" else away.discard if event.kind == "join" else lambda w: None)(worker)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("lsgd", 2), ("lsgd-joined", 4)])
+def test_time_goes_on_when_the_one_that_is_waited_for_leaves(name, steps):
+    """The first worker has waited for the other group after so many steps."""
+    cluster = dataclasses.replace(FREE, slow=((1, 100.0),), absences=((1, 1.5, math.inf),))
+    log, of = run(name, cluster, groups=2, workers=1, period=2, global_period=2, steps=6)
+    assert log.end == (15 + 12 - steps) * SECOND // 10
+    assert of.waiting == (15 - steps) * SECOND // 10
+
+
 def test_step_times():
     everyone, none = np.arange(20_000), np.zeros(20_000, int)
     lognormal = StepTimes(Cluster(variation="lognormal", sigma=0.5), 20_000, seed=1)

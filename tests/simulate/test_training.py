@@ -174,5 +174,7 @@ def test_workers_may_go_and_come(name):
 def test_options_that_are_not_simulated():
     with pytest.raises(UsageError, match="without wire"):
         simulated("lsgd", dataclasses.replace(CONFIG, wire="int8"))
+    with pytest.raises(UsageError, match="without revive"):
+        simulated("lsgd", dataclasses.replace(CONFIG, revive="from_leader"))
     with pytest.raises(UsageError, match="equal learning_rates"):
         Network(dataclasses.replace(CONFIG, learning_rates="linear"))
