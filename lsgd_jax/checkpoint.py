@@ -28,7 +28,7 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come; lists by worker are [group][worker]."""
+    """How far a run has come; lists by worker are `[group][worker]`."""
 
     shape: tuple[int, int]
     """Groups, and workers in each."""

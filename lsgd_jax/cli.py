@@ -62,6 +62,7 @@ def train(
     data_dir: Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
+    processes: int | None = None,
 ) -> None:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
@@ -75,12 +76,14 @@ def train(
       resume: go on from the last checkpoint in the folder, or start if there is none; also with other numbers of
         workers, processes and devices, and to more steps.
       tensorboard: write event files for TensorBoard, too, into the folder tensorboard of the run's.
+      processes: number of processes of the run; by default LSGD_PROCESSES or, in a cluster, as many as it has started.
+        1 trains alone, also in a SLURM job of several tasks.
     """
     if resume and run_dir is None:
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
     from lsgd_jax.train import train_and_evaluate
 
-    distributed.initialize()
+    distributed.initialize(processes)
     distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:

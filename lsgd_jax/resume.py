@@ -52,6 +52,8 @@ def resumed(
     Raises:
       UsageError: if no checkpoint can be read, or the run has taken more steps than it is to take.
     """
+    if changed := folder.changed_settings():
+        tell(f"the run started with other settings, so that its results may differ: {changed}")
     workers = math.prod(placement.shape)
     problems: dict[int, UsageError] = {}
     for step in checkpoints.steps():

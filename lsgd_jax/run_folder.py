@@ -24,6 +24,8 @@ from lsgd_jax.tensorboard import EventFile
 
 MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
 """The fields of the configuration in which a run that goes on may differ from what it was."""
+_SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+"""JAX's settings that change what a run computes."""
 
 
 class RunFolder:
@@ -100,6 +102,16 @@ class RunFolder:
                 f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
                 " name one that all hosts share, or give --checkpoint-every 0."
             )
+
+    def changed_settings(self) -> str:
+        """The settings that differ from those with which the run started, in words; empty if none is known to."""
+        try:
+            before = dict(json.loads((self.path / "environment.json").read_text())["settings"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # It has none, or is no longer what it was.
+            return ""
+        now = environment()["settings"]
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        return ", ".join(f"{name} {now[name]!r} (was {before[name]!r})" for name in changed)
 
     def check_length(self, length: int) -> None:
         """Raise UsageError unless the metrics file has whole lines up to this length in bytes."""
@@ -190,7 +202,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the configuration: versions, machine, devices, command."""
+    """What a result depends on beside the configuration: versions, machine, devices, JAX's settings, command."""
     packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
@@ -201,6 +213,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processes": process_count(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
     }
 
 

@@ -57,6 +57,15 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
+    done = lsgd("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="abc")
+    assert done.returncode == 2
+    assert done.stderr == (
+        'lsgd: JAX can\'t read a variable of the environment (Invalid value "abc" for JAX flag jax_num_cpu_devices):'
+        " change or unset it.\n"
+    )
+
+
 def test_fewer_devices_than_workers(tmp_path):
     done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -276,6 +277,29 @@ def test_a_finished_run_is_finished(finished, tmp_path, capsys):
     assert error == read_metrics(finished, "evaluation")[-1]["center_error"]
     assert metrics(path) == metrics(finished)
     assert "the run has taken its 24 steps already" in capsys.readouterr().err
+
+
+def test_other_settings_than_the_runs_are_named(finished, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["settings"] | {"XLA_FLAGS": ""} == {
+        "jax_enable_x64": False,
+        "jax_default_prng_impl": "threefry2x32",
+        "jax_threefry_partitionable": True,
+        "jax_default_matmul_precision": None,
+        "XLA_FLAGS": "",
+    }
+    environment["settings"] |= {"jax_enable_x64": True, "XLA_FLAGS": "--others"}
+    (path / "environment.json").write_text(json.dumps(environment))
+    config, flags = dataclasses.replace(SMALL, keep_checkpoints=9), os.environ.get("XLA_FLAGS", "")
+    train.train_and_evaluate(config, path, lines=False, resume=True)
+    started = "the run started with other settings, so that its results may differ: "
+    changed = f"jax_enable_x64 False (was True), XLA_FLAGS {flags!r} (was '--others')"
+    assert capsys.readouterr().err.splitlines()[0] == started + changed
+    (path / "environment.json").write_text("{}")  # As that of an older run.
+    train.train_and_evaluate(config, path, lines=False, resume=True)
+    assert started not in capsys.readouterr().err
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
