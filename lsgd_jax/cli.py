@@ -16,6 +16,7 @@ import tyro
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
+from lsgd_jax.interruption import stopped_at_once
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
@@ -65,8 +66,8 @@ def train(
 ) -> None:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
-    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop, with 128 and the signal for its exit
-    code; a second interrupt stops it at once.
+    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop, with 128 + the signal for its exit code;
+    a second Ctrl-C stops it at once. Runs that save no checkpoints stop at once.
 
     Args:
       config: the preset and what to change in it.
@@ -80,21 +81,18 @@ def train(
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
     from lsgd_jax.train import train_and_evaluate
 
-    distributed.initialize()
-    distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
+    note = "nothing was saved"
+    if config.checkpoint_period and config.asynchronous is None:
+        note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
+    with stopped_at_once(note):
+        distributed.initialize()
+        distributed.simulate_devices(config.groups * config.workers)
         error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-    except KeyboardInterrupt as stop:  # Outside of the steps, if the run is saved.
-        if config.checkpoint_period and config.asynchronous is None:
-            how = f"the same command goes on with --run-dir {run_dir} --resume."
-            stop.args = (f"interrupted while no step was under way; {how}",)
-        raise
-    if distributed.process_index() > 0:
-        return
-    from lsgd_jax.figures import run
+        if distributed.process_index() == 0:
+            from lsgd_jax.figures import run
 
-    print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
+            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
 
 
 def compare(
@@ -134,16 +132,17 @@ def compare(
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
     from lsgd_jax.compare import compare as run_comparison
 
-    distributed.initialize()
-    if distributed.process_count() > 1:
-        raise AgreedError("compare is for one process, but this is one of several: train is for these.")
-    distributed.simulate_devices(config.groups * config.workers)
-    out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
-    run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
-    from lsgd_jax.figures import comparison
+    with stopped_at_once("the same command trains the runs that are not finished"):
+        distributed.initialize()
+        if distributed.process_count() > 1:
+            raise AgreedError("compare is for one process, but this is one of several: train is for these.")
+        distributed.simulate_devices(config.groups * config.workers)
+        out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
+        run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
+        from lsgd_jax.figures import comparison
 
-    picture = comparison.draw(out, names, numbers)
-    print((out / "comparison.md").read_text() + f"see {picture}")
+        picture = comparison.draw(out, names, numbers)
+        print((out / "comparison.md").read_text() + f"see {picture}")
 
 
 def _seeds(text: str) -> list[int]:
@@ -291,7 +290,7 @@ def launch(
 ) -> int:
     """Train in several processes on this machine, as on several hosts: lsgd launch --processes 2 -- train mnist1d.
 
-    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop; a second one stops it at once.
+    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop; a second one stops it at once.
 
     Args:
       command: train and its options, after two dashes.
@@ -400,8 +399,8 @@ def main(arguments: list[str] | None = None) -> int:
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt as stop:
-        print(f"lsgd: {str(stop) or 'interrupted.'}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("lsgd: interrupted.", file=sys.stderr, flush=True)
         for process in multiprocessing.active_children():  # That decode images, and would be left.
             process.kill()
         os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.

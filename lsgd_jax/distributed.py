@@ -43,6 +43,8 @@ def initialize() -> None:
     """
     if LAUNCHER in os.environ:
         _end_with_launcher(int(os.environ[LAUNCHER]))
+    # It would take every SIGTERM; `lsgd_jax.interruption` stops runs.
+    jax.config.update("jax_enable_preemption_service", False)
     explicit = [os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)]
     if not any(explicit):
         try:
