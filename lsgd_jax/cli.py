@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.interruption import stopped_at_once
 from lsgd_jax.methods import METHODS
+from lsgd_jax.output import Output
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
@@ -63,7 +65,7 @@ def train(
     data_dir: Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
-) -> None:
+) -> int:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
     SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop, with 128 + the signal for its exit code;
@@ -93,6 +95,7 @@ def train(
             from lsgd_jax.figures import run
 
             print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
+    return 0  # Even if nobody reads the line: the run is in its folder.
 
 
 def compare(
@@ -103,7 +106,7 @@ def compare(
     tune: bool = False,
     target_error: float = 0.05,
     data_dir: Path | None = None,
-) -> None:
+) -> int:
     """Train several methods on a preset with several seeds; a table and a picture tell how they compare.
 
     What has been trained into the folder before is not trained again, so that the same command goes on where it was
@@ -143,6 +146,7 @@ def compare(
 
         picture = comparison.draw(out, names, numbers)
         print((out / "comparison.md").read_text() + f"see {picture}")
+    return 0  # As in `train`.
 
 
 def _seeds(text: str) -> list[int]:
@@ -372,10 +376,27 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
+    stdout: Any = Output(sys.stdout)
+    stderr: Any = Output(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = _run(arguments)
+        finally:
+            stdout.flush()
+            stderr.flush()
+        lost = stdout.problem
+        if code is None and lost is not None and not isinstance(lost, BrokenPipeError):
+            print(f"lsgd: the output can't be written ({lost.strerror}).", file=sys.stderr)
+            return 2
+    return code or 0
+
+
+def _run(arguments: list[str] | None) -> int | None:
+    """The exit code; None if the command has only had something to print."""
     try:
         commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
         commands |= {"report": report, "simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
-        code = tyro.extras.subcommand_cli_from_dict(
+        return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="lsgd",
             description="Leader SGD in JAX.",
@@ -412,4 +433,3 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             traceback.print_exc()
         os._exit(1)  # As above.
-    return code or 0

@@ -162,11 +162,13 @@ def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
 
 
 def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
+    """Pass on what a process prints; when it can't be written, close the pipe, by which the process knows."""
     of_gloo = False
-    for line in lines:
-        # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
-        rest = of_gloo and (not line.strip() or line.strip().isdigit())
-        of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
-        if not of_gloo:
-            to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
-            to.flush()
+    with lines, suppress(OSError):
+        for line in lines:
+            # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
+            rest = of_gloo and (not line.strip() or line.strip().isdigit())
+            of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
+            if not of_gloo:
+                to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
+                to.flush()
