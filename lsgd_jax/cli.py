@@ -81,13 +81,13 @@ def train(
     """
     if resume and run_dir is None:
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
-    from lsgd_jax.train import train_and_evaluate
-
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     note = "nothing was saved"
     if config.checkpoint_period and config.asynchronous is None:
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
     with stopped_at_once(note):
+        from lsgd_jax.train import train_and_evaluate
+
         distributed.initialize()
         distributed.simulate_devices(config.groups * config.workers)
         error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
@@ -133,9 +133,9 @@ def compare(
         raise UsageError("compare trains workers in step: asynchronous is for train.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
-    from lsgd_jax.compare import compare as run_comparison
-
     with stopped_at_once("the same command trains the runs that are not finished"):
+        from lsgd_jax.compare import compare as run_comparison
+
         distributed.initialize()
         if distributed.process_count() > 1:
             raise AgreedError("compare is for one process, but this is one of several: train is for these.")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 from jax._src.distributed import global_state
@@ -78,11 +79,15 @@ def _taken_signals(note: str) -> Iterator[_Signals]:
     happens to be in a destructor.
     """
     global _current
-    if _current is not None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield _current or _Signals(note)
         return
-    _current = signals = _Signals(note)
     numbers = stop_signals()
+    if _current is not None:
+        _handle(numbers)  # Again: what JAX has loaded meanwhile may have handlers of its own.
+        yield _current
+        return
+    _current = signals = _Signals(note)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
@@ -94,7 +99,7 @@ def _taken_signals(note: str) -> Iterator[_Signals]:
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = _handle(numbers)
     try:
         yield signals
     finally:
@@ -105,6 +110,11 @@ def _taken_signals(note: str) -> Iterator[_Signals]:
         thread.join()
         os.close(reading)
         _current = None
+
+
+def _handle(numbers: list[signal.Signals]) -> dict[signal.Signals, Any]:
+    """Let the signals do nothing but be written to the wakeup descriptor; returns their handlers from before."""
+    return {number: signal.signal(number, lambda *_: None) for number in numbers}
 
 
 @contextmanager
