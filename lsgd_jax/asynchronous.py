@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lsgd_jax.board import Board, Post
 from lsgd_jax.distributed import StepCount
-from lsgd_jax.errors import RunFailed
+from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.exchange import NOBODY, elect
 from lsgd_jax.leader import pulled
 from lsgd_jax.trees import distance
@@ -412,7 +412,8 @@ class Threads:
         """Wait until all workers have finished or so many seconds have gone; tell whether they have.
 
         Raises:
-          RunFailed: if a worker has failed.
+          UsageError: if a worker has come upon one.
+          RunFailed: if a worker has failed otherwise.
         """
         end = time.monotonic() + seconds
         while self._failure is None and (alive := [thread for thread in self._threads if thread.is_alive()]):
@@ -421,6 +422,8 @@ class Threads:
             alive[0].join(min(NOTICE, max(0.0, end - time.monotonic())))
         if self._failure is not None:
             worker, error = self._failure
+            if isinstance(error, UsageError):
+                raise error
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunFailed(
                 f"worker {worker.position} failed after {worker.step} steps and has ended the run ({why})."

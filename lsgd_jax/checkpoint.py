@@ -96,7 +96,7 @@ class Progress:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Not for orbax to ask: `lsgd_jax.interruption` counts the calls."""
+        """Never: `lsgd_jax.interruption` stops runs."""
         return False
 
 

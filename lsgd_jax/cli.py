@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,9 @@ import tyro
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
+from lsgd_jax.interruption import stopped_at_once
 from lsgd_jax.methods import METHODS
+from lsgd_jax.output import Output
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
@@ -63,11 +66,11 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     processes: int | None = None,
-) -> None:
+) -> int:
     """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
 
-    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop, with 128 and the signal for its exit
-    code; a second interrupt stops it at once.
+    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop, with 128 + the signal for its exit code;
+    a second Ctrl-C stops it at once. Runs that save no checkpoints stop at once.
 
     Args:
       config: the preset and what to change in it.
@@ -81,23 +84,21 @@ def train(
     """
     if resume and run_dir is None:
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
-    from lsgd_jax.train import train_and_evaluate
-
-    distributed.initialize(processes)
-    distributed.simulate_devices(config.groups * config.workers)
     run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-    except KeyboardInterrupt as stop:  # Outside of the steps, if the run is saved.
-        if config.checkpoint_period and config.asynchronous is None:
-            how = f"the same command goes on with --run-dir {run_dir} --resume."
-            stop.args = (f"interrupted while no step was under way; {how}",)
-        raise
-    if distributed.process_index() > 0:
-        return
-    from lsgd_jax.figures import run
+    note = "nothing was saved"
+    if config.checkpoint_period and config.asynchronous is None:
+        note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
+    with stopped_at_once(note):
+        from lsgd_jax.train import train_and_evaluate
 
-    print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
+        distributed.initialize(processes)
+        distributed.simulate_devices(config.groups * config.workers)
+        error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
+        if distributed.process_index() == 0:
+            from lsgd_jax.figures import run
+
+            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
+    return 0  # Even if nobody reads the line: the run is in its folder.
 
 
 def compare(
@@ -108,7 +109,7 @@ def compare(
     tune: bool = False,
     target_error: float = 0.05,
     data_dir: Path | None = None,
-) -> None:
+) -> int:
     """Train several methods on a preset with several seeds; a table and a picture tell how they compare.
 
     What has been trained into the folder before is not trained again, so that the same command goes on where it was
@@ -135,18 +136,20 @@ def compare(
         raise UsageError("compare trains workers in step: asynchronous is for train.")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
-    from lsgd_jax.compare import compare as run_comparison
+    with stopped_at_once("the same command trains the runs that are not finished"):
+        from lsgd_jax.compare import compare as run_comparison
 
-    distributed.initialize()
-    if distributed.process_count() > 1:
-        raise AgreedError("compare is for one process, but this is one of several: train is for these.")
-    distributed.simulate_devices(config.groups * config.workers)
-    out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
-    run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
-    from lsgd_jax.figures import comparison
+        distributed.initialize()
+        if distributed.process_count() > 1:
+            raise AgreedError("compare is for one process, but this is one of several: train is for these.")
+        distributed.simulate_devices(config.groups * config.workers)
+        out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{config.groups * config.workers}"
+        run_comparison(config, names, numbers, out, tune=tune, target_error=target_error, data_dir=data_dir)
+        from lsgd_jax.figures import comparison
 
-    picture = comparison.draw(out, names, numbers)
-    print((out / "comparison.md").read_text() + f"see {picture}")
+        picture = comparison.draw(out, names, numbers)
+        print((out / "comparison.md").read_text() + f"see {picture}")
+    return 0  # As in `train`.
 
 
 def _seeds(text: str) -> list[int]:
@@ -300,7 +303,7 @@ def launch(
 ) -> int:
     """Train in several processes on this machine, as on several hosts: lsgd launch --processes 2 -- train mnist1d.
 
-    An interrupt (Ctrl-C) or a termination lets the run save a checkpoint and stop; a second one stops it at once.
+    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop; a second one stops it at once.
 
     Args:
       command: train and its options, after two dashes.
@@ -382,10 +385,27 @@ def compile_ahead(config: UnplacedPreset, topology: str, text: Path | None = Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a user's mistake."""
+    stdout: Any = Output(sys.stdout)
+    stderr: Any = Output(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = _run(arguments)
+        finally:
+            stdout.flush()
+            stderr.flush()
+        lost = stdout.problem
+        if code is None and lost is not None and not isinstance(lost, BrokenPipeError):
+            print(f"lsgd: the output can't be written ({lost.strerror}).", file=sys.stderr)
+            return 2
+    return code or 0
+
+
+def _run(arguments: list[str] | None) -> int | None:
+    """The exit code; None if the command has only had something to print."""
     try:
         commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
         commands |= {"report": report, "simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
-        code = tyro.extras.subcommand_cli_from_dict(
+        return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="lsgd",
             description="Leader SGD in JAX.",
@@ -409,8 +429,8 @@ def main(arguments: list[str] | None = None) -> int:
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt as stop:
-        print(f"lsgd: {str(stop) or 'interrupted.'}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("lsgd: interrupted.", file=sys.stderr, flush=True)
         for process in multiprocessing.active_children():  # That decode images, and would be left.
             process.kill()
         os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
@@ -422,4 +442,3 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             traceback.print_exc()
         os._exit(1)  # As above.
-    return code or 0

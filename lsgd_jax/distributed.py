@@ -56,6 +56,8 @@ def initialize(processes: int | None = None) -> None:
     """
     if LAUNCHER in os.environ:
         _end_with_launcher(os.environ[LAUNCHER])
+    # It would take every SIGTERM; `lsgd_jax.interruption` stops runs.
+    jax.config.update("jax_enable_preemption_service", False)
     address, count, number = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
     if processes is not None:
         if count not in ("", str(processes)):

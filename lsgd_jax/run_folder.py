@@ -166,12 +166,19 @@ class RunFolder:
         return beside
 
     def length(self) -> int:
-        """The metrics file's bytes, which are on the disk; 0 on other processes than the first."""
+        """The metrics file's bytes, which are on the disk; 0 on other processes than the first.
+
+        Raises:
+          UsageError: if it can't be written or is gone.
+        """
         if process_index() > 0:
             return 0
-        with (self.path / "metrics.jsonl").open("rb") as metrics:
-            os.fsync(metrics.fileno())
-            return metrics.seek(0, os.SEEK_END)
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as metrics:
+                os.fsync(metrics.fileno())
+                return metrics.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
 
     def log(self, event: str, **values: Any) -> None:
         """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
@@ -179,18 +186,22 @@ class RunFolder:
         Threads may do so at the same time.
 
         Raises:
-          UsageError: if it can't be written.
+          UsageError: if they can't be written or are gone.
         """
         if process_index() > 0:
             return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
         try:
-            with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
+            with self._lock, open(self.path / "metrics.jsonl", "a", opener=_open_existing) as metrics:
                 metrics.write(json.dumps(line, allow_nan=False) + "\n")
                 if self._event_file is not None:
                     self._event_file.add(line)
         except OSError as error:
             raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _jsonable(value: Any) -> Any:

@@ -72,7 +72,7 @@ def train_and_evaluate(
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has
         files in it or can't be written, its checkpoints can't be read, or all workers have failed.
-      Interrupted: if a SIGINT or SIGTERM has stopped the run, after a checkpoint.
+      Interrupted: if a SIGINT, SIGTERM or SIGHUP has stopped the run, after a checkpoint.
     """
     if config.asynchronous is not None:
         from lsgd_jax import train_asynchronously  # It builds on what is below.
@@ -98,7 +98,7 @@ def train_and_evaluate(
 
     with (
         folder,
-        RunProgress(config.steps, lines=lines) as shown,
+        RunProgress(config.steps, log=folder.log, lines=lines) as shown,
         Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints) as checkpoints,
     ):
         start = partial(init_state, model, optimizer, placement)

@@ -69,7 +69,8 @@ def train_and_evaluate(
       The center's last test error, in [0, 1].
 
     Raises:
-      UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
+      UsageError: if the configuration does not fit the machine or the data, or the folder has files in it or can't be
+        written.
       RunFailed: if a worker fails; `lsgd_jax.asynchronous.GRACE` seconds after it has or the evaluation at hand has
         ended, at the latest.
     """
@@ -91,7 +92,7 @@ def train_and_evaluate(
             kind = partial(_PostedRun, board=board_of(prepared))
         folder = RunFolder(run_dir, config, tensorboard=tensorboard)
 
-    with folder, RunProgress(config.steps, lines=lines) as progress:
+    with folder, RunProgress(config.steps, log=folder.log, lines=lines) as progress:
         progress.say("compiling")
         run = kind(config, prepared, folder, progress)
         progress.say("training")

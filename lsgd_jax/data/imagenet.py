@@ -7,7 +7,11 @@ step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.
 import copy
 import io
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -142,12 +146,27 @@ def _ahead(make: Callable, first: int, end: int, processes: int) -> Iterator:
         # Through pipes: batches in shared memory would outlive an iteration that is broken off.
         through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, _end_with_parent)
     batches = iter(dataset)
     try:
         yield from batches
     finally:  # Also if the last batches are not taken.
         batches.close()
+
+
+def _end_with_parent(number: int, count: int) -> None:
+    """Let this process, which decodes images, end when the one that trains does, however it ends, and not before."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # Which has started this process.
+        parent.join()  # A pipe that the kernel closes.
+        os._exit(1)
+
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # All of a terminal's or a job's processes get it.
+        signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _random_crop(encoded: bytes, size: int, rng: np.random.Generator) -> np.ndarray:

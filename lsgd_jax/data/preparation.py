@@ -17,9 +17,11 @@ reading archives and encoding images, is done here by the standard library and P
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import io
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -56,6 +58,7 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
       UsageError: if an archive is missing and can't be downloaded, or is not intact, or the folder can't be written.
     """
     data_dir = _data_dir(data_dir)
+    _remove_left(name, data_dir)
     builder_class, folder = _BUILDERS[name], _folder(name, data_dir)
     if is_prepared(name, data_dir):
         _prepared_builder(name, data_dir)  # Raises if it can't be read.
@@ -68,7 +71,13 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         quiet = contextlib.redirect_stdout(io.StringIO())  # tfds would name the folder of the work as the result.
-        with quiet, tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work:
+        with (
+            quiet,
+            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work,
+            Path(work, "lock").open("w") as lock,
+        ):
+            with contextlib.suppress(OSError):  # Where nothing can be locked, nothing is removed.
+                _lock(lock)
             builder = builder_class(data_dir=work, file_format="array_record")
             builder.download_and_prepare(download_dir=Path(work, "downloads"), download_config=config)
             folder.parent.mkdir(exist_ok=True)
@@ -79,6 +88,19 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
     except (OSError, EOFError, tarfile.TarError, zlib.error, DownloadError) as error:
         raise UsageError(f"{name} can't be prepared in {data_dir}: {error}") from None
     return folder
+
+
+def _remove_left(name: str, data_dir: Path) -> None:
+    """Remove the folders in which a data set was being prepared by processes that were killed."""
+    for work in data_dir.glob(f".{name}-*"):
+        with contextlib.suppress(OSError), (work / "lock").open("w") as lock:
+            _lock(lock)
+            shutil.rmtree(work)
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file until it is closed, at the latest by this process's end; OSError if another process has locked it."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_prepared(name: str, data_dir: Path | None = None) -> bool:

@@ -15,7 +15,7 @@ from lsgd_jax.asynchronous import Joined, Threads
 from lsgd_jax.board import Board
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, STACKED, StepCount
-from lsgd_jax.errors import RunFailed
+from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder, read_metrics
@@ -40,7 +40,8 @@ DEADLINE = 60
 def run_of(config, path):
     posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
     kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
-    return kind(config, train.prepare(config), RunFolder(path, config), RunProgress(config.steps, lines=False))
+    folder = RunFolder(path, config)
+    return kind(config, train.prepare(config), folder, RunProgress(config.steps, log=folder.log, lines=False))
 
 
 def params_of(run):
@@ -154,6 +155,16 @@ def test_a_worker_that_fails_ends_those_who_wait_for_it():
         threads.have_ended(DEADLINE)
     assert time.monotonic() - begun < DEADLINE
     wait_for_no_threads()
+
+
+def test_what_the_user_has_to_change_is_not_taken_for_a_failure():
+    def refusing(step):
+        raise UsageError("the metrics can't be written.")
+
+    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, most=0)
+    workers = [scripted(0, 10), scripted(1, 10, refusing)]
+    with pytest.raises(UsageError, match=r"^the metrics can't be written\.$"), Threads(workers, joined) as threads:
+        threads.have_ended(DEADLINE)
 
 
 def test_a_worker_that_hangs_does_not_keep_the_run_from_ending(monkeypatch):
