@@ -18,7 +18,7 @@ SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"
         (["--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
         (["--parameters", "5"], "parameters must be at least 1, with --costs-only, got 5."),
         (["--method", "easgd"], "simulate chooses the method itself"),
-        (["--workers", "65"], "training is for at most 64 workers, got 65: add --costs-only."),
+        (["--workers", "65"], "training is for at most 64 workers, got 65: simulate costs only."),
         (["--workers", "65", "--steps", "6", "--costs-only"], "the steps must be a multiple of 4"),
         (["--wire", "int8", "--methods", "lsgd"], "without wire"),
     ],
