@@ -240,12 +240,12 @@ def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -
     Raises:
       UsageError: if a method can't be run with its configuration, or an option has no effect with any of them.
     """
+    if options.get("asynchronous", config.asynchronous) is not None:
+        raise UsageError("compare trains workers in step: asynchronous is for train.")
     try:
         configs = config.for_methods({method: method for method in methods}, options)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if any(of.asynchronous is not None for of in configs.values()):
-        raise UsageError("compare trains workers in step: asynchronous is for train.")
     return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # What was stopped starts anew.
 
 
