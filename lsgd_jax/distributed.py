@@ -35,6 +35,8 @@ SHARED = PartitionSpec()
 
 COORDINATOR, PROCESSES, PROCESS = "LSGD_COORDINATOR", "LSGD_PROCESSES", "LSGD_PROCESS"
 """Environment variables: the address of process 0 (host:port), how many processes there are, and which this one is."""
+MOST_SIMULATED = 512
+"""Devices that the CPUs of one host may act as: each takes threads and its own part of every program."""
 LAUNCHER = "LSGD_LAUNCHER"
 """The environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
 _JAX_ADDRESS, _JAX_LISTENS_AT = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
@@ -250,11 +252,20 @@ def simulate_devices(count: int) -> None:
     """Let the CPUs of all processes act as that many devices, unless the user's environment says how many each is.
 
     Call it before JAX is used: the number is fixed once a device has been asked for. GPUs and TPUs stay what they are.
+
+    Raises:
+      UsageError: if they would be more than a host can act as.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", -(-count // process_count()))
+        of_process = -(-count // process_count())
+        if of_process > MOST_SIMULATED:
+            raise AgreedError(
+                f"a process simulates at most {MOST_SIMULATED} devices, one for each worker, got {of_process} workers:"
+                " lower groups or workers, or set JAX_NUM_CPU_DEVICES to let workers share devices."
+            )
+        jax.config.update("jax_num_cpu_devices", of_process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,7 +448,7 @@ def place(groups: int, workers: int, devices: Sequence[jax.Device] | None = None
     processes, count = len({device.process_index for device in devices}), groups * workers
     if count % processes:
         raise UsageError(
-            f"{count} workers can't be shared out evenly among {processes} processes: change --groups or --workers."
+            f"{count} workers can't be shared out evenly among {processes} processes: change groups or workers."
         )
     sizes = [(g, w) for g in _divisors(groups) for w in _divisors(workers)]
     used = [(g, w) for g, w in sizes if g * w <= len(devices) and g * w % processes == 0]

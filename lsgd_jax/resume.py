@@ -20,7 +20,7 @@ from lsgd_jax.data import Stretch
 from lsgd_jax.distributed import Placement, failing_together
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.ledger import bytes_sent
-from lsgd_jax.run_folder import RunFolder
+from lsgd_jax.run_folder import RunFolder, read_config
 from lsgd_jax.step import TrainState
 
 
@@ -55,6 +55,8 @@ def resumed(
     if changed := folder.changed_settings():
         tell(f"the run started with other settings, so that its results may differ: {changed}")
     workers = math.prod(placement.shape)
+    with failing_together():
+        before = read_config(folder.path)
     problems: dict[int, UsageError] = {}
     for step in checkpoints.steps():
         try:
@@ -95,7 +97,7 @@ def resumed(
     if (progress.shape, progress.processes, progress.devices) == (now.shape, now.processes, now.devices):
         return state, progress
     if progress.shape != now.shape:
-        before = dataclasses.replace(config, groups=progress.shape[0], workers=progress.shape[1])
+        before = before.replace(groups=progress.shape[0], workers=progress.shape[1])
         sent, sent_now = (bytes_sent(of, params, step) for of in (before, config))
         tell(_resizing(progress, now.shape, sources))
         progress = _resized(progress, now.shape, sources)

@@ -58,9 +58,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 if not resume:
-                    raise UsageError(
-                        f"the run folder {path} is not empty: name another with --run-dir, or go on with --resume."
-                    )
+                    raise UsageError(f"the run folder {path} is not empty: name another run_dir, or resume the run.")
                 self._check_goes_on()
                 return
             with (path / "config.json").open("x") as file:  # Of two that come at once, one fails.
@@ -86,6 +84,8 @@ class RunFolder:
         if not before.checkpoint_period:
             raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
         for field in dataclasses.fields(Config):
+            if not (before.has_effect(field.name) and config.has_effect(field.name)):
+                continue
             old, new = getattr(before, field.name), getattr(config, field.name)
             by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
             may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
@@ -100,7 +100,7 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             raise UsageError(
                 f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
-                " name one that all hosts share, or give --checkpoint-every 0."
+                " name one that all hosts share, or set checkpoint_every to 0."
             )
 
     def changed_settings(self) -> str:
@@ -235,7 +235,7 @@ def _command() -> str:
     return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path | str) -> Config:
     """The configuration of a run.
 
     Raises:
@@ -248,14 +248,14 @@ def read_config(path: Path) -> Config:
         raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
 
 
-def read_metrics(path: Path, *events: str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
     """The events that a run has logged, all or of some kinds, in order, but for a last line that was not finished.
 
     Raises:
       UsageError: if the metrics can't be read.
     """
     try:
-        *lines, _ = (path / "metrics.jsonl").read_text().split("\n")
+        *lines, _ = (Path(path) / "metrics.jsonl").read_text().split("\n")
         return [entry for entry in map(json.loads, lines) if not events or entry["event"] in events]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"the metrics in {path} can't be read ({error}).") from None

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import inspect
 import itertools
 import math
 import signal
@@ -20,6 +19,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.checkpoint import Checkpoints, Progress
+from lsgd_jax.checks import check_path
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
 from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, of_first_process, place
@@ -38,9 +38,9 @@ from lsgd_jax.step import Leaders, StepMetrics, init_state, local_steps, state_s
 
 def train_and_evaluate(
     config: Config,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     lines: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
@@ -74,11 +74,12 @@ def train_and_evaluate(
         files in it or can't be written, its checkpoints can't be read, or all workers have failed.
       Interrupted: if a SIGINT, SIGTERM or SIGHUP has stopped the run, after a checkpoint.
     """
+    run_dir = check_path("run_dir", run_dir)
     if config.asynchronous is not None:
         from lsgd_jax import train_asynchronously  # It builds on what is below.
 
         if resume:
-            raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without --resume.")
+            raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without resume.")
         return train_asynchronously.train_and_evaluate(
             config, run_dir, data_dir=data_dir, lines=lines, tensorboard=tensorboard
         )
@@ -234,7 +235,7 @@ class Prepared(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
 
 
-def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
+def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     """What the configuration asks for.
 
     Raises:
@@ -245,7 +246,7 @@ def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
     return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
 
 
-def make_feed(config: Config, data_dir: Path | None = None, rows: Sequence[int] | None = None) -> Feed:
+def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:
     """The data, in the order that the seed gives.
 
     Args:
@@ -317,16 +318,10 @@ def make_method(
 ) -> optax.GradientTransformationExtraArgs:
     """The method around a worker's optimiser, over the axes of the placement."""
     method = METHODS[config.method]
-    options = inspect.signature(method.build).parameters
-    own: dict[str, Any] = {"axis_name": placement.axes}
-    for name, option in options.items():
-        value = getattr(config, name, None)
-        of_groups = name.startswith("global_") and config.groups == 1
-        if option.kind is option.KEYWORD_ONLY and value is not None and not of_groups:
-            own[name] = value
-    if config.groups > 1 and "group_axis_name" in options:
-        own |= {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
-    return method.build(optimizer, **own)
+    axes: dict[str, Any] = {"axis_name": placement.axes}
+    if config.groups > 1 and method.has_groups:
+        axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
+    return method.build(optimizer, **axes, **config.method_options)
 
 
 def local_optimizer(config: Config) -> optax.GradientTransformation:

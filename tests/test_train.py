@@ -105,8 +105,8 @@ def test_a_compiled_round_takes_the_same_steps_one_by_one():
 def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
     """With dropout, whose keys are the workers' own."""
     config = dataclasses.replace(
-        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4, method=method
-    )
+        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
+    ).replace(method=method)
     mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
     slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
     results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]

@@ -28,7 +28,7 @@ SMALL = dataclasses.replace(
 def run(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     jax.config.update("jax_disable_most_optimizations", True)  # Compiling takes longer than the few steps.
-    train.train_and_evaluate(dataclasses.replace(SMALL, asynchronous=request.param), path, tensorboard=True)
+    train.train_and_evaluate(SMALL.replace(asynchronous=request.param), path, tensorboard=True)
     jax.config.update("jax_disable_most_optimizations", False)
     return path
 
@@ -221,7 +221,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     out.write_text("<!doctype html>mine")
-    with pytest.raises(UsageError, match="is there already and is no report: name another file with --out"):
+    with pytest.raises(UsageError, match="is there already and is no report: name another out file"):
         report.write([run], out)
     assert out.read_text() == "<!doctype html>mine"
     with pytest.raises(UsageError, match="can't be written"):
@@ -309,6 +309,6 @@ def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
 
 def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UsageError, match=r"--tensorboard needs tensorboardX: pip install 'lsgd-jax\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"tensorboard needs tensorboardX: pip install 'lsgd-jax\[tensorboard\]'"):
         train.train_and_evaluate(SMALL, tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()

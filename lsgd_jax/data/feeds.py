@@ -126,7 +126,7 @@ class Streamed:
 
     def __init__(
         self,
-        data_dir: Path | None,
+        data_dir: Path | str | None,
         *,
         workers: int,
         batch_size: int,

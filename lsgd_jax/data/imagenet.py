@@ -39,7 +39,7 @@ class ImageNetStream:
 
     def __init__(
         self,
-        data_dir: Path | None = None,
+        data_dir: Path | str | None = None,
         *,
         workers: int,
         batch_size: int,
@@ -107,7 +107,7 @@ class ImageNetStream:
 class ImageNetTest:
     """The validation images, or held-out training images, in chunks of one size, cropped to their centre."""
 
-    def __init__(self, data_dir: Path | None = None, *, held_out: float = 0.0, image_size: int = 224) -> None:
+    def __init__(self, data_dir: Path | str | None = None, *, held_out: float = 0.0, image_size: int = 224) -> None:
         """Open the data.
 
         Args:

@@ -41,10 +41,11 @@ from tensorflow_datasets.core.download.util import DownloadError
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 from tensorflow_datasets.image_classification import cifar, mnist
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 
 
-def prepare(name: str, data_dir: Path | None = None) -> Path:
+def prepare(name: str, data_dir: Path | str | None = None) -> Path:
     """Prepare a data set, unless it is; all of it or, if anything fails, nothing.
 
     Args:
@@ -103,7 +104,7 @@ def _lock(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_prepared(name: str, data_dir: Path | None = None) -> bool:
+def is_prepared(name: str, data_dir: Path | str | None = None) -> bool:
     """Whether the data set is prepared."""
     return (_folder(name, _data_dir(data_dir)) / "dataset_info.json").exists()
 
@@ -120,7 +121,7 @@ class Examples(Protocol):
         ...
 
 
-def encoded_examples(name: str, split: str, data_dir: Path | None = None) -> Examples:
+def encoded_examples(name: str, split: str, data_dir: Path | str | None = None) -> Examples:
     """The examples of a prepared data set, always in the same order.
 
     Args:
@@ -137,7 +138,7 @@ def encoded_examples(name: str, split: str, data_dir: Path | None = None) -> Exa
 
 def _prepared_builder(name: str, data_dir: Path) -> Any:
     if not is_prepared(name, data_dir):
-        raise UsageError(f"{name} is not prepared in {data_dir}: run lsgd data prepare {name} --data-dir {data_dir}")
+        raise UsageError(f"{name} is not prepared in {data_dir}: run lsgd data prepare {name} with this data_dir.")
     builder = tfds.builder_cls(name)(data_dir=data_dir)
     if builder.info.file_format.value != "array_record":
         raise UsageError(
@@ -147,9 +148,10 @@ def _prepared_builder(name: str, data_dir: Path) -> Any:
     return builder
 
 
-def _data_dir(data_dir: Path | None) -> Path:
+def _data_dir(data_dir: Path | str | None) -> Path:
     """The folder, or the one that tfds uses by default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return check_path("data_dir", folder).expanduser()
 
 
 def _folder(name: str, data_dir: Path) -> Path:

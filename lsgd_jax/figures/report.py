@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as figures
@@ -31,7 +32,7 @@ MOST_EVENTS = 50
 """In a table."""
 
 
-def write(runs: list[Path], out: Path) -> None:
+def write(runs: Sequence[Path | str], out: Path | str) -> None:
     """Write a page about runs.
 
     Args:
@@ -41,16 +42,17 @@ def write(runs: list[Path], out: Path) -> None:
     Raises:
       UsageError: if a folder is not one of a run, or the file is another or can't be written.
     """
+    folders, out = [check_path("runs", run) for run in runs], check_path("out", out)
     try:
         if out.exists() and not out.read_bytes().startswith(_HEAD.encode()):
-            raise UsageError(f"{out} is there already and is no report: name another file with --out.")
-        page = _page([_read(run, name) for run, name in zip(runs, _names(runs), strict=True)])
+            raise UsageError(f"{out} is there already and is no report: name another out file.")
+        page = _page([_read(run, name) for run, name in zip(folders, _names(folders), strict=True)])
         out.parent.mkdir(parents=True, exist_ok=True)
         new = out.with_name(out.name + ".new")
         new.write_text(page, encoding="utf-8")
         new.replace(out)
     except OSError as error:
-        raise UsageError(f"the report {out} can't be written ({error.strerror}): name another with --out.") from None
+        raise UsageError(f"the report {out} can't be written ({error.strerror}): name another out file.") from None
 
 
 def _names(runs: list[Path]) -> list[str]:

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.config import Config
 from lsgd_jax.run_folder import read_metrics
 
 
-def draw(run: Path) -> Path:
+def draw(run: Path | str) -> Path:
     """Draw a run from its folder into the folder; returns the picture's path."""
+    run = check_path("run", run)
     config = Config.load(run)
     errors = errors_of(run)
     exchange_steps, leaders = leaders_of(run)

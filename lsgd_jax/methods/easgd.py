@@ -79,6 +79,12 @@ def strengths(pull: float | None, center_pull: float | None, workers: int) -> tu
     return beta / workers if pull is None else pull, beta
 
 
+def derived_strengths(options: dict[str, Any], groups: int, workers: int) -> dict[str, Any]:
+    """The strengths with which these options of `easgd` train so many groups of workers, by the options' names."""
+    pull, center_pull = strengths(options["pull"], options["center_pull"], groups * workers)
+    return {"pull": pull, "center_pull": center_pull}
+
+
 def meet_center(
     x: optax.Params, center: optax.Params, pull: float, center_pull: float
 ) -> tuple[optax.Params, optax.Params]:

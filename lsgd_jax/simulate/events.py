@@ -171,7 +171,7 @@ def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any)
       >>> print(log.end / SECOND, log.events[-1].kind, log.events[-1].begun)
       0.8 exchange (400000000, 800000000)
     """
-    return _Queue(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+    return _Queue(schedule, config.replace(method=schedule.method), cluster, params).run()
 
 
 def totals(log: EventLog) -> Totals:

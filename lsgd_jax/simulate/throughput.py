@@ -5,7 +5,6 @@ does at the end of a step can have no effect on others before a further step is 
 first such time are dealt with at once.
 """
 
-import dataclasses
 import itertools
 from collections import Counter
 from typing import Any
@@ -49,7 +48,7 @@ def throughput(schedule: Schedule, config: Config, cluster: Cluster, params: Any
     if cluster.absences:
         raise ValueError("workers that are away need an event log.")
     kind = _OfAll if schedule.counts == "all" else _InStep if schedule.waits == "together" else _OnOwnClock
-    return kind(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+    return kind(schedule, config.replace(method=schedule.method), cluster, params).run()
 
 
 def _sum(times: np.ndarray) -> int:

@@ -4,7 +4,6 @@ Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `
 step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,7 +104,7 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
       UsageError: for options of the configuration that are not simulated.
     """
     for name in ("wire", "delay", "stale_pull", "global_stale_pull", "revive"):
-        if getattr(config, name) not in (getattr(Config, name), 0):  # The field's default.
+        if getattr(config, name) != getattr(Config, name):  # The field's default.
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
@@ -276,7 +275,7 @@ def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
 class Network:
     """A `Problem`: a network on a data set, as `lsgd train` trains it, all workers on one device."""
 
-    def __init__(self, config: Config, data_dir: Path | None = None) -> None:
+    def __init__(self, config: Config, data_dir: Path | str | None = None) -> None:
         """Load the data and make the network.
 
         Args:
@@ -288,9 +287,7 @@ class Network:
         """
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
-        self._config = dataclasses.replace(
-            config, method="independent", groups=1, workers=config.groups * config.workers
-        )
+        self._config = config.replace(method="independent", groups=1, workers=config.groups * config.workers)
         workers = range(self._config.workers)
         self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
         self._model = make_model(config, self._feeds[0])

@@ -251,9 +251,7 @@ def test_a_failure_is_one_sentence_and_the_exit_code_1(tmp_path, monkeypatch, ca
 def test_workers_who_share_a_device_are_refused(tmp_path, capsys):
     command = ["train", "digits", "--groups", "3", "--workers", "3", "--asynchronous", "posted", "--run-dir"]
     assert cli.main([*command, str(tmp_path / "run")]) == 2
-    message = (
-        "asynchronous needs a device a worker, but there are 3 devices for 9 workers: lower --groups or --workers."
-    )
+    message = "asynchronous needs a device a worker, but there are 3 devices for 9 workers: lower groups or workers."
     assert capsys.readouterr().err == f"lsgd: {message}\n"
     assert not (tmp_path / "run").exists()
 
@@ -273,12 +271,12 @@ def test_other_commands_refuse_it(command, message, capsys):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "local_sgd"}, "asynchronous must be not given for local_sgd, got posted."),
+        ({"method": "local_sgd", "global_period": None}, "asynchronous must be not given for local_sgd, got posted."),
         (
-            {"method": "easgd", "asynchronous": "joined"},
+            {"method": "easgd", "global_period": None, "asynchronous": "joined"},
             "asynchronous must be posted or not given for easgd, got joined.",
         ),
-        ({"asynchronous": "now"}, "asynchronous must be posted or joined or not given for lsgd, got now."),
+        ({"asynchronous": "now"}, "asynchronous must be joined, posted or not given, got 'now'."),
         ({"staleness": -1}, "staleness must be at least 0, got -1."),
         (
             {"staleness": 1, "asynchronous": "joined"},
@@ -295,7 +293,10 @@ def test_other_commands_refuse_it(command, message, capsys):
         ({"stale_pull": 0.1}, "stale_pull must be 0 or not given, if training is asynchronous, got 0.1."),
         ({"wire": "int8"}, "wire must be not given with posted, which sends no leaders, got int8."),
         ({"delay": 1}, "delay must be 0 with posted, got 1."),
-        ({"batch_statistics": "leader"}, "batch_statistics must be own, mean or reestimate with posted, got leader."),
+        (
+            {"model": "resnet20", "batch_statistics": "leader"},
+            "batch_statistics must be own, mean or reestimate with posted, got leader.",
+        ),
     ],
 )
 def test_a_configuration_out_of_range_is_one_sentence(fields, message):

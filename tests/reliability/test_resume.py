@@ -231,7 +231,7 @@ def link_checkpoints(path):
 
 def save_nowhere(path):
     shutil.rmtree(path / "checkpoints")
-    (path / "config.json").write_text(dataclasses.replace(LONGER, checkpoint_every=0).to_json())
+    (path / "config.json").write_text(LONGER.replace(checkpoint_every=0).to_json())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"
         (["--parameters", "5"], "parameters must be at least 1, with --costs-only, got 5."),
         (["--method", "easgd"], "simulate chooses the method itself"),
         (["--asynchronous", "posted"], "use --methods lsgd-joined or lsgd-posted in place of --asynchronous."),
-        (["--revive", "from_leader"], "simulate revives no workers: leave --revive out."),
+        (["--revive", "from_leader"], "revive has no effect in simulate."),
         (
             ["--costs-only", "--step-seconds", "1e10"],
             "virtual time, where a simulation ends: lower steps or step_seconds.",
@@ -54,7 +54,7 @@ SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"
             ["--costs-only", "--methods", "easgd", "--local-latency", "1e300"],
             "once takes 1e+300 seconds, but must take",
         ),
-        (["--workers", "65"], "training is for at most 64 workers, got 65: add --costs-only."),
+        (["--workers", "65"], "training is for at most 64 workers, got 65: simulate costs only."),
         (["--workers", "65", "--steps", "6", "--costs-only"], "the steps must be a multiple of 4"),
         (["--wire", "int8", "--methods", "lsgd"], "without wire"),
     ],
