@@ -11,8 +11,18 @@ import numpy as np
 from lsgd_jax.errors import UsageError
 
 
+def check_static(name: str, value: Any) -> None:
+    """Raise ValueError if the value is an array, which `optax.inject_hyperparams` makes of every number."""
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"{name} can't change during a run and must be a Python int, got an array: with optax.inject_hyperparams,"
+            f' list "{name}" in static_args.'
+        )
+
+
 def check_whole(name: str, number: Any, unit: str) -> None:
-    """Raise ValueError unless the number is whole and at least 1."""
+    """Raise ValueError unless the number is a Python one, whole and at least 1."""
+    check_static(name, number)
     if not isinstance(number, Integral) or number < 1:
         raise ValueError(f"{name} must be a whole number of {unit}, at least 1, got {number!r}.")
 

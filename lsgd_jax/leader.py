@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgd_jax.checks import check_strengths, check_whole
+from lsgd_jax.checks import check_static, check_strengths, check_whole
 from lsgd_jax.exchange import (
     NOBODY,
     AxisName,
@@ -162,12 +162,14 @@ def leader_pull(
 
     `update` sees one worker, inside `jax.shard_map`, `jax.pmap` or `jax.vmap(..., axis_name=...)`. Whether an exchange
     is due must be the same on all workers, or they wait for each other for ever: wrappers that skip updates for some
-    workers only (`optax.apply_if_finite`, `optax.MultiSteps`) go inside the chain, never around `leader_pull`.
+    workers only (`optax.apply_if_finite`) go inside the chain, around the worker's optimizer, and never around
+    `leader_pull`.
 
     Args:
       pull: strength of the pull towards the (local) leader, dimensionless, in [0, 1]: a number, a schedule of the step,
         or an array with the shape of the worker axes, groups first, of which each worker takes its own entry. To change
-        it during a run, `optax.inject_hyperparams(leader_pull, static_args=...)` with all other options static.
+        it during a run, `optax.inject_hyperparams(leader_pull, static_args=...)`, with `period`, `global_period`,
+        `window` and `delay` static and, unless they are used, the stale pulls.
         In the objective form of eq. 1 it is the learning rate times lambda.
       axis_name: the axis, or the axes, on which the workers of a group lie.
       period: updates between (local) exchanges, tau.
@@ -227,6 +229,7 @@ def leader_pull(
     check_broadcast(broadcast)
     if wire not in (None, *get_args(Wire)):
         raise ValueError(f'wire must be None, "bfloat16" or "int8", got {wire!r}.')
+    check_static("delay", delay)
     if delay not in (0, 1):
         raise ValueError(f"delay must be 0 or 1, got {delay!r}.")
     if revive not in get_args(Revive):
@@ -393,8 +396,8 @@ def leader_sgd(
       broadcast: how leaders are sent, as for `leader_pull`.
       wire: in what numbers leaders are sent, as for `leader_pull`.
       delay: 1 puts off each pull to the next exchange, as for `leader_pull`.
-      revive: "from_leader" lets workers that have failed start anew from the leader, as for `leader_pull`, with an
-        optimizer state as at the start; parameters have to be updated by `apply_updates` of this module.
+      revive: "from_leader" restarts workers that have failed from the leader, as for `leader_pull`, with an optimizer
+        state as at the start.
 
     Raises:
       ValueError: as `leader_pull` does.

@@ -216,3 +216,13 @@ def test_lsgd_can_be_injected_with_hyperparameters():
     state.hyperparams["learning_rate"] = jnp.zeros(4)
     updates, _ = jax.vmap(lambda x, s: tx.update(x, s, x, value=x), axis_name="worker")(x, state)
     np.testing.assert_array_equal(optax.apply_updates(x, updates), np.zeros(4))
+
+
+@pytest.mark.parametrize("mapping", ["alone", "vmap"])
+@pytest.mark.parametrize("missing", ["period", "window", "delay", "global_period"])
+def test_an_injected_option_that_has_to_be_static_is_one_sentence(missing, mapping):
+    static = {"period", "window", "delay", "global_period"} - {missing}
+    options = {"axis_name": "worker", "group_axis_name": "group", "period": 2, "global_period": 4}
+    init = optax.inject_hyperparams(lsgd, static_args=static)(0.1, **options).init
+    with pytest.raises(ValueError, match=rf'^{missing} can\'t .*, got an array: .* list "{missing}" in static_args\.'):
+        (jax.vmap(init) if mapping == "vmap" else init)(jnp.ones(2))
