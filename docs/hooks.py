@@ -41,9 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links to the repository's other files lead to copies in the site; those to folders become plain text."""
-    if page.file.abs_src_path is None:  # A notebook.
-        return markdown
-    folder, here = Path(page.file.abs_src_path).parent, Path(page.file.src_uri).parent
+    here = Path(page.file.src_uri).parent
+    folder = Path(page.file.abs_src_path).parent if page.file.abs_src_path else ROOT / here  # That of the notebooks.
 
     def led(link: re.Match) -> str:
         path = (folder / link["path"]).resolve()

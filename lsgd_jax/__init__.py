@@ -1,7 +1,19 @@
 """Leader SGD and its peers as optax gradient transformations over named worker axes."""
 
-from lsgd_jax.exchange import NOBODY, broadcast_from, elect
-from lsgd_jax.leader import LeaderPullState, LeaderState, apply_updates, leader_pull, leader_sgd, lsgd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lsgd_jax.exchange import NOBODY, broadcast_from, elect
+    from lsgd_jax.leader import LeaderPullState, LeaderState, apply_updates, leader_pull, leader_sgd, lsgd
+else:  # Imported when they are used, so that the `lsgd` command can report what JAX's import raises.
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from lsgd_jax import exchange, leader
+
+        return next(vars(module)[name] for module in (exchange, leader) if name in vars(module))
+
 
 __all__ = [
     "NOBODY",

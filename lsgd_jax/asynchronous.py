@@ -32,7 +32,8 @@ from lsgd_jax.board import Board, Post
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.exchange import NOBODY, elect
-from lsgd_jax.leader import distance, pulled
+from lsgd_jax.leader import pulled
+from lsgd_jax.trees import distance
 
 GRACE = 10.0
 """Seconds that the other workers have to end the step at hand when one has failed, before the run ends without them."""
@@ -246,7 +247,7 @@ class Posted:
         x, pull = worker.model.params, np.float32(0)
         for i, level in enumerate(self._levels):
             self._elect(worker, [None] * level.workers)
-            jax.block_until_ready(_drawn(x, (x,) * (i + 1), (pull,) * (i + 1)))
+            jax.block_until_ready(_drawn(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
 
     def after_step(self, worker: Worker) -> None:
         """Post it if it is time to, and count it."""
@@ -277,7 +278,7 @@ class Posted:
                 params = self._board.take(first + leader, post, _device(worker))
                 follows[name] = params, np.float32(level.pull)
         if follows:
-            params, distances = _drawn(worker.model.params, *zip(*follows.values(), strict=True))
+            params, distances = _drawn(worker.model.params, *zip(*follows.values(), strict=True), np.int32(worker.step))
             worker.move(params)
             found |= {f"{name}distance": float(apart) for name, apart in zip(follows, distances, strict=True)}
             self.taken[worker.position] += len(follows)
@@ -304,14 +305,14 @@ def _elected(scores: Float[Array, " workers"], eligible: Bool[Array, " workers"]
 
 @jax.jit
 def _drawn(
-    x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...]
+    x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...], step: Int[Array, ""]
 ) -> tuple[optax.Params, list[Array]]:
     """The point of a worker who follows the leaders one after the other, and its distances to them before each."""
     updates, distances = jax.tree.map(jnp.zeros_like, x), []
     for leader_x, pull in zip(leaders, pulls, strict=True):
         point = optax.apply_updates(x, updates)
         distances.append(distance(point, leader_x))
-        updates = pulled(updates, point, leader_x, pull, jnp.array(True))
+        updates = pulled(updates, x, point, leader_x, pull, jnp.array(True), step)
     return optax.apply_updates(x, updates), distances
 
 
@@ -411,8 +412,8 @@ class Threads:
         """Wait until all workers have finished or so many seconds have gone; tell whether they have.
 
         Raises:
-          RunFailed: if a worker has failed.
-          UsageError: if what it logs can't be written.
+          UsageError: if a worker has raised one, as when what it logs can't be written.
+          RunFailed: if a worker has failed otherwise.
         """
         end = time.monotonic() + seconds
         while self._failure is None and (alive := [thread for thread in self._threads if thread.is_alive()]):
@@ -421,7 +422,7 @@ class Threads:
             alive[0].join(min(NOTICE, max(0.0, end - time.monotonic())))
         if self._failure is not None:
             worker, error = self._failure
-            if isinstance(error, UsageError):  # As of a full disk.
+            if isinstance(error, UsageError):
                 raise error
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunFailed(

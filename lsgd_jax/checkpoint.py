@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax import files
+from lsgd_jax.data import Stretch
 from lsgd_jax.distributed import (
     STACKED,
     Placement,
@@ -31,7 +32,7 @@ from lsgd_jax.step import TrainState
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come; lists by worker are [group][worker]."""
+    """How far a run has come; lists by worker are `[group][worker]`."""
 
     shape: tuple[int, int]
     """Groups, and workers in each."""
@@ -54,6 +55,8 @@ class Progress:
     """The center's test error at the last evaluation, in [0, 1]."""
     bytes_before: float = 0.0
     """What each worker sent beyond what the present number of workers would have sent until now."""
+    earlier: list[Stretch] = dataclasses.field(default_factory=list)
+    """The first steps, as far as other workers than the present have taken them: the rest of an epoch depends on it."""
 
     @staticmethod
     def at_start(placement: Placement) -> "Progress":
@@ -76,10 +79,15 @@ class Progress:
             progress = Progress(**fields)
             groups, workers = progress.shape
             shape = (int(groups), int(workers))
+            earlier = [Stretch(*stretch) for stretch in progress.earlier]
             counts = [progress.step, progress.metrics_length, *shape, progress.processes, progress.devices]
             counts += [*map(int, progress.failed_since), *progress.failed_since.values()]
+            counts += [count for stretch in earlier for count in stretch]
             if not all(isinstance(count, int) and 0 <= count < 2**63 for count in counts):
                 raise ValueError("a count is not one")
+            of_none = any(stretch.workers * stretch.batch_size == 0 for stretch in earlier)
+            if of_none or sum(stretch.steps for stretch in earlier) > progress.step:
+                raise ValueError("the steps of earlier workers are not the run's")
             numbers = [progress.seconds, progress.bytes_before, 0 if progress.error is None else progress.error]
             if not all(abs(number) < files.LARGEST_NUMBER for number in numbers):
                 raise ValueError("a number is out of range")
@@ -89,8 +97,9 @@ class Progress:
             losses = [np.asarray(loss, np.float32) for loss in progress.losses]
             if any(loss.shape != shape for loss in losses):
                 raise ValueError("the losses are not the workers'")
+            seconds = float(progress.seconds)
             return dataclasses.replace(
-                progress, shape=shape, losses=losses, scores=scores.tolist(), seconds=float(progress.seconds)
+                progress, shape=shape, losses=losses, scores=scores.tolist(), seconds=seconds, earlier=earlier
             )
         except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(str(error)) from None

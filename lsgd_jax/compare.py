@@ -7,8 +7,9 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flax import nnx
 from scipy import stats
 
 from lsgd_jax import files
+from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.leader import default_global_period
@@ -45,7 +47,7 @@ def grid(config: Config) -> list[dict[str, Any]]:
         if method.exchanges == "period":
             periods = [_periods(config, every) for every in config.tune_periods] or [{}]
         return [{"learning_rate": rate, **period} for rate in config.tune_learning_rates for period in periods]
-    rate = _with_own_rate(config, config.method).learning_rate
+    rate = config.comparable_rate
     if not method.grid:
         return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
     [(name, values)] = method.grid.items()
@@ -56,54 +58,62 @@ def compare(
     config: Config,
     methods: list[str],
     seeds: list[int],
-    out: Path,
+    out: Path | str,
     *,
     tune: bool,
     target_error: float,
-    data_dir: Path | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    data_dir: Path | str | None = None,
 ) -> dict[str, Any]:
     """Train every method with every seed and sum up; what has been trained into the folder before is not again.
 
     Args:
-      config: of all runs, but for the method, the seed and what is tuned.
-      methods: names in `METHODS`.
+      config: of all runs, but for the method, the seed and what is tuned. Its options that a method does not have are
+        left out for that method.
+      methods: different names in `METHODS`.
       seeds: of the starts and the data's orders.
       out: the folder: one run folder a cell, and the summary as JSON, CSV and markdown.
       tune: whether to choose each method's hyper-parameters from its `grid`, by the mean of the last errors on held-out
         training data with the first seeds.
       target_error: the test error, in [0, 1], of which it is told when it was reached.
+      options: fields of the configuration in place of the config's, each for all methods that have it, such as the
+        `prox` of MGRAWA and LGRAWA.
       data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
 
     Returns:
       The summary.
 
     Raises:
-      UsageError: if the folder holds a comparison with another configuration, another process writes it, or a run does
-        not fit the machine.
+      UsageError: if the folder holds a comparison with another configuration, another process writes it, a run does
+        not fit the machine, an option has no effect with any of the methods, or tuning chooses it.
     """
-    config = dataclasses.replace(config, checkpoint_every=0)  # What has been stopped is done again.
-    chosen = {method: _with_own_rate(config, method) for method in methods}
+    out = check_path("out", out)
+    check_names("method", methods, METHODS)
+    configs = configs_of(config, methods, options)
+    for method_config in configs.values() if tune else ():
+        _check_not_chosen(method_config, options)
+    chosen = {method: of.replace(learning_rate=of.comparable_rate) for method, of in configs.items()}
     for method_config in chosen.values():
         # Whatever does not fit is said before anything is trained or written.
         model = prepare(method_config, data_dir).model
-    with _claimed(out, config, tune):
-        return _compare(config, methods, seeds, out, chosen, model, tune, target_error, data_dir)
+    with _claimed(out, config, options, tune):
+        return _compare(configs, seeds, out, chosen, model, tune, target_error, data_dir)
 
 
 def _compare(
-    config: Config,
-    methods: list[str],
+    configs: dict[str, Config],
     seeds: list[int],
     out: Path,
     chosen: dict[str, Config],
     model: nnx.Module,
     tune: bool,
     target_error: float,
-    data_dir: Path | None,
+    data_dir: Path | str | None,
 ) -> dict[str, Any]:
-    """Do what `compare` does, in its folder, from each method's configuration before it is tuned and the network."""
+    """Do what `compare` does, in its folder; methods that are not tuned have the configurations in `chosen`."""
+    methods = list(configs)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
-    done, cells = 0, len(methods) * (len(seeds) + len(tuning_seeds) * len(grid(config)))
+    done, cells = 0, sum(len(seeds) + len(tuning_seeds) * len(grid(of)) for of in configs.values())
 
     def cell(path: Path, config: Config) -> float:
         nonlocal done
@@ -130,35 +140,35 @@ def _compare(
     tried: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for method in methods:
         if tune:
-            for i, values in enumerate(grid(dataclasses.replace(config, method=method))):
-                candidate = dataclasses.replace(config, method=method, **values, validation=VALIDATION)
+            for i, values in enumerate(grid(configs[method])):
+                candidate = configs[method].replace(**values, validation=VALIDATION)
                 errors = [
-                    cell(out / method / f"tune-{i}-seed-{seed}", dataclasses.replace(candidate, seed=seed))
-                    for seed in tuning_seeds
+                    cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
                 tried[method].append({"values": values, "validation_error": float(np.mean(errors))})
             best = min(tried[method], key=lambda trial: trial["validation_error"])
-            chosen[method] = dataclasses.replace(config, method=method, **best["values"])
+            chosen[method] = configs[method].replace(**best["values"])
         for seed in seeds:
-            cell(out / method / f"seed-{seed}", dataclasses.replace(chosen[method], seed=seed))
+            cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
 
     # What sends more than the thriftiest, by more than elections' scalars, is trained once more, for as many steps as
     # send the same.
     params = nnx.state(model, nnx.Param)
-    totals = {method: bytes_sent(chosen[method], params, config.steps) for method in methods}
+    totals = {method: bytes_sent(of, params, of.steps) for method, of in chosen.items()}
     thriftiest = min((total for total in totals.values() if total), default=0.0)
     summary: dict[str, Any] = {"target_error": target_error, "seeds": seeds, "methods": {}}
     for method in methods:
         runs = matched = [out / method / f"seed-{seed}" for seed in seeds]
         if totals[method] > 1.01 * thriftiest:
-            steps = int(config.steps * thriftiest / totals[method])
-            shorter = dataclasses.replace(chosen[method], steps=steps, eval_every=min(config.eval_every, steps))
+            steps = int(chosen[method].steps * thriftiest / totals[method])
+            eval_every = min(chosen[method].eval_every, steps)
+            shorter = chosen[method].replace(steps=steps, eval_every=eval_every)
             cells += len(seeds)
             matched = [out / method / f"matched-bytes-seed-{seed}" for seed in seeds]
             for seed, path in zip(seeds, matched, strict=True):
-                cell(path, dataclasses.replace(shorter, seed=seed))
+                cell(path, shorter.replace(seed=seed))
         summary["methods"][method] = _summary(runs, matched, target_error) | {
-            "hyper-parameters": {name: getattr(chosen[method], name) for name in grid(chosen[method])[0]},
+            "hyper-parameters": hyperparameters(chosen[method]),
             "tried": tried[method],
         }
     finals = {method: np.array(of["final_error"]["values"]) for method, of in summary["methods"].items()}
@@ -172,6 +182,25 @@ def _compare(
     lines = ["| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]]
     files.write(out / "comparison.md", "\n".join(lines) + "\n")
     return summary
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """The learning rate and the method's options with which it trains, but for those that are off by default.
+
+    Example:
+      >>> from lsgd_jax.presets import PRESETS
+      >>> hyperparameters(PRESETS["digits"].replace(method="easgd", pull=0.1))
+      {'learning_rate': 0.1, 'period': 4, 'pull': 0.1, 'center_pull': 0.8}
+    """
+    method = METHODS[config.method]
+    options = method.options | config.method_options
+    options |= method.derived(options, config.groups, config.workers)
+    shown = {
+        name: value
+        for name, value in options.items()
+        if value != method.options[name] or (isinstance(value, int | float) and value)
+    }
+    return {"learning_rate": config.learning_rate} | shown
 
 
 def table(summary: dict[str, Any]) -> Iterator[list[str]]:
@@ -190,7 +219,7 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
         f"MB sent to {target}",
     ]
     for method, of in summary["methods"].items():
-        hyper = [f"{name} {'default' if v is None else f'{v:g}'}" for name, v in of["hyper-parameters"].items()]
+        hyper = [f"{name} {v if isinstance(v, str) else f'{v:g}'}" for name, v in of["hyper-parameters"].items()]
         some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
         steps, megabytes = of["steps_to_target"], of["megabytes_to_target"]
         yield [
@@ -242,40 +271,50 @@ def _periods(config: Config, every: int) -> dict[str, int]:
     return {"period": every}
 
 
-def _with_own_rate(config: Config, method: str) -> Config:
-    """The configuration for a method; where the workers' steps add up, with an n-th of the learning rate.
+def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -> dict[str, Config]:
+    """The configuration of each method, before its learning rate is divided or tuned.
 
     Raises:
-      UsageError: if the method can't be run with the configuration.
+      UsageError: if a method can't be run with its configuration, or an option has no effect with any of them.
     """
-    rate = config.learning_rate / (config.groups * config.workers if METHODS[method].adds_up else 1)
+    if options.get("asynchronous", config.asynchronous) is not None:
+        raise UsageError("compare trains workers in step: asynchronous is for train.")
     try:
-        return dataclasses.replace(config, method=method, learning_rate=rate)
+        configs = config.for_methods({method: method for method in methods}, options)
     except ValueError as error:
-        raise UsageError(f"{method}: {error}") from None
+        raise UsageError(str(error)) from None
+    return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # What was stopped starts anew.
+
+
+def _check_not_chosen(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise UsageError if tuning sets an option that is given; multiples of a learning rate depend on it."""
+    for name in grid(config)[0]:
+        is_tried = name == "learning_rate" and not config.tune_learning_rates
+        is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
+        if is_own or (name in options and not is_tried):
+            raise UsageError(f"tuning chooses the {name} of {config.method} itself: leave it out, or do not tune.")
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, config: Config, tune: bool) -> Iterator[None]:
+def _claimed(out: Path, config: Config, options: Mapping[str, Any], tune: bool) -> Iterator[None]:
     """Make the folder for comparisons of this configuration, and be the only process that writes it.
 
     Raises:
       UsageError: if it is not one for them, another process writes it, or it can't be written.
     """
-    claim = {"config": json.loads(dataclasses.replace(config, method="lsgd", seed=0).to_json()), "tune": tune}
+    fields = dataclasses.asdict(config) | {"checkpoint_every": 0} | dict(options) | {"method": "lsgd", "seed": 0}
+    claim = {"config": json.loads(json.dumps(fields)), "tune": tune}
     path = out / "comparison-config.json"
     with contextlib.ExitStack() as held:
         with _writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(files.lock(out, "name another folder with --out"))
+            held.enter_context(files.lock(out, "name another out folder"))
             if not path.exists():
                 if not files.is_empty(out):
-                    raise UsageError(f"the folder {out} is not empty and holds no comparison: name another with --out.")
+                    raise UsageError(f"the folder {out} is not empty and holds no comparison: name another out folder.")
                 files.write(path, json.dumps(claim, indent=2) + "\n")
             if _claim_in(path) != claim:
-                raise UsageError(
-                    f"{out} holds a comparison with another configuration: name another folder with --out."
-                )
+                raise UsageError(f"{out} holds a comparison with another configuration: name another out folder.")
         yield
 
 
@@ -284,14 +323,14 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another with --out.") from None
+        raise UsageError(f"the folder {out} can't be written ({error.strerror}): name another out folder.") from None
 
 
 def _claim_in(path: Path) -> Any:
     try:
         return files.parse_json(files.read_text(path, MOST_BYTES))
     except ValueError:
-        raise UsageError(f"{path} is not what a comparison has written: name another folder with --out.") from None
+        raise UsageError(f"{path} is not what a comparison has written: name another out folder.") from None
 
 
 def _problem_of(run: Path, config: Config) -> str:
@@ -305,7 +344,7 @@ def _problem_of(run: Path, config: Config) -> str:
     except UsageError as error:
         return str(error)
     if found != config:
-        raise UsageError(f"{run} holds a run with another configuration: remove it, or name another --out.")
+        raise UsageError(f"{run} holds a run with another configuration: remove it, or name another out folder.")
     try:
         last = int(curves([run])["step"][0, -1])
     except UsageError as error:

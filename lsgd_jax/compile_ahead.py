@@ -115,7 +115,7 @@ def blank_feed(config: Config) -> Feed:
     workers, size = config.groups * config.workers, config.worker_batch_size
     order = BatchIndices(examples=train, workers=workers, batch_size=size, sampling=config.sampling, seed=config.seed)
     if config.dataset == "imagenet2012":
-        return _BlankStream(about, workers, size, config.image_size, order.steps_per_epoch, test)
+        return _BlankStream(about, workers, size, config.image_size, test)
     x, y = (_blank((train + test, *shape), dtype) for shape, dtype in ((about.shape, about.dtype), ((), np.int32)))
     return InMemory(Dataset(x[:train], y[:train], x[train:], y[train:], about.classes, about.preprocessing), order)
 
@@ -123,11 +123,9 @@ def blank_feed(config: Config) -> Feed:
 class _BlankStream(Streamed):
     """A stream of blank images."""
 
-    def __init__(
-        self, about: Description, workers: int, batch_size: int, image_size: int, steps_per_epoch: int, test_count: int
-    ) -> None:
+    def __init__(self, about: Description, workers: int, batch_size: int, image_size: int, test_count: int) -> None:
         self.classes, self.shape, self.shared = about.classes, (image_size, image_size, 3), ()
-        self.steps_per_epoch, self.test_count = steps_per_epoch, test_count
+        self.test_count = test_count
         self._batch = _blank((workers, batch_size, *self.shape), about.dtype), _blank((workers, batch_size), np.int32)
 
     def batches(self, first: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,20 +1,27 @@
 """The one configuration of a training run: frozen, checked when it is made, written into the run's folder."""
 
 import dataclasses
+import functools
 import json
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from lsgd_jax.exchange import BroadcastMethod, Wire, check_broadcast
+from lsgd_jax.exchange import BroadcastMethod, Wire
 from lsgd_jax.leader import Revive, default_global_period
 from lsgd_jax.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a training run depends on. Presets make it; the command line overrides single fields."""
+    """What a training run depends on. Presets make it; the command line overrides single fields.
+
+    An option that differs from its default but has no effect in the run, such as an option of another method, is
+    refused; `replace` changes a configuration and drops what the changes leave without effect.
+    """
 
     dataset: Literal["mnist1d", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"]
     """The data. Three come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples), the digits of
@@ -66,7 +73,7 @@ class Config:
     workers: int = 4
     """Workers in each group."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "lsgd"
-    """How the workers exchange. Options that the method does not have are not used."""
+    """How the workers exchange. Options that the method does not have are refused."""
     period: int = 4
     """Local steps between exchanges; with LSGD those in a group."""
     pull: float | None = None
@@ -129,7 +136,16 @@ class Config:
     """Of the start, the data's order and all else that is random."""
 
     def __post_init__(self) -> None:
-        """Check every number's range."""
+        """Check every field's type and range, and that what differs from its default has an effect."""
+        for name, hint in _field_types().items():
+            if not _is_of_type(value := getattr(self, name), hint):
+                *others, last = _alternatives(hint)
+                demand = f"{', '.join(others)} or {last}" if others else last
+                raise ValueError(f"{name} must be {demand}, got {value!r}.")
+        self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
+        for name in _field_types():
+            if _differs(name, self) and (reason := _no_effect(name, self)):
+                raise ValueError(f"{name} has no effect {reason}.")
         counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every", "keep_checkpoints"]
         for name in [*counts, "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
@@ -140,9 +156,11 @@ class Config:
             most = 1 / (self.groups * self.workers)
             self._check("pull", self.pull <= most, f"at most 1 / workers, {most:g}, if there is no center_pull")
         self._check("window", self.window <= 1_000_000, "at most 1,000,000")
-        for name in counts:
-            self._check(name, getattr(self, name) < 2**31, "below 2^31")
-        self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
+        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
+        for name, value in _values(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            fits = name == "seed" or all(not isinstance(number, int) or number < 2**31 for number in numbers)
+            self._check(name, fits, "below 2^31")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
         rate = self.outer_learning_rate
         self._check("outer_learning_rate", rate is None or 0 < rate < float("inf"), "positive")
@@ -158,18 +176,13 @@ class Config:
         in_range = all(0 < drop < (1 if in_fractions else float("inf")) for drop in drops)
         self._check("learning_rate_drops", in_range, "fractions in (0, 1)" if in_fractions else "positive")
         self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
-        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
         self._check("data_processes", self.data_processes >= 0, "at least 0")
         every = self.checkpoint_every
         self._check("checkpoint_every", every is None or every >= 0, "at least 0, for none")
         self._check("width", 0 < self.width <= 64, "in (0, 64]")
         has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
         self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
-        check_broadcast(self.broadcast)
-        self._check("wire", self.wire in (None, *get_args(Wire)), "bfloat16, int8 or not given")
-        self._check("delay", self.delay in (0, 1), "0 or 1")
         self._check_asynchronous()
-        self._check("revive", self.revive in get_args(Revive), "never or from_leader")
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
         self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")
@@ -211,13 +224,69 @@ class Config:
         if not right:
             raise ValueError(f"{name} must be {demand}, got {getattr(self, name)}.")
 
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method that are set here; for the others the method has its own defaults."""
+        values = ((name, getattr(self, name, None)) for name in METHODS[self.method].options)
+        return {name: value for name, value in values if value is not None}
+
+    def has_effect(self, name: str) -> bool:
+        """Whether a run depends on an option, given the others."""
+        return _no_effect(name, self) is None
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with some fields changed; options that the changes leave without effect return to their defaults.
+
+        Args:
+          **changes: new values by field. They themselves have to have an effect.
+
+        Raises:
+          ValueError: if a value is out of range, or a changed option has no effect.
+
+        Example:
+          >>> from lsgd_jax.presets import PRESETS
+          >>> grouped = PRESETS["cnn7-mnist5k-16"]
+          >>> grouped.global_period, grouped.replace(method="easgd").global_period
+          (16, None)
+        """
+        return _fitted(_values(self) | changes, given=changes)
+
+    def for_methods(self, methods: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, "Config"]:
+        """The configurations of several methods, each with those options that have an effect with it.
+
+        Args:
+          methods: names in `METHODS`, by a label for each.
+          options: new values by field, for all methods.
+
+        Returns:
+          Configurations by label.
+
+        Raises:
+          ValueError: if a method can't have its configuration, or an option has no effect with any of the methods.
+        """
+        configs: dict[str, Config] = {}
+        reasons: dict[str, list[str | None]] = {name: [] for name in options}
+        for label, method in methods.items():
+            of_method = types.SimpleNamespace(**_values(self) | dict(options) | {"method": method})
+            for name, found in reasons.items():
+                found.append(_no_effect(name, of_method))
+            own = {name: value for name, value in options.items() if reasons[name][-1] is None}
+            try:
+                configs[label] = self.replace(method=method, **own)
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}") from None
+        for name, found in reasons.items():
+            if all(found):
+                raise ValueError(f"{name} has no effect {found[0]}.")
+        return configs
+
     def to_json(self) -> str:
         """The configuration as JSON, one field a line."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The configuration that `to_json` wrote.
+        """The configuration that `to_json` wrote, now or before options without effect were refused: they are dropped.
 
         Raises:
           ValueError: if the text is not a configuration, or one of its values is out of range.
@@ -229,10 +298,14 @@ class Config:
         if unknown:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
         try:
-            values: dict[str, Any] = {name: tuple(of) if isinstance(of, list) else of for name, of in fields.items()}
-            return Config(**values)
+            return _fitted({name: tuple(of) if isinstance(of, list) else of for name, of in fields.items()})
         except TypeError as error:
             raise ValueError(f"not a configuration: {error}.") from None
+
+    @property
+    def comparable_rate(self) -> float:
+        """The learning rate; where the workers' steps add up, divided by the number of workers."""
+        return self.learning_rate / (self.groups * self.workers if METHODS[self.method].adds_up else 1)
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -257,6 +330,102 @@ class Config:
         return self.batch_size if self.batch == "per_worker" else self.batch_size // (self.groups * self.workers)
 
     @staticmethod
-    def load(run: Path) -> "Config":
+    def load(run: Path | str) -> "Config":
         """The configuration in a run's folder."""
-        return Config.from_json((run / "config.json").read_text())
+        return Config.from_json((Path(run) / "config.json").read_text())
+
+
+class _Rule(NamedTuple):
+    """When options have an effect, whatever the method."""
+
+    options: tuple[str, ...]
+    have_effect: Callable[[Any], bool]
+    """From a configuration, which need not have been checked yet."""
+    otherwise: str
+    """When they have none, as the end of a sentence."""
+
+
+def _has_batch_norm(config: Any) -> bool:
+    from lsgd_jax.models import BATCH_NORM  # Flax takes a while to import, and few ask.
+
+    return config.model in BATCH_NORM
+
+
+_RULES = (
+    _Rule(("global_pull", "global_period", "global_stale_pull"), lambda c: c.groups != 1, "with one group"),
+    _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
+    _Rule(("batch_statistics", "statistics_batches"), _has_batch_norm, "with a model without batch normalization"),
+    _Rule(
+        ("statistics_batches",), lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"
+    ),
+    _Rule(
+        ("image_size", "data_processes"), lambda c: c.dataset == "imagenet2012", "unless the dataset is imagenet2012"
+    ),
+    _Rule(("learning_rate_drops_in",), lambda c: bool(c.learning_rate_drops), "without learning_rate_drops"),
+    _Rule(
+        ("checkpoint_every", "keep_checkpoints"),
+        lambda c: c.asynchronous is None,
+        "in asynchronous training, which keeps no checkpoints",
+    ),
+    _Rule(("keep_checkpoints",), lambda c: c.checkpoint_every != 0, "if checkpoint_every is 0"),
+    _Rule(("broadcast",), lambda c: c.asynchronous != "posted", "with posted, where no leader is broadcast"),
+)
+"""What a method's options are, its builder says; these are the other reasons for an option to have no effect."""
+
+
+def _no_effect(name: str, config: Any) -> str | None:
+    """Why an option has no effect in a run, as the end of a sentence; None if it has one."""
+    with_it = [method for method, row in METHODS.items() if name in row.options]
+    if with_it and config.method not in with_it:
+        return f"with {config.method}: it is an option of {', '.join(with_it)}"
+    return next((rule.otherwise for rule in _RULES if name in rule.options and not rule.have_effect(config)), None)
+
+
+def _values(config: Config) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    fields = dataclasses.fields(Config)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
+def _differs(name: str, config: Any) -> bool:
+    """Whether a field has a default, and another value than that."""
+    return name in _defaults() and getattr(config, name) != _defaults()[name]
+
+
+def _fitted(values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingProxyType({})) -> Config:
+    """The configuration of these values, where those that have no effect and are not given stay at their defaults."""
+    config = types.SimpleNamespace(**dict.fromkeys(_field_types()) | _defaults() | dict(values))
+    kept = (name for name in values if name in given or not (_differs(name, config) and _no_effect(name, config)))
+    return Config(**{name: values[name] for name in kept})
+
+
+@functools.cache
+def _field_types() -> dict[str, Any]:
+    return get_type_hints(Config)
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a field; whole numbers are numbers, and truth values are neither."""
+    if get_origin(hint) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_is_of_type(value, each) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of_type(each, get_args(hint)[0]) for each in value)
+    return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
+
+
+def _alternatives(hint: Any) -> list[str]:
+    """What a value of the type of a field may be, for a sentence."""
+    if get_origin(hint) is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [text for each in get_args(hint) for text in _alternatives(each)]
+    if get_origin(hint) is tuple:
+        [entry] = _alternatives(get_args(hint)[0])
+        return [f"a tuple, each entry of it {entry}"]
+    return [{float: "a number", int: "a whole number", str: "a string", types.NoneType: "not given"}[hint]]

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lsgd_jax.checks import check_whole
+from lsgd_jax.trees import inexact, select
 
 AxisName: TypeAlias = str | tuple[str, ...]
 BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "chain", "hierarchical"]
@@ -384,7 +385,8 @@ def own_entry(values: ArrayLike, axis_name: AxisName) -> Array:
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether all numbers in a worker's tree are finite; no collective."""
     # Zero times a number is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
-    return jnp.isfinite(jnp.stack([jnp.sum(x * 0) for x in jax.tree.leaves(tree)]).sum())
+    sums = [jnp.sum(x * 0) for x in jax.tree.leaves(inexact(tree))]
+    return jnp.isfinite(jnp.stack(sums).sum()) if sums else jnp.array(True)
 
 
 def when(due: Bool[Array, ""], exchange: Callable[[Tree], Tree], tree: Tree, axis_name: AxisName) -> Tree:
@@ -408,8 +410,7 @@ def _as_own(tree: Tree, axis_name: AxisName) -> Tree:
     must agree on that. The select is free: both its sides are the same array. (`lax.pcast` is meant for this, but
     fails under `jax.vmap`.)
     """
-    here = worker_index(axis_name) >= 0
-    return jax.tree.map(lambda x: jnp.where(here, x, x), tree)
+    return select(worker_index(axis_name) >= 0, tree, tree)
 
 
 def _check_bound(axis_name: AxisName) -> None:

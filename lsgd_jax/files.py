@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 
 LOCK = ".lock"
@@ -93,11 +94,12 @@ def check_writable(folder: Path) -> None:
     Raises:
       UsageError: if they can't.
     """
+    check_path("out", folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UsageError(f"the folder {folder} can't be written ({error.strerror}): name another with --out.") from None
+        raise UsageError(f"the folder {folder} can't be written ({error.strerror}): name another out folder.") from None
 
 
 def is_empty(folder: Path) -> bool:

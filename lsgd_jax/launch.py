@@ -13,14 +13,19 @@ from types import FrameType
 from typing import IO, Any, BinaryIO, NamedTuple
 
 from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
+from lsgd_jax.interruption import stop_signals
+
+STOPPED = {code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for code in (128 + number, -number)}
+"""Exit codes of a process that a signal has asked to stop, before it could say so or after."""
 
 
 def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
     """Run a command in several processes, which find each other over loopback by `lsgd_jax.distributed.initialize`.
 
     What they print is passed on, each line after the number of its process. When one fails, all are killed; and they
-    end by themselves should the launcher be killed. When the launcher is interrupted or terminated, all are asked to
-    end, by SIGTERM, and the second time they are killed. Call it from the main thread.
+    end by themselves should the launcher be killed. When the launcher or one of them gets SIGINT, SIGTERM or SIGHUP,
+    all are asked to stop, by SIGTERM; when the launcher gets a second one, they are killed. Call it from the main
+    thread.
 
     Args:
       command: the program and its arguments.
@@ -31,7 +36,7 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
 
     Returns:
       0 if all processes ended with 0, otherwise the code of the first that did not, which is
-      128 and the signal if it was killed; 128 and the signal, too, if the launcher got one.
+      128 + the signal if it was killed; 128 + the signal, too, that has asked the launcher or a process to stop.
     """
     code = _launch_once(command, processes, devices_per_process)
     for restart in range(1, restarts + 1):
@@ -48,7 +53,7 @@ class _Code(NamedTuple):
 
     number: int
     failed: bool
-    """Whether one was killed or crashed, on its own."""
+    """Whether one was killed or crashed."""
 
 
 def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
@@ -62,9 +67,11 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
     started: list[subprocess.Popen] = []
     ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
     forwarding: list[threading.Thread] = []
-    with _passing_on_signals(started, processes) as received:
+    with _passing_on_signals(started) as received:
         try:
             for number in range(processes):
+                if received:
+                    break
                 process = subprocess.Popen(
                     command,
                     env=environment | {PROCESS: str(number), LAUNCHER: str(watched)},
@@ -80,17 +87,19 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
                     _in_thread(_forward, number, process.stderr, sys.stderr.buffer),
                 ]
                 _in_thread(lambda number, process: ended.put((number, process.wait())), number, process)
+            if received:  # Perhaps by a process that was just being started.
+                _ask_to_stop(started)
             for _ in started:
                 number, code = ended.get()
-                stops = (
-                    received and code == 128 + signal.SIGTERM
-                )  # As all others do, each after its part of a checkpoint.
-                if code != 0 and not stops:
+                if code in STOPPED:
+                    if not received:
+                        received.append(abs(code) % 128)
+                        _ask_to_stop(started)
+                elif code != 0:
                     break
         finally:
+            _kill(started)
             for process in started:
-                with suppress(ProcessLookupError):  # With all that the process has started.
-                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             os.close(held)
             os.close(watched)
@@ -111,8 +120,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _passing_on_signals(started: list[subprocess.Popen], processes: int) -> Iterator[list[int]]:
-    """Ask all processes to end at an interrupt or a termination, and end the program at the second one.
+def _passing_on_signals(started: list[subprocess.Popen]) -> Iterator[list[int]]:
+    """Ask all processes to stop when a signal asks this one to, and kill them at the second one.
 
     Yields:
       The signals received.
@@ -121,20 +130,29 @@ def _passing_on_signals(started: list[subprocess.Popen], processes: int) -> Iter
 
     def take(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1 or len(started) < processes:
-            sys.exit(128 + number)  # Through the `finally` clauses.
-        for process in started:
-            process.terminate()
+        if len(received) == 1:
+            _ask_to_stop(started)
+        else:
+            _kill(started)
 
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGINT, take), (signal.SIGTERM, take), (signal.SIGPIPE, signal.SIG_DFL))
-    }
+    before = {number: signal.signal(number, take) for number in stop_signals()}
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ask_to_stop(started: list[subprocess.Popen]) -> None:
+    for process in started:
+        process.terminate()
+
+
+def _kill(started: list[subprocess.Popen]) -> None:
+    """Kill the processes with all that they have started."""
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
@@ -144,11 +162,13 @@ def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
 
 
 def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
+    """Pass on what a process prints; when it can't be written, close the pipe, by which the process knows."""
     of_gloo = False
-    for line in lines:
-        # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
-        rest = of_gloo and (not line.strip() or line.strip().isdigit())
-        of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
-        if not of_gloo:
-            to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
-            to.flush()
+    with lines, suppress(OSError):
+        for line in lines:
+            # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
+            rest = of_gloo and (not line.strip() or line.strip().isdigit())
+            of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
+            if not of_gloo:
+                to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
+                to.flush()

@@ -16,6 +16,7 @@ Algorithm 1 takes it apart: a worker steps on its own, x <- x - eta g(x); every 
 local leader, x <- x - pull (x - x~^j), and every `global_period` steps then towards the global one.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -27,7 +28,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgd_jax.checks import check_strengths, check_whole
+from lsgd_jax.checks import check_static, check_strengths, check_whole
 from lsgd_jax.exchange import (
     NOBODY,
     AxisName,
@@ -42,6 +43,18 @@ from lsgd_jax.exchange import (
     when,
     worker_index,
 )
+from lsgd_jax.trees import (
+    distance,
+    exchanged_with,
+    inexact,
+    like,
+    merged,
+    moved,
+    promoted,
+    scalar_like,
+    select,
+    towards,
+)
 
 Revive: TypeAlias = Literal["never", "from_leader"]
 """What becomes of a worker whose score or parameters are not finite."""
@@ -49,6 +62,7 @@ Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
 """A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
 PULL = 0.1
 """The paper's strength of either pull."""
+MISSING_PARAMS = "leader_pull moves parameters: pass them, update(updates, state, params, value=loss)."
 
 
 class LeaderState(NamedTuple):
@@ -84,6 +98,11 @@ class LeaderPullState(NamedTuple):
     """The mean of the losses seen, which elections compare; infinite before the first."""
     revived: Bool[Array, ""]
     """Whether the last update has revived the worker."""
+    failed: Bool[Array, ""] | None
+    """Whether the worker has failed and waits for its revival; None if workers are not revived."""
+    overwritten: optax.Params | None
+    """Where the last update is the leader's value and not a difference, since the worker's own is not finite, for
+    `apply_updates`: bools in the shapes of what is exchanged; None if workers are not revived."""
     leaders: tuple[LeaderState, ...]
     """The leader of the worker's group and, where there are groups, the global leader: `leaders[-1]` leads all."""
 
@@ -134,18 +153,23 @@ def leader_pull(
       worker can, nobody is pulled.
     - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding, since
       optax applies updates by adding them.
-    - A worker is one position on the axes, and its parameters are whole there: what is spread over further mesh axes
-      would be judged finite, and its distance taken, piece by piece.
-    - Only parameters are exchanged: momentum and other optimiser state stay the worker's own.
+    - A worker may be spread over further mesh axes, as a sharded model is. Where these are `Auto` axes, as for GSPMD,
+      nothing changes. Where they are manual as well, each device is judged finite, and its distance taken, by its own
+      piece.
+    - Arrays of floats and complex numbers are exchanged; integers, booleans and PRNG keys are left alone. Parameters of
+      16 bits move by stochastic rounding, since a pull by less than half their last place would be lost.
+    - Only parameters are exchanged: momentum and other optimizer state stay the worker's own.
 
     `update` sees one worker, inside `jax.shard_map`, `jax.pmap` or `jax.vmap(..., axis_name=...)`. Whether an exchange
     is due must be the same on all workers, or they wait for each other for ever: wrappers that skip updates for some
-    workers only (`optax.apply_if_finite`, `optax.MultiSteps`) go inside the chain, never around `leader_pull`.
+    workers only (`optax.apply_if_finite`) go inside the chain, around the worker's optimizer, and never around
+    `leader_pull`.
 
     Args:
       pull: strength of the pull towards the (local) leader, dimensionless, in [0, 1]: a number, a schedule of the step,
         or an array with the shape of the worker axes, groups first, of which each worker takes its own entry. To change
-        it during a run, `optax.inject_hyperparams(leader_pull, static_args=...)` with all other options static.
+        it during a run, `optax.inject_hyperparams(leader_pull, static_args=...)`, with `period`, `global_period`,
+        `window` and `delay` static and, unless they are used, the stale pulls.
         In the objective form of eq. 1 it is the learning rate times lambda.
       axis_name: the axis, or the axes, on which the workers of a group lie.
       period: updates between (local) exchanges, tau.
@@ -166,9 +190,14 @@ def leader_pull(
         and its leader as they were at the end of the last exchange k. The leader of then is not moved. What is sent is
         known a period before it is needed, so that a compiler may send it while the workers compute, where period and
         exchange are one straight program.
-      revive: "from_leader" lets a worker whose score or parameters are not finite start anew from the leader at the
-        next exchange that has one. Its losses are forgotten, and its updates are for once the leader's parameters: use
-        `apply_updates` of this module in place of optax's, since a NaN swallows whatever is added to it.
+      revive: "from_leader" restarts a worker that has failed from the leader at the next exchange that has one. A
+        worker fails if its step would make its parameters NaN or infinite, which it then does not take, nor any other
+        until its revival, or if its score is not finite when an exchange is due. A revived worker's losses are
+        forgotten, and it can't lead before its window is full again. The link can't reset the optimizer before it in a
+        chain, whose momentum may be NaN: `leader_sgd` does. The update of a revived worker is its difference to the
+        leader, which whatever adds updates applies, up to the rounding of the parameters it had. Parameters that are
+        not finite all the same, such as a NaN at the start, stay so under addition: `apply_updates` of this module sets
+        them.
 
     Returns:
       A gradient transformation. `update(updates, state, params, value=loss)` needs the params and the worker's scalar
@@ -200,6 +229,7 @@ def leader_pull(
     check_broadcast(broadcast)
     if wire not in (None, *get_args(Wire)):
         raise ValueError(f'wire must be None, "bfloat16" or "int8", got {wire!r}.')
+    check_static("delay", delay)
     if delay not in (0, 1):
         raise ValueError(f"delay must be 0 or 1, got {delay!r}.")
     if revive not in get_args(Revive):
@@ -220,13 +250,26 @@ def leader_pull(
     if len(set(worker_axes)) < len(worker_axes):
         raise ValueError(f"the axes of workers and groups must have different names, got {worker_axes}.")
 
+    revives = revive == "from_leader"
+
     def init(params: optax.Params) -> LeaderPullState:
+        params = inexact(params)
         leaders = tuple(
             _unknown_leader(params, stores=level.has_stale_pull or wire == "int8", waits=delay == 1) for level in levels
         )
         losses, score = init_losses(window, params)
-        seen, revived = (jnp.zeros_like(score, dtype) for dtype in (jnp.int32, bool))
-        return LeaderPullState(jnp.zeros((), jnp.int32), losses, seen, score, revived, leaders)
+        seen, false = (scalar_like(params, 0, dtype) for dtype in (jnp.int32, bool))
+        overwritten = jax.tree.map(lambda x: jnp.zeros_like(x, bool), params) if revives else None
+        return LeaderPullState(
+            step=jnp.zeros((), jnp.int32),
+            losses=losses,
+            seen=seen,
+            score=score,
+            revived=false,
+            failed=false if revives else None,
+            overwritten=overwritten,
+            leaders=leaders,
+        )
 
     def update(
         updates: optax.Updates,
@@ -239,56 +282,79 @@ def leader_pull(
     ) -> tuple[optax.Updates, LeaderPullState]:
         del extra_args  # Other links of the chain may want them.
         if params is None:
-            raise ValueError("leader_pull moves parameters: pass them, update(updates, state, params, value=loss).")
+            raise ValueError(MISSING_PARAMS)
+        all_updates, params = updates, inexact(params)
+        updates = promoted(like(params, updates), params)
         losses, score = record_loss(state.losses, value, state.seen)
         step = state.step if step is None else step
 
-        def point(updates: optax.Updates, revived: Bool[Array, ""] | None = None) -> optax.Params:
-            x = params if pull_at == "before_step" else optax.apply_updates(params, updates)
-            return x if revived is None or revive == "never" else _select(revived, updates, x)
+        def point(updates: optax.Updates, revived: Bool[Array, ""]) -> optax.Params:
+            if pull_at == "before_step" and not revives:
+                return params
+            landing = optax.apply_updates(params, updates)
+            if not revives:
+                return landing
+            x = select(revived, landing, params) if pull_at == "before_step" else landing
+            return _overwrite(x, updates, _overwritten(params, revived))
 
         def strength(pull: Pull) -> Float[Array, ""]:
             return own_entry(pull(step) if callable(pull) else pull, worker_axes)
 
+        revived = jnp.zeros_like(state.revived)
         for level, leader in zip(levels, state.leaders, strict=True):
             if level.has_stale_pull:
                 stale = strength(level.stale_pull) / level.period
-                updates = pulled(updates, point(updates), leader.stored, stale, leader.has_stored)
+                x = point(updates, revived)
+                updates = pulled(updates, params, x, leader.stored, stale, leader.has_stored, step)
+        able: Bool[Array, ""] | bool = True
+        if state.failed is not None:
+            failed = state.failed | ~all_finite(optax.apply_updates(params, updates))
+            updates = select(failed, jax.tree.map(jnp.zeros_like, updates), updates)
+            # A window is as full as it can be if the worker has never been revived.
+            able = ~failed & ((state.seen == state.step) | (optax.safe_increment(state.seen) >= window))
 
         def elected(x: optax.Params, revived: Bool[Array, ""], level: _Level) -> Int[Array, ""]:
-            return elect(score, level.axis_names, eligible=all_finite(x) & ~revived)
+            return elect(score, level.axis_names, eligible=all_finite(x) & able & ~revived)
 
         def exchange(level: _Level, before: tuple[optax.Updates, Array, LeaderState]) -> tuple:
             updates, revived, leader = before
-            now = point(updates, revived)
+            x = now = point(updates, revived)
             if delay:
-                x, position = leader.waiting, leader.position
+                position, leader_x = leader.position, leader.waiting
+                x = select(revived, now, leader.waiting)
             else:
-                x, position = now, elected(now, revived, level)
-            leader_x = broadcast_rounded(x, position, level.axis_names, wire=wire, last=leader.stored, method=broadcast)
+                position, leader_x = elected(now, revived, level), now
+            leader_x = broadcast_rounded(
+                leader_x, position, level.axis_names, wire=wire, last=leader.stored, method=broadcast
+            )
             follows = (position != NOBODY) & (position != worker_index(level.axis_names))
-            updates = pulled(updates, x, leader_x, strength(level.pull), follows)
+            updates = pulled(updates, params, x, leader_x, strength(level.pull), follows, step)
             leader = _met(leader, position, leader_x, x)
-            if revive == "from_leader":
-                starts_anew = (position != NOBODY) & ~revived & ~(jnp.isfinite(score) & all_finite(now))
-                updates = _select(starts_anew, leader_x, updates)
-                revived |= starts_anew
+            if revives:
+                restarts = (position != NOBODY) & ~revived & (failed | ~jnp.isfinite(score) | ~all_finite(now))
+                updates = select(restarts, _arrival(leader_x, params), updates)
+                revived |= restarts
             if delay:
                 x = point(updates, revived)
                 leader = leader._replace(position=elected(x, revived, level), waiting=x)
             return updates, revived, leader
 
-        leaders, revived = [], jnp.zeros_like(state.revived)
+        leaders = []
         for level, leader in zip(levels, state.leaders, strict=True):
             due = (step + 1) % level.period == 0
             updates, revived, leader = when(due, partial(exchange, level), (updates, revived, leader), worker_axes)
             leaders.append(leader)
-        seen = optax.safe_increment(state.seen)
-        if revive == "from_leader":
-            forgotten = init_losses(window, params)
-            losses, score = _select(revived, forgotten, (losses, score))
-            seen = jnp.where(revived, 0, seen)
-        return updates, LeaderPullState(optax.safe_increment(state.step), losses, seen, score, revived, tuple(leaders))
+        state = state._replace(
+            step=optax.safe_increment(state.step),
+            losses=losses,
+            seen=optax.safe_increment(state.seen),
+            score=score,
+            revived=revived,
+            leaders=tuple(leaders),
+        )
+        if revives:
+            state = _forgotten(state._replace(failed=failed & ~revived), params, point(updates, revived))
+        return merged(updates, all_updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -311,7 +377,7 @@ def leader_sgd(
     delay: Literal[0, 1] = 0,
     revive: Revive = "never",
 ) -> optax.GradientTransformationExtraArgs:
-    """LSGD with any optimiser and the paper's pulls: the optimiser, then `leader_pull`.
+    """LSGD with any optimizer and the paper's pulls: the optimizer, then `leader_pull`.
 
     A NaN in one worker's loss or parameters stays with that worker, who can't lead, or ends with its revival.
 
@@ -330,8 +396,8 @@ def leader_sgd(
       broadcast: how leaders are sent, as for `leader_pull`.
       wire: in what numbers leaders are sent, as for `leader_pull`.
       delay: 1 puts off each pull to the next exchange, as for `leader_pull`.
-      revive: "from_leader" lets workers that have failed start anew from the leader, as for `leader_pull`, with an
-        optimiser state as at the start; parameters have to be updated by `apply_updates` of this module.
+      revive: "from_leader" restarts workers that have failed from the leader, as for `leader_pull`, with an optimizer
+        state as at the start.
 
     Raises:
       ValueError: as `leader_pull` does.
@@ -356,35 +422,85 @@ def leader_sgd(
         delay=delay,
         revive=revive,
     )
-    return optax.chain(optimizer, pulls) if revive == "never" else _with_new_starts(optimizer, pulls)
+    return _chained(optimizer, pulls)
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates, state: optax.OptState) -> optax.Params:
-    """What `optax.apply_updates` does, but a worker that has just been revived is set to the updates.
+    """What `optax.apply_updates` does, but a revived worker's parameters that were not finite are set to the leader's.
 
     Args:
       params: one worker's; no worker axis.
       updates: for them.
-      state: the optimiser's that `update` returned with the updates, with or without a `LeaderPullState` in it.
+      state: the optimizer's that `update` returned with the updates, with any number of `LeaderPullState` in it.
     """
-    moved, revived = optax.apply_updates(params, updates), optax.tree.get(state, "revived")
-    return moved if revived is None else _select(revived, updates, moved)
+    x = optax.apply_updates(params, updates)
+    for link in links(state):
+        there = link.overwritten
+        if there is not None:
+            x = merged(_overwrite(like(there, x), like(there, updates), there), x)
+    return x
 
 
-def _with_new_starts(
+def has_failed(params: optax.Params, state: optax.OptState) -> Bool[Array, ""]:
+    """Whether a worker's parameters are not all finite, or it waits for its revival; no collective.
+
+    Args:
+      params: one worker's; no worker axis.
+      state: the optimizer's, with any number of `LeaderPullState` in it.
+    """
+    failed = ~all_finite(params)
+    for link in links(state):
+        failed |= False if link.failed is None else link.failed
+    return failed
+
+
+def links(state: optax.OptState) -> list[LeaderPullState]:
+    """The states of all `leader_pull` in an optimizer's state."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, LeaderPullState))
+    return [part for part in parts if isinstance(part, LeaderPullState)]
+
+
+def _chained(
     optimizer: optax.GradientTransformation, pulls: optax.GradientTransformationExtraArgs
 ) -> optax.GradientTransformationExtraArgs:
-    """Chain the two; the optimiser of a worker that is revived starts anew, too."""
-    chained = optax.chain(optimizer, pulls)
+    """`optax.chain`, but only what the optimizer trains is exchanged, and a revived worker's optimizer is reset."""
+    exchanged, optimizer = exchanged_with(optimizer), optax.with_extra_args_support(optimizer)
+
+    def init(params: optax.Params) -> tuple:
+        return optimizer.init(params), pulls.init(exchanged(params))
 
     def update(
         updates: optax.Updates, state: tuple, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, tuple]:
-        updates, (own, pull_state) = chained.update(updates, state, params, **extra_args)
-        # Where it is used, the updates are parameters.
-        return updates, (_select(pull_state.revived, optimizer.init(updates), own), pull_state)
+        if params is None:
+            raise ValueError(MISSING_PARAMS)
+        own, pull_state = state
+        updates, own = optimizer.update(updates, own, params, **extra_args)
+        trained = exchanged(params)
+        moves, pull_state = pulls.update(like(trained, updates), pull_state, trained, **extra_args)
+        updates = merged(moves, updates)
+        if pull_state.failed is not None:
+            start = optimizer.init(apply_updates(params, updates, pull_state))
+            own = _reset(pull_state.revived, start, own)
+        return updates, (own, pull_state)
 
-    return optax.GradientTransformationExtraArgs(chained.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _reset(revived: Bool[Array, ""], start: optax.OptState, state: optax.OptState) -> optax.OptState:
+    """The optimizer's state of a worker, as at the start if it was revived; but schedules and what they set go on."""
+    injected = optax.schedules.InjectStatefulHyperparamsState
+
+    def reset(state: Any, start: Any) -> Any:
+        if isinstance(state, optax.ScaleByScheduleState):
+            return state
+        if isinstance(state, injected):
+            return state._replace(inner_state=_reset(revived, start.inner_state, state.inner_state))
+        return jnp.where(revived, jnp.asarray(start, state.dtype), state)
+
+    return jax.tree.map(
+        reset, state, start, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState | injected)
+    )
 
 
 def default_global_period(period: int) -> int:
@@ -424,6 +540,11 @@ def lsgd(
     return leader_sgd(sgd, axis_name=axis_name, **options)
 
 
+# For `optax.inject_hyperparams`, which reads the names of what it injects; it can't look into **options.
+_own, _all = (list(inspect.signature(function).parameters.values()) for function in (lsgd, leader_sgd))
+lsgd.__signature__ = inspect.Signature(_own[:-1] + _all[2:])  # type: ignore[attr-defined]
+
+
 def init_losses(window: int, params: optax.Params) -> tuple[Float[Array, " window"], Float[Array, ""]]:
     """The last losses and their mean, the score, before any has been seen.
 
@@ -431,8 +552,8 @@ def init_losses(window: int, params: optax.Params) -> tuple[Float[Array, " windo
       window: how many losses are kept.
       params: a worker's; arrays that vary over the same axes are made.
     """
-    leaf = jax.tree.leaves(params)[0]
-    return jnp.zeros_like(leaf, float, shape=window), jnp.full_like(leaf, jnp.inf, float, shape=())
+    score = scalar_like(params, jnp.inf, float)
+    return jnp.zeros_like(score, shape=window), score
 
 
 def record_loss(
@@ -464,37 +585,35 @@ def record_loss(
 
 
 def pulled(
-    updates: optax.Updates, x: optax.Params, leader_x: optax.Params, strength: Array, follows: Bool[Array, ""]
+    updates: optax.Updates,
+    params: optax.Params,
+    x: optax.Params,
+    leader_x: optax.Params,
+    strength: Array,
+    follows: Bool[Array, ""],
+    step: Int[Array, ""],
 ) -> optax.Updates:
     """The updates, less strength (x - leader_x), where the worker follows; elsewhere the updates to the bit.
 
     Args:
       updates: a worker's, to which the pull is added.
+      params: a worker's, to which the updates will be added.
       x: the point at which it is pulled.
       leader_x: the leader's point.
       strength: of the pull, in [0, 1].
       follows: whether there is a leader, and it is another worker.
+      step: the number of the update, for stochastic rounding of parameters of 16 bits.
     """
-
-    def pulled_leaf(u: Array, x: Array, leader_x: Array) -> Array:
-        return jnp.where(follows, u - (strength.astype(x.dtype) * (x - leader_x)).astype(u.dtype), u)
-
-    return jax.tree.map(pulled_leaf, updates, x, leader_x)
-
-
-def distance(x: optax.Params, leader_x: optax.Params) -> Float[Array, ""]:
-    """||x - leader_x||, over all arrays."""
-    return optax.tree.norm(jax.tree.map(jnp.subtract, x, leader_x))
+    return select(follows, moved(updates, params, towards(x, leader_x, strength), step), updates)
 
 
 def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> LeaderState:
-    leaf = jax.tree.leaves(params)[0]
     return LeaderState(
-        position=jnp.full_like(leaf, NOBODY, jnp.int32, shape=()),
-        distance=jnp.zeros_like(leaf, float, shape=()),
-        exchanges=jnp.zeros_like(leaf, jnp.int32, shape=()),
+        position=scalar_like(params, NOBODY, jnp.int32),
+        distance=scalar_like(params, 0, float),
+        exchanges=scalar_like(params, 0, jnp.int32),
         stored=jax.tree.map(jnp.zeros_like, params) if stores else None,
-        has_stored=jnp.zeros_like(leaf, bool, shape=()),
+        has_stored=scalar_like(params, False, bool),
         waiting=jax.tree.map(jnp.zeros_like, params) if waits else None,
     )
 
@@ -502,21 +621,48 @@ def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> Leade
 def _met(leader: LeaderState, position: Int[Array, ""], leader_x: optax.Params, x: optax.Params) -> LeaderState:
     """What is known after an exchange in which the worker stood at x."""
     somebody = position != NOBODY
-    stored = leader.stored
-    if stored is not None:
-        stored = jax.tree.map(lambda new, old: jnp.where(somebody, new, old), leader_x, stored)
     return leader._replace(
         position=position,
         distance=jnp.where(somebody, distance(x, leader_x).astype(leader.distance.dtype), 0),
         exchanges=optax.safe_increment(leader.exchanges),
-        stored=stored,
+        stored=None if leader.stored is None else select(somebody, leader_x, leader.stored),
         has_stored=leader.has_stored | somebody,
     )
 
 
-def _select(condition: Bool[Array, ""], chosen: Any, otherwise: Any) -> Any:
-    """One tree or the other."""
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, otherwise)
+def _arrival(leader_x: optax.Params, params: optax.Params) -> optax.Updates:
+    """What takes a worker to the leader: the difference or, where its own value is not finite, the leader's."""
+    return jax.tree.map(
+        lambda move, p, leader_x: jnp.where(jnp.isfinite(p), move, leader_x.astype(move.dtype)),
+        towards(params, leader_x, 1.0),
+        params,
+        leader_x,
+    )
+
+
+def _overwritten(params: optax.Params, revived: Bool[Array, ""]) -> optax.Params:
+    """Where the updates of a revived worker are the leader's values."""
+    return jax.tree.map(lambda p: revived & ~jnp.isfinite(p), params)
+
+
+def _overwrite(x: optax.Params, updates: optax.Updates, overwritten: optax.Params) -> optax.Params:
+    return jax.tree.map(lambda x, u, there: jnp.where(there, u.astype(x.dtype), x), x, updates, overwritten)
+
+
+def _forgotten(state: LeaderPullState, params: optax.Params, x: optax.Params) -> LeaderPullState:
+    """The state of a worker that, if it was revived from these params, has no losses and waits at its new point x."""
+    revived = state.revived
+    losses, score = init_losses(len(state.losses), params)
+    leaders = state.leaders
+    if leaders[0].waiting is not None:
+        leaders = tuple(leader._replace(waiting=select(revived, x, leader.waiting)) for leader in leaders)
+    return state._replace(
+        losses=jnp.where(revived, losses, state.losses),
+        seen=jnp.where(revived, 0, state.seen),
+        score=jnp.where(revived, score, state.score),
+        overwritten=_overwritten(params, revived),
+        leaders=leaders,
+    )
 
 
 def _may_be_zero(pull: Pull) -> bool:

@@ -1,6 +1,5 @@
 """What a method sends, by formula: the collectives that a compiled run has, known before it is compiled."""
 
-import dataclasses
 from collections import Counter
 from math import ceil, prod
 from typing import Any, NamedTuple
@@ -91,7 +90,8 @@ def table(config: Config, params: Any) -> str:
     rows = [("method", "bytes a worker sends in an exchange", "and in a step")]
     for method in METHODS:
         # A few methods refuse these two options, which send nothing.
-        of_method = dataclasses.replace(config, method=method, batch_statistics="own", learning_rates="equal")
+        statistics = "own" if config.batch_statistics == "leader" else config.batch_statistics
+        of_method = config.replace(method=method, batch_statistics=statistics, learning_rates="equal")
         found = exchanges(of_method, params)
         texts = [f"{each.bytes_sent:,.0f} every {each.period}" for each in found]
         rows.append((method, ", ".join(texts), f"{sum(each.bytes_sent / each.period for each in found):,.0f}"))

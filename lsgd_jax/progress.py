@@ -1,24 +1,35 @@
 """How a run shows itself: a progress bar on a terminal, a plain line an evaluation otherwise."""
 
+import sys
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lsgd_jax.distributed import process_index
+from lsgd_jax.output import Output
 
 
 class RunProgress:
-    """A context that shows a run's steps, loss, test error, leader and speed, on the first of several processes."""
+    """A context that shows a run's steps, loss, test error, leader and speed, on the first of several processes.
 
-    def __init__(self, steps: int, *, lines: bool = True) -> None:
+    When standard error can't be written any more, the run goes on without, and logs an `output_lost` event.
+    """
+
+    def __init__(self, steps: int, *, log: Callable[..., None], lines: bool = True) -> None:
         """Show nothing yet.
 
         Args:
           steps: of the whole run.
+          log: takes the name of an event and its values.
           lines: whether to print a line an evaluation where there is no terminal.
         """
-        self._console = Console(stderr=True, quiet=process_index() > 0)
+        stderr: Any = sys.stderr
+        self._output = stderr if isinstance(stderr, Output) else Output(stderr)
+        self._log, self._loss_is_logged = log, False
+        self._console = Console(file=cast(TextIO, self._output), quiet=process_index() > 0)
         self._steps, self._lines = steps, lines
         self._bar = Progress(
             TextColumn("step"),
@@ -66,3 +77,7 @@ class RunProgress:
         self._bar.update(self._task, completed=step, status=status)
         if self._lines and not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)
+        problem = self._output.problem
+        if problem is not None and not self._loss_is_logged:
+            self._loss_is_logged = True
+            self._log("output_lost", step=step, reason=problem.strerror)

@@ -1,9 +1,10 @@
 """Going on from a run's last checkpoint, also with other workers, processes or devices than it was saved with.
 
 Of more workers than there are now, those with the lowest scores go on, in their order. Where there are more now, all
-saved ones go on, and the others start as copies of the one with the lowest score. Data and keys are those of a worker's
-position now. The groups are formed anew, so that what workers knew of their leaders is left behind: until the next
-exchange nothing pulls them, and an int8 wire starts with whole parameters.
+saved ones go on, and the others start as copies of the one with the lowest score. Keys are those of a worker's position
+now. An epoch goes on with the examples that are left of it, in new shards, as `lsgd_jax.data.BatchIndices` tells. The
+groups are formed anew, so that what workers knew of their leaders is left behind: until the next exchange nothing pulls
+them, and an int8 wire starts with whole parameters.
 """
 
 import dataclasses
@@ -15,10 +16,11 @@ import numpy as np
 
 from lsgd_jax.checkpoint import Checkpoints, Progress
 from lsgd_jax.config import Config
+from lsgd_jax.data import Stretch
 from lsgd_jax.distributed import Placement, failing_together
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.ledger import bytes_sent
-from lsgd_jax.run_folder import RunFolder
+from lsgd_jax.run_folder import RunFolder, read_config
 from lsgd_jax.step import TrainState
 
 
@@ -50,7 +52,11 @@ def resumed(
     Raises:
       UsageError: if no checkpoint can be read, or the run has taken more steps than it is to take.
     """
+    if changed := folder.changed_settings():
+        tell(f"the run started with other settings, so that its results may differ: {changed}")
     workers = math.prod(placement.shape)
+    with failing_together():
+        before = read_config(folder.path)
     problems: dict[int, UsageError] = {}
     for step in checkpoints.steps():
         try:
@@ -92,11 +98,13 @@ def resumed(
     if (progress.shape, progress.processes, progress.devices) == (now.shape, now.processes, now.devices):
         return state, progress
     if progress.shape != now.shape:
-        before = dataclasses.replace(config, groups=progress.shape[0], workers=progress.shape[1])
+        before = before.replace(groups=progress.shape[0], workers=progress.shape[1])
         sent, sent_now = (bytes_sent(of, params, step) for of in (before, config))
         tell(_resizing(progress, now.shape, sources))
         progress = _resized(progress, now.shape, sources)
         progress.bytes_before += sent - sent_now
+        steps = step - sum(stretch.steps for stretch in progress.earlier)
+        progress.earlier.append(Stretch(steps, before.groups * before.workers, before.worker_batch_size))
     folder.log(
         "resume",
         step=step,

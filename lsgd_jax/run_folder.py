@@ -30,6 +30,8 @@ MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every"
 """The fields of the configuration in which a run that goes on may differ from what it was."""
 MOST_BYTES = 2**20
 """Of a configuration or an environment."""
+_SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+"""JAX's settings that change what a run computes."""
 
 
 class RunFolder:
@@ -63,15 +65,13 @@ class RunFolder:
             self._event_file = EventFile(path / "tensorboard")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._owned = files.lock(path, "name another folder with --run-dir")
+            self._owned = files.lock(path, "name another run_dir")
             if files.is_empty(path):
                 self._begin()
             elif resume:
                 self._check_goes_on()
             else:
-                raise UsageError(
-                    f"the run folder {path} is not empty: name another with --run-dir, or go on with --resume."
-                )
+                raise UsageError(f"the run folder {path} is not empty: name another run_dir, or resume the run.")
         except OSError as error:
             self._release()
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
@@ -130,6 +130,8 @@ class RunFolder:
         if not before.checkpoint_period:
             raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
         for field in dataclasses.fields(Config):
+            if not (before.has_effect(field.name) and config.has_effect(field.name)):
+                continue
             old, new = getattr(before, field.name), getattr(config, field.name)
             by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
             may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
@@ -144,8 +146,18 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             raise UsageError(
                 f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
-                " name one that all hosts share, or give --checkpoint-every 0."
+                " name one that all hosts share, or set checkpoint_every to 0."
             )
+
+    def changed_settings(self) -> str:
+        """The settings that differ from those with which the run started, in words; empty if none is known to."""
+        try:
+            before = dict(json.loads(files.read_text(self.path / "environment.json", MOST_BYTES))["settings"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # It has none, or is no longer what it was.
+            return ""
+        now = environment()["settings"]
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        return ", ".join(f"{name} {now[name]!r} (was {before[name]!r})" for name in changed)
 
     def check_length(self, length: int) -> None:
         """Raise UsageError unless the metrics file has whole lines up to this length in bytes."""
@@ -202,7 +214,7 @@ class RunFolder:
         """The metrics file's bytes, which are on the disk; 0 on other processes than the first.
 
         Raises:
-          UsageError: if they can't be written there.
+          UsageError: if it can't be written or is gone.
         """
         if process_index() > 0:
             return 0
@@ -211,7 +223,7 @@ class RunFolder:
                 os.fsync(metrics.fileno())
                 return metrics.seek(0, os.SEEK_END)
         except OSError as error:
-            raise self._unwritten(error) from None
+            raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
 
     def log(self, event: str, **values: Any) -> None:
         """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
@@ -219,18 +231,22 @@ class RunFolder:
         Threads may do so at the same time.
 
         Raises:
-          UsageError: if it can't be written.
+          UsageError: if they can't be written or are gone.
         """
         if process_index() > 0:
             return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
         try:
-            with self._lock, (self.path / "metrics.jsonl").open("a") as metrics:
+            with self._lock, open(self.path / "metrics.jsonl", "a", opener=_open_existing) as metrics:
                 metrics.write(json.dumps(line, allow_nan=False) + "\n")
                 if self._event_file is not None:
                     self._event_file.add(line)
         except OSError as error:
             raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _jsonable(value: Any) -> Any:
@@ -242,7 +258,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the configuration: versions, machine, devices, command."""
+    """What a result depends on beside the configuration: versions, machine, devices, JAX's settings, command."""
     packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
@@ -253,6 +269,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processes": process_count(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
     }
 
 
@@ -263,27 +280,27 @@ def _command() -> str:
     return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path | str) -> Config:
     """The configuration of a run.
 
     Raises:
       UsageError: if the folder is not one of a run.
     """
     try:
-        return Config.from_json(files.read_text(path / "config.json", MOST_BYTES))
+        return Config.from_json(files.read_text(Path(path) / "config.json", MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         why = _in_a_line(error)
         raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
 
 
-def read_metrics(path: Path, *events: str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
     """The events that a run has logged, all or of some kinds, in order, but for a last line that was not finished.
 
     Raises:
       UsageError: if the metrics can't be read.
     """
     try:
-        *lines, _ = files.read_text(path / "metrics.jsonl").split("\n")
+        *lines, _ = files.read_text(Path(path) / "metrics.jsonl").split("\n")
         entries = [_event(files.parse_json(line)) for line in lines]
     except (OSError, ValueError) as error:
         raise UsageError(f"the metrics in {path} can't be read ({_in_a_line(error)}).") from None

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
-from lsgd_jax.exchange import all_finite, worker_index
-from lsgd_jax.leader import LeaderPullState, apply_updates
+from lsgd_jax.exchange import worker_index
+from lsgd_jax.leader import apply_updates, has_failed, links
 
 
 class TrainState(NamedTuple):
@@ -47,7 +47,7 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, "group worker"]
     """The mean training loss."""
     failed: Bool[Array, "group worker"]
-    """Whether a worker's parameters are not all finite after the last step."""
+    """Whether a worker's parameters are not all finite after the last step, or it waits for its revival."""
     leaders: Leaders | None
     """None for methods without leaders."""
 
@@ -145,7 +145,7 @@ def local_steps(
         shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
     ) -> tuple[TrainState, StepMetrics]:
         state, loss = step(shared, rate_factor, key, state, now)
-        return state, StepMetrics(loss, ~all_finite(state.params), leaders_in(state.optimizer))
+        return state, StepMetrics(loss, has_failed(state.params, state.optimizer), leaders_in(state.optimizer))
 
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
@@ -173,9 +173,7 @@ def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:
 
 def leaders_in(state: optax.OptState) -> Leaders | None:
     """What the `leader_pull` in an optimiser's state tells, if there is one."""
-    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, LeaderPullState))
-    for part in parts:
-        if isinstance(part, LeaderPullState):
-            positions, distances = (jnp.stack([leader[i] for leader in part.leaders]) for i in range(2))
-            return Leaders(part.score, part.revived, positions, distances)
+    for link in links(state):
+        positions, distances = (jnp.stack([leader[i] for leader in link.leaders]) for i in range(2))
+        return Leaders(link.score, link.revived, positions, distances)
     return None

@@ -49,7 +49,7 @@ class EventFile:
           UsageError: if tensorboardX is not installed.
         """
         if importlib.util.find_spec("tensorboardX") is None:
-            raise UsageError("--tensorboard needs tensorboardX: pip install 'lsgd-jax[tensorboard]'")
+            raise UsageError("tensorboard needs tensorboardX: pip install 'lsgd-jax[tensorboard]'.")
         self._folder, self._leader = folder, -1
         self._writer: Any = None
 

@@ -1,6 +1,5 @@
 """The training loop."""
 
-import inspect
 import itertools
 import math
 import signal
@@ -20,6 +19,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.checkpoint import Checkpoints, Progress
+from lsgd_jax.checks import check_path
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
 from lsgd_jax.distributed import SHARED, STACKED, Placement, failing_together, of_first_process, place
@@ -38,9 +38,9 @@ from lsgd_jax.step import Leaders, StepMetrics, init_state, local_steps, state_s
 
 def train_and_evaluate(
     config: Config,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     lines: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
@@ -72,13 +72,14 @@ def train_and_evaluate(
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has
         files in it or can't be written, its checkpoints can't be read, or all workers have failed.
-      Interrupted: if a SIGINT or SIGTERM has stopped the run, after a checkpoint.
+      Interrupted: if a SIGINT, SIGTERM or SIGHUP has stopped the run, after a checkpoint.
     """
+    run_dir = check_path("run_dir", run_dir)
     if config.asynchronous is not None:
         from lsgd_jax import train_asynchronously  # It builds on what is below.
 
         if resume:
-            raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without --resume.")
+            raise UsageError("asynchronous runs are not saved, and can't go on: start anew, without resume.")
         return train_asynchronously.train_and_evaluate(
             config, run_dir, data_dir=data_dir, lines=lines, tensorboard=tensorboard
         )
@@ -91,7 +92,7 @@ def train_and_evaluate(
 
     with (
         folder,
-        RunProgress(config.steps, lines=lines) as shown,
+        RunProgress(config.steps, log=folder.log, lines=lines) as shown,
         Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints) as checkpoints,
     ):
         with failing_together():
@@ -108,7 +109,9 @@ def train_and_evaluate(
         state, progress = found or (start(), Progress.at_start(placement))
         first = progress.step
         at_once = steps_at_once(config, first)
-        batches = rounds(feed, placement, config.steps, at_once, first)
+        with failing_together():
+            resumed_feed = feed.after(progress.earlier)
+        batches = rounds(resumed_feed, placement, config.steps, at_once, first)
         if first == config.steps:
             shown.tell(f"the run has taken its {first} steps already")
             return progress.error or 0.0
@@ -135,7 +138,7 @@ def train_and_evaluate(
                 clock = progress.seconds + time.perf_counter() - started
                 if config.learning_rate_drops_in == "seconds":  # The rates of all processes drop together.
                     clock = of_first_process(clock)
-                rate_factor = learning_rate_factor(config, step - at_once, feed.steps_per_epoch, clock)
+                rate_factor = learning_rate_factor(config, step - at_once, resumed_feed.epochs(step - at_once), clock)
                 state, metrics = take_steps(state, shared, batch, np.int32(step - at_once), rate_factor, key)
                 batch = next(batches, None)  # While the devices compute.
                 pending.append((step, metrics))
@@ -231,7 +234,7 @@ class Prepared(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
 
 
-def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
+def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     """What the configuration asks for.
 
     Raises:
@@ -242,7 +245,7 @@ def prepare(config: Config, data_dir: Path | None = None) -> Prepared:
     return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
 
 
-def make_feed(config: Config, data_dir: Path | None = None, rows: Sequence[int] | None = None) -> Feed:
+def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:
     """The data, in the order that the seed gives.
 
     Args:
@@ -314,16 +317,10 @@ def make_method(
 ) -> optax.GradientTransformationExtraArgs:
     """The method around a worker's optimiser, over the axes of the placement."""
     method = METHODS[config.method]
-    options = inspect.signature(method.build).parameters
-    own: dict[str, Any] = {"axis_name": placement.axes}
-    for name, option in options.items():
-        value = getattr(config, name, None)
-        of_groups = name.startswith("global_") and config.groups == 1
-        if option.kind is option.KEYWORD_ONLY and value is not None and not of_groups:
-            own[name] = value
-    if config.groups > 1 and "group_axis_name" in options:
-        own |= {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
-    return method.build(optimizer, **own)
+    axes: dict[str, Any] = {"axis_name": placement.axes}
+    if config.groups > 1 and method.has_groups:
+        axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
+    return method.build(optimizer, **axes, **config.method_options)
 
 
 def local_optimizer(config: Config) -> optax.GradientTransformation:
@@ -337,16 +334,16 @@ def local_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
 
 
-def learning_rate_factor(config: Config, step: int, steps_per_epoch: int, seconds: float) -> np.float32:
+def learning_rate_factor(config: Config, step: int, epochs: float, seconds: float) -> np.float32:
     """What the learning rate is multiplied by: 0.1 to the power of the drops so far.
 
     Args:
       config: of the run.
       step: local steps taken.
-      steps_per_epoch: local steps in an epoch.
+      epochs: of the data gone through so far.
       seconds: of training so far.
     """
-    now = {"fractions": step / config.steps, "epochs": step / steps_per_epoch, "seconds": seconds}
+    now = {"fractions": step / config.steps, "epochs": epochs, "seconds": seconds}
     return np.float32(0.1 ** sum(now[config.learning_rate_drops_in] >= drop for drop in config.learning_rate_drops))
 
 

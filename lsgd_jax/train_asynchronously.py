@@ -1,6 +1,5 @@
 """The training loop of workers at their own speed; how they exchange is in `lsgd_jax.asynchronous`."""
 
-import dataclasses
 import itertools
 import math
 import time
@@ -47,7 +46,7 @@ from lsgd_jax.train import Prepared, learning_rate_factor, local_optimizer, log_
 
 
 def train_and_evaluate(
-    config: Config, run_dir: Path, *, data_dir: Path | None = None, lines: bool = True, tensorboard: bool = False
+    config: Config, run_dir: Path, *, data_dir: Path | str | None = None, lines: bool = True, tensorboard: bool = False
 ) -> float:
     """Train with workers at their own speed and write the run's folder, as `lsgd_jax.train.train_and_evaluate` does.
 
@@ -69,7 +68,8 @@ def train_and_evaluate(
       The center's last test error, in [0, 1].
 
     Raises:
-      UsageError: if the configuration does not fit the machine or the data, or the folder has files in it.
+      UsageError: if the configuration does not fit the machine or the data, or the folder has files in it or can't be
+        written.
       RunFailed: if a worker fails; `lsgd_jax.asynchronous.GRACE` seconds after it has or the evaluation at hand has
         ended, at the latest.
     """
@@ -83,7 +83,7 @@ def train_and_evaluate(
         if placement.slots != (1, 1):
             raise UsageError(
                 f"asynchronous needs a device a worker, but there are {placement.mesh.size} devices for"
-                f" {math.prod(placement.shape)} workers: lower --groups or --workers."
+                f" {math.prod(placement.shape)} workers: lower groups or workers."
             )
         joined = config.asynchronous == "joined"
         kind: Callable[..., _Run] = _JoinedRun if joined else _CentredRun
@@ -91,7 +91,7 @@ def train_and_evaluate(
             kind = partial(_PostedRun, board=board_of(prepared))
         folder = RunFolder(run_dir, config, tensorboard=tensorboard)
 
-    with folder, RunProgress(config.steps, lines=lines) as progress:
+    with folder, RunProgress(config.steps, log=folder.log, lines=lines) as progress:
         progress.say("compiling")
         run = kind(config, prepared, folder, progress)
         progress.say("training")
@@ -185,7 +185,7 @@ class _Run:
             return jax.device_put(jax.tree.map(lambda x: x[0], next(batches, None)), device)
 
         def rate_factor(step: int) -> np.float32:
-            factor = learning_rate_factor(config, step, self.feed.steps_per_epoch, self.seconds())
+            factor = learning_rate_factor(config, step, self.feed.epochs(step), self.seconds())
             if config.learning_rates != "equal":
                 factor *= rate_factors(config.learning_rates, self.placement.shape).flat[position]
             return factor
@@ -262,7 +262,9 @@ class _JoinedRun(_Run):
     def make_exchanges(self) -> Joined:
         """LSGD's."""
         config, periods = self.config, [period for _, period in self.config.levels]
-        every_time = dataclasses.replace(config, period=1, global_period=periods[-1] // periods[0], window=1)
+        every_time = config.replace(period=1, window=1)
+        if config.groups > 1:
+            every_time = every_time.replace(global_period=periods[-1] // periods[0])
         pulls = make_method(every_time, self.placement, optax.identity())
         self._pulls = init_state(self.model, pulls, self.placement).optimizer
         self._program = exchange_of_all(pulls, self.placement)

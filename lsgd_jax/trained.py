@@ -1,6 +1,5 @@
 """What a run has trained, out of its folder."""
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import optax
 from flax import nnx
 
 from lsgd_jax.checkpoint import Checkpoints
+from lsgd_jax.checks import check_path
 from lsgd_jax.compile_ahead import blank_feed
 from lsgd_jax.distributed import SHARED, STACKED, place
 from lsgd_jax.errors import UsageError
@@ -33,7 +33,7 @@ class Trained(NamedTuple):
     """The position of the worker with the lowest training loss, by whose like leaders are elected."""
 
 
-def load_trained(run_dir: Path, step: int | None = None) -> Trained:
+def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
     """The networks in a checkpoint of a run, on any number of devices; the data set is not needed.
 
     They take examples as the run's feed has them for testing, [examples, ...]: those of MNIST-1D and digits as they
@@ -46,6 +46,7 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
     Raises:
       UsageError: if the folder is not of a run, or there is no such checkpoint that can be read.
     """
+    run_dir = check_path("run_dir", run_dir)
     config = read_config(run_dir)
     placement = place(config.groups, config.workers, jax.local_devices())
     checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
@@ -59,7 +60,7 @@ def load_trained(run_dir: Path, step: int | None = None) -> Trained:
         progress = checkpoints.progress(step)
         groups, workers = progress.shape
         if (groups, workers) != placement.shape:  # The run has gone on with others since.
-            config = dataclasses.replace(config, groups=groups, workers=workers)
+            config = config.replace(groups=groups, workers=workers)
             placement = place(groups, workers, jax.local_devices())
             checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
         model, optimizer = make_model(config, blank_feed(config)), make_optimizer(config, placement)

@@ -159,7 +159,7 @@ model = jax.ShapeDtypeStruct((100_000_000,), np.float32)
 
 
 def share_computing(name, size, per_server):
-    config = dataclasses.replace(PRESETS["digits"], groups=size // 8, workers=8, steps=64, period=4, global_period=16)
+    config = dataclasses.replace(PRESETS["digits"], groups=size // 8, workers=8, steps=64, period=4)
     if SCHEDULES[name].method != "lsgd":
         config = dataclasses.replace(config, period=16)  # As often as LSGD's workers exchange with all others.
     cluster = Cluster(

@@ -296,9 +296,7 @@ for groups in (1, 2) if small else (1, 2, 4):
             jax.tree.map(lambda x: x.mean(1), flat),
             jax.tree.map(lambda x: x[np.arange(seeds), best], flat),
         )
-        config = dataclasses.replace(
-            preset, groups=groups, workers=8 // groups, period=period, global_period=4 * period
-        )
+        config = dataclasses.replace(preset, groups=groups, workers=8 // groups, period=period)
         sent = sum(each.bytes_sent / each.period for each in ledger.exchanges(config, params))
         sent /= sum(x.nbytes for x in jax.tree.leaves(params))
         shown[groups, period] = sent, test_errors(center), test_errors(leader).mean()

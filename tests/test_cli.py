@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from lsgd_jax import cli
+from lsgd_jax.errors import UsageError
+from lsgd_jax.presets import PRESETS
 
 
 def lsgd(*arguments, cwd, **environment):
@@ -57,6 +59,96 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
+    done = lsgd("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="abc")
+    assert done.returncode == 2
+    assert done.stderr == (
+        'lsgd: JAX can\'t read a variable of the environment (Invalid value "abc" for JAX flag jax_num_cpu_devices):'
+        " change or unset it.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "mnist1d", "--method", "local_sgd", "--pull", "0.3"],
+            "pull has no effect with local_sgd: it is an option of lsgd, easgd, mgrawa, lgrawa.",
+        ),
+        (["train", "mnist1d", "--groups", "1", "--global-period", "6"], "global_period has no effect with one group."),
+        (["train", "digits", "--local-optimizer", "adamw", "--momentum", "0.5"], "momentum has no effect with the"),
+        (["train", "digits", "--learning-rate-drops-in", "epochs"], "learning_rate_drops_in has no effect without "),
+        (["train", "digits", "--tune-learning-rates", "0.1"], "tune_learning_rates has no effect in train: it is for"),
+        (["train", "digits", "--global-period", "99999999996"], "global_period must be below 2^31, got 99999999996."),
+        (["train", "digits", "--run-dir", "a\0b"], "run_dir must be without NUL characters, got 'a\\x00b'."),
+        (
+            ["train", "digits", "--data-dir", "nowhere"],
+            "data_dir has no effect with digits, which comes with",
+        ),
+        (["compare", "digits", "--tune-learning-rates", "0.1"], "tune_learning_rates has no effect without --tune."),
+        (["compare", "digits", "--checkpoint-every", "5"], "checkpoint_every has no effect in compare, which keeps no"),
+        (["compare", "digits", "--methods", "lsgd, easgd", "--prox", "0.1"], "prox has no effect with lsgd: it is an "),
+        (["compare", "digits", "--methods", "lsgd,lsgd"], "each method can be named once, got lsgd, lsgd."),
+        (["compare", "digits", "--seeds", "0..4294967295"], "seeds must be at most 10,000, got '0..4294967295'."),
+        (["compare", "digits", "--out", "a\0b"], "out must be without NUL characters"),
+        (
+            ["compare", "digits", "--methods", "lsgd", "--tune", "--pull", "0.7"],
+            "tuning chooses the pull of lsgd",
+        ),
+        (
+            ["compare", "cnn7-mnist5k-4", "--methods", "easgd", "--tune", "--learning-rate", "1"],
+            "tuning chooses the learning_rate of easgd itself",
+        ),
+        (["simulate", "digits", "--revive", "from_leader"], "revive has no effect in simulate."),
+        (["simulate", "digits", "--keep-checkpoints", "5"], "keep_checkpoints has no effect in simulate."),
+        (["simulate", "digits", "--asynchronous", "posted"], "simulate chooses the method itself"),
+        (
+            ["simulate", "digits", "--costs-only", "--learning-rate", "1"],
+            "learning_rate has no effect with --costs-only.",
+        ),
+        (["simulate", "digits", "--costs-only", "--data-dir", "d"], "data_dir has no effect with --costs-only."),
+        (["simulate", "digits", "--methods", "easgd,easgd"], "each method can be named once, got easgd, easgd."),
+        (
+            ["simulate", "digits", "--methods", "easgd", "--prox", "0.1"],
+            "prox has no effect with easgd: it is",
+        ),
+        (["figure", "trajectories", "--model", "cnn7"], "model has no effect on the figure trajectories"),
+        (["figure", "theory", "--dataset", "mnist5k"], "dataset has no effect on the figure theory"),
+        (["figure", "analytic", "--runs", "runs"], "runs has no effect on the figure analytic"),
+        (
+            ["compile", "digits", "--topology", "v5e:2x4", "--keep-checkpoints", "5"],
+            "keep_checkpoints has no effect",
+        ),
+    ],
+)
+def test_what_is_given_has_an_effect_or_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("initialize", "simulate_devices"):
+        monkeypatch.setattr(cli.distributed, name, lambda *_, **__: None)
+    assert cli.main(arguments) == 2
+    assert f"lsgd: {message}" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_the_preset_alone_has_set_may_be_without_effect(monkeypatch):
+    taken = []
+    monkeypatch.setattr("lsgd_jax.train.train_and_evaluate", lambda config, *_, **__: taken.append(config) or 0.0)
+    monkeypatch.setattr("lsgd_jax.figures.run.draw", lambda run_dir: run_dir)
+    for name in ("initialize", "simulate_devices"):
+        monkeypatch.setattr(cli.distributed, name, lambda *_, **__: None)
+    preset = PRESETS["cnn7-mnist5k-16"]
+    assert preset.global_period
+    assert cli.main(["train", "cnn7-mnist5k-16", "--method", "local_sgd", "--period", "8"]) == 0
+    assert taken == [preset.replace(method="local_sgd", period=8)]
+
+
+def test_more_workers_than_a_host_simulates_devices_for_are_refused(monkeypatch):
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="at most 512 devices, one for each worker, got 1000000 workers: lower groups"):
+        cli.distributed.simulate_devices(1_000_000)
+
+
 def test_fewer_devices_than_workers(tmp_path):
     done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr
@@ -92,9 +184,7 @@ def test_train_and_a_second_time_into_the_same_folder(tmp_path):
     ]
     again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
     assert again.returncode == 2
-    assert (
-        again.stderr == "lsgd: the run folder run is not empty: name another with --run-dir, or go on with --resume.\n"
-    )
+    assert again.stderr == "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n"
 
 
 def test_figure(tmp_path):

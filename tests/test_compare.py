@@ -103,7 +103,7 @@ def test_a_cell_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_a_comparison_has_its_folder_alone(tmp_path, counted):
     with (
         files.lock(tmp_path, "name another"),
-        pytest.raises(UsageError, match=f"is being written by process {os.getpid()} on .*, or name another folder"),
+        pytest.raises(UsageError, match=f"is being written by process {os.getpid()} on .*, or name another out folder"),
     ):
         run(tmp_path)
     assert counted == []
@@ -114,10 +114,10 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_folder_to_begin_in(tmp_p
         faults.fill_disk(full, "comparison-config.json")
         with (
             pytest.raises(UsageError, match=r"comparison-config.json can't be written \(No space left on device\)"),
-            compare._claimed(tmp_path, FAST, tune=False),
+            compare._claimed(tmp_path, FAST, {}, tune=False),
         ):
             pass
-    with compare._claimed(tmp_path, FAST, tune=False):
+    with compare._claimed(tmp_path, FAST, {}, tune=False):
         assert not files.is_empty(tmp_path)
 
 
@@ -148,6 +148,56 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
     assert (tmp_path / "comparison.md").read_text().count("\n") == 5
     assert json.loads((tmp_path / "comparison.json").read_text()) == summary
     assert comparison.draw(tmp_path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_path):
+    methods, options = ("lsgd", "easgd", "local_sgd"), {"pull": 0.2, "wire": "int8"}
+    compare.compare(FAST, list(methods), [0], str(tmp_path), tune=False, target_error=0.5, options=options)
+    with (tmp_path / "comparison.csv").open() as file:
+        told = {row["method"]: row["hyper-parameters"] for row in csv.DictReader(file)}
+    assert told == {
+        "lsgd": "learning_rate 0.1, period 4, pull 0.2, window 10, wire int8",
+        "easgd": "learning_rate 0.1, period 4, pull 0.2, center_pull 0.4",
+        "local_sgd": "learning_rate 0.1, period 4",
+    }
+    assert {method: Config.load(tmp_path / method / "seed-0").pull for method in methods} == {
+        "lsgd": 0.2,
+        "easgd": 0.2,
+        "local_sgd": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("lsgd", {"period": 4, "pull": 0.1, "global_pull": 0.1, "global_period": 16, "window": 10}),
+        ("easgd", {"period": 4, "pull": 0.9**8 / 8, "center_pull": 0.9**8}),
+        ("diloco", {"period": 4, "outer_learning_rate": 0.7, "outer_momentum": 0.9}),
+        ("mgrawa", {"period": 4, "pull": 0.5, "prox": 0.01}),
+        ("data_parallel", {}),
+        ("independent", {"window": 10}),
+    ],
+)
+def test_hyperparameters_are_those_that_a_method_trains_with(method, told):
+    assert compare.hyperparameters(PRESETS["digits"].replace(method=method)) == {"learning_rate": 0.1} | told
+
+
+def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
+    tuned = dataclasses.replace(FAST, tune_learning_rates=(0.1,), tune_periods=(4, 8))
+    for message, arguments in {
+        "each method can be named once": {"methods": ("lsgd", "lsgd")},
+        "there is no method 'adam'": {"methods": ("adam",)},
+        "tuning chooses the pull of lsgd itself": {"config": dataclasses.replace(FAST, pull=0.77), "tune": True},
+        "asynchronous is for train": {"config": dataclasses.replace(FAST, asynchronous="posted"), "methods": ("lsgd",)},
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            run(tmp_path / "a", **arguments)
+    for name, value in {"learning_rate": 0.2, "period": 8}.items():
+        with pytest.raises(UsageError, match=f"tuning chooses the {name} of lsgd itself"):
+            compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target_error=0.5, options={name: value})
+    with pytest.raises(UsageError, match="NUL"):
+        run(str(tmp_path / "a\0b"))
+    assert not (tmp_path / "a").exists()
 
 
 def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):

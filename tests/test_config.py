@@ -4,7 +4,12 @@ import json
 import pytest
 
 from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.run_folder import RunFolder
+
+BASE = PRESETS["mnist1d"]  # 2 groups of 4.
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -32,15 +37,29 @@ def test_unknown_fields_are_named():
         ("learning_rate_drops", (0.5, 0.5), "learning_rate_drops must be different from each other"),
         ("method", "sgd", "method must be one of lsgd, easgd, downpour, .*, got sgd"),
         ("validation", 0.6, r"validation must be in \[0, 0\.5\], got 0\.6"),
-        ("outer_learning_rate", 0.0, r"outer_learning_rate must be positive, got 0\.0"),
         ("stale_pull", -1.0, r"stale_pull must be in \[0, 1\], got -1\.0"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("window", 10**7, "window must be at most 1,000,000, got 10000000"),
         ("seed", -1, "seed must be in"),
-        ("broadcast", "tree", "a broadcast must be one of auto, all_reduce, ring, chain, hierarchical, got 'tree'"),
-        ("wire", "int4", "wire must be bfloat16, int8 or not given, got int4"),
+        ("broadcast", "tree", "broadcast must be auto, all_reduce, ring, chain or hierarchical, got 'tree'"),
+        ("wire", "int4", "wire must be bfloat16, int8 or not given, got 'int4'"),
         ("delay", 2, "delay must be 0 or 1, got 2"),
+        ("delay", True, "delay must be 0 or 1, got True"),
+        ("local_optimizer", "adam", "local_optimizer must be sgd, adamw or lars, got 'adam'"),
+        ("batch", "Per_worker", "batch must be per_worker or global, got 'Per_worker'"),
+        ("learning_rates", "Equal", "learning_rates must be equal, linear or powers, got 'Equal'"),
+        ("sampling", "Shards", "sampling must be shards or independent, got 'Shards'"),
+        ("batch_statistics", "typo", "batch_statistics must be own, mean, leader or reestimate, got 'typo'"),
+        ("model", "my_net", "model must be conv1d, mlp, cnn7, vgg16, resnet20 or resnet50, got 'my_net'"),
+        ("steps", 100.0, r"steps must be a whole number, got 100\.0"),
+        ("steps", True, "steps must be a whole number, got True"),
+        ("learning_rate", "0.1", r"learning_rate must be a number, got '0\.1'"),
+        ("pull", "strong", "pull must be a number or not given, got 'strong'"),
+        ("learning_rate_drops", [0.5], r"learning_rate_drops must be a tuple, each entry of it a number, got \[0\.5\]"),
+        ("global_period", 99999999996, r"global_period must be below 2\^31, got 99999999996"),
+        ("checkpoint_every", 2**31, r"checkpoint_every must be below 2\^31"),
+        ("tune_learning_rates", (float("nan"),), "tune_learning_rates must be positive"),
     ],
 )
 def test_a_field_out_of_range_is_one_sentence(field, value, message):
@@ -54,11 +73,23 @@ def test_what_is_no_configuration_is_a_value_error(text):
         Config.from_json(text)
 
 
+@pytest.mark.parametrize("name", ["sampling", "model", "method", "groups", "global_period", "tune_periods"])
+def test_an_object_in_place_of_a_value_is_one_sentence(name):
+    text = json.dumps(dataclasses.asdict(BASE) | {name: {}})
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {{}}\.$"):
+        Config.from_json(text)
+
+
 def test_a_global_batch_is_divided_among_the_workers():
     config = dataclasses.replace(PRESETS["mnist1d"], batch="global", batch_size=32)
     assert config.worker_batch_size == 4
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 8 workers, if it is global, got 30"):
         dataclasses.replace(config, batch_size=30)
+
+
+def test_options_of_other_methods_have_their_ranges():
+    with pytest.raises(ValueError, match=r"outer_learning_rate must be positive, got 0\.0"):
+        dataclasses.replace(BASE, method="diloco", outer_learning_rate=0.0)
 
 
 def test_easgd_is_told_what_its_pull_may_be_at_most():
@@ -74,5 +105,139 @@ def test_data_parallel_workers_stay_together():
         dataclasses.replace(PRESETS["mnist1d"], method="data_parallel", learning_rates="linear")
 
 
-def test_one_group_has_no_global_period_to_check():
-    dataclasses.replace(PRESETS["mnist1d"], groups=1, global_period=6)
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_field_takes_a_value_of_another_type(name):
+    for value in (object(), b"", [1], True):
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got ") as error:
+            dataclasses.replace(BASE, **{name: value})
+        assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name, of in Config.__annotations__.items() if "float" in str(of)])
+def test_no_number_is_nan(name):
+    value = (float("nan"),) if name in ("learning_rate_drops", "slowdowns", "tune_learning_rates") else float("nan")
+    method = next((method for method, row in METHODS.items() if name in row.options), "lsgd")
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        dataclasses.replace(BASE, method=method, **{name: value})
+
+
+HAVE = {
+    "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
+    "pull": ("lsgd", "easgd", "mgrawa", "lgrawa"),
+    "window": ("lsgd", "independent"),
+    "center_pull": ("easgd",),
+    "outer_learning_rate": ("diloco",),
+    "outer_momentum": ("diloco",),
+    "prox": ("mgrawa", "lgrawa"),
+    "global_pull": ("lsgd",),
+    "global_period": ("lsgd",),
+    "stale_pull": ("lsgd",),
+    "global_stale_pull": ("lsgd",),
+    "broadcast": ("lsgd",),
+    "wire": ("lsgd",),
+    "delay": ("lsgd",),
+    "revive": ("lsgd",),
+}
+"""The methods that have an option."""
+GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring", "wire": "int8"}
+GIVEN |= {"delay": 1, "revive": "from_leader"}
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
+    for method in METHODS:
+        if method in HAVE[name]:
+            config = dataclasses.replace(BASE, method=method, **{name: GIVEN[name]})
+            assert config.method_options[name] == GIVEN[name]
+        else:
+            with pytest.raises(ValueError, match=f"^{name} has no effect with {method}: ") as error:
+                dataclasses.replace(BASE, method=method, **{name: GIVEN[name]})
+            assert str(error.value).endswith(f": it is an option of {', '.join(HAVE[name])}.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"groups": 1, "global_pull": 0.1}, "with one group"),
+        ({"groups": 1, "global_period": 6}, "with one group"),
+        ({"groups": 1, "global_stale_pull": 0.1}, "with one group"),
+        ({"local_optimizer": "adamw", "momentum": 0.5}, "with the local_optimizer adamw"),
+        ({"batch_statistics": "mean"}, "with a model without batch normalization"),
+        ({"statistics_batches": 8}, "with a model without batch normalization"),
+        (
+            {"model": "resnet20", "batch_statistics": "own", "statistics_batches": 8},
+            "unless batch_statistics is reestimate",
+        ),
+        ({"image_size": 128}, "unless the dataset is imagenet2012"),
+        ({"data_processes": 8}, "unless the dataset is imagenet2012"),
+        ({"learning_rate_drops": (), "learning_rate_drops_in": "epochs"}, "without learning_rate_drops"),
+        ({"checkpoint_every": 0, "keep_checkpoints": 3}, "if checkpoint_every is 0"),
+        (
+            {"asynchronous": "posted", "checkpoint_every": 10},
+            "in asynchronous training, which keeps no checkpoints",
+        ),
+        (
+            {"asynchronous": "joined", "keep_checkpoints": 3},
+            "in asynchronous training, which keeps no checkpoints",
+        ),
+        ({"asynchronous": "posted", "broadcast": "ring"}, "with posted, where no leader is broadcast"),
+    ],
+)
+def test_what_has_no_effect_is_refused_and_the_reason_told(fields, reason):
+    *others, name = fields
+    with pytest.raises(ValueError, match=f"^{name} has no effect {reason}[.]$"):
+        dataclasses.replace(BASE, **fields)
+    others = dataclasses.replace(BASE, **{other: fields[other] for other in others})
+    assert not others.has_effect(name)
+
+
+def test_a_change_drops_what_it_leaves_without_effect():
+    grouped = dataclasses.replace(BASE, pull=0.3, global_period=8, wire="int8")
+    assert grouped.replace(method="easgd", pull=0.1) == dataclasses.replace(BASE, method="easgd", pull=0.1)
+    assert grouped.replace(groups=1) == dataclasses.replace(BASE, groups=1, pull=0.3, wire="int8")
+    with pytest.raises(ValueError, match="pull has no effect with local_sgd"):
+        grouped.replace(method="local_sgd", pull=0.3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_is_one_for_every_method_and_for_one_group(name, method):
+    assert PRESETS[name].replace(method=method).replace(groups=1).method == method
+
+
+def test_an_option_is_for_all_methods_that_have_it():
+    configs = BASE.for_methods({name: name for name in METHODS}, {"pull": 0.1, "prox": 0.2, "steps": 8})
+    assert {name for name, config in configs.items() if config.pull == 0.1} == set(HAVE["pull"])
+    assert {name for name, config in configs.items() if config.prox == 0.2} == set(HAVE["prox"])
+    assert {config.steps for config in configs.values()} == {8}
+    with pytest.raises(ValueError, match=r"^prox has no effect with lsgd: it is an option of mgrawa, lgrawa[.]$"):
+        BASE.for_methods({"lsgd": "lsgd", "easgd": "easgd"}, {"prox": 0.2})
+    with pytest.raises(ValueError, match=r"^easgd: pull must be at most 1 / workers"):
+        BASE.for_methods({"lsgd": "lsgd", "easgd": "easgd"}, {"pull": 0.2})
+
+
+STALE = {"method": "local_sgd", "groups": 1, "pull": 0.3, "global_period": 6, "image_size": 32, "window": 7}
+"""What was written before options without effect were refused."""
+
+
+def test_an_old_run_is_read_without_the_options_that_had_no_effect(tmp_path):
+    fields = dataclasses.asdict(BASE) | STALE
+    config = dataclasses.replace(BASE, method="local_sgd", groups=1)
+    assert Config.from_json(json.dumps(fields)) == config
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert Config.load(str(tmp_path)) == config
+    with RunFolder(tmp_path, config, resume=True):  # It goes on.
+        pass
+
+
+def test_a_run_goes_on_with_one_group_without_global_options_and_back(tmp_path):
+    grouped = dataclasses.replace(BASE, global_period=8)
+    alone = grouped.replace(groups=1)
+    for config, resume in [(grouped, False), (alone, True), (grouped, True)]:
+        with RunFolder(tmp_path / "run", config, resume=resume) as folder:
+            folder.go_on(0)
+    with pytest.raises(UsageError, match="can't go on with another global_period: 16, not 8"):
+        RunFolder(tmp_path / "run", dataclasses.replace(BASE, global_period=16), resume=True)

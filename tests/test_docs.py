@@ -22,16 +22,24 @@ FENCED = re.compile(r"^```(?P<info>.*?)\n(?P<code>.*?)^```$", re.DOTALL | re.MUL
 QUOTED = re.compile(r'python title="(.+)"')
 
 
-def fenced(page, info):
-    """The code of a page's fenced blocks whose info matches, with the match."""
-    for block in FENCED.finditer(page.read_text()):
+def fenced(text, info):
+    """The code of a text's fenced blocks whose info matches, with the match."""
+    for block in FENCED.finditer(text):
         if found := re.fullmatch(info, block["info"]):
             yield found, block["code"]
 
 
-@functools.cache
 def run(page):
-    """Run the Python of a page, in one namespace, with what pages take for given and a run; returns the namespace."""
+    """Run the Python of a page; returns its namespace."""
+    return list(sections(page).values())[-1]
+
+
+@functools.cache
+def sections(page):
+    """Run the Python of a page, in one namespace, with what pages take for given and a run.
+
+    Returns the names and values as they are after each section of the second level, by heading.
+    """
     x = jax.random.normal(jax.random.key(0), (4, 8, 3))
     given = {
         "jax": jax,
@@ -45,9 +53,12 @@ def run(page):
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("runs/a").mkdir(parents=True)
         Path("runs/a/metrics.jsonl").write_text('{"event": "evaluation", "step": 50, "center_error": 0.1}\n')
-        for _, code in fenced(page, "python"):
-            exec(compile(code, page, "exec"), given)
-    return given
+        after = {}
+        for section in re.split("^## ", page.read_text(), flags=re.MULTILINE):
+            for _, code in fenced(section, "python"):
+                exec(compile(code, page, "exec"), given)
+            after[section.partition("\n")[0]] = dict(given)
+    return after
 
 
 def commands(text):
@@ -71,7 +82,9 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if list(fenced(p, "python"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if list(fenced(p.read_text(), "python"))], ids=lambda page: page.stem
+)
 def test_the_python_of_a_page_runs(page):
     run(page)
 
@@ -93,9 +106,9 @@ def test_the_quickstart_comes_to_a_trained_center():
     assert set(of_page["leaders"][3:]) <= {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if list(fenced(p, QUOTED))], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if list(fenced(p.read_text(), QUOTED))], ids=lambda page: page.stem)
 def test_what_is_quoted_stands_in_the_source(page):
-    for title, code in fenced(page, QUOTED):
+    for title, code in fenced(page.read_text(), QUOTED):
         source = (ROOT / title[1]).read_text()
         assert any(textwrap.indent(code, " " * depth) in source for depth in range(0, 20, 4)), code
 

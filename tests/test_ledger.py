@@ -53,7 +53,7 @@ def check(config):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_every_method_sends(method):
-    check(dataclasses.replace(GROUPED, method=method))
+    check(GROUPED.replace(method=method))
 
 
 WAYS = list(itertools.product(["all_reduce", "ring", "hierarchical"], [None, "bfloat16", "int8"], [0]))
@@ -66,7 +66,7 @@ def test_however_leaders_are_sent(broadcast, wire, delay):
 
 
 def test_a_chain_has_a_branch_for_each_root():
-    config = dataclasses.replace(GROUPED, groups=1, period=8, broadcast="chain")
+    config = GROUPED.replace(groups=1, period=8, broadcast="chain")
     found, params = compiled(config)
     [exchange] = exchanges(config, params)
     permutes = [each for each in found if each.kind == "collective-permute"]
@@ -76,7 +76,7 @@ def test_a_chain_has_a_branch_for_each_root():
 
 
 def test_one_group_and_a_round_in_one_program():
-    config = dataclasses.replace(GROUPED, groups=1, period=4, broadcast="hierarchical")
+    config = GROUPED.replace(groups=1, period=4, broadcast="hierarchical")
     found, params = compiled(config)
     [exchange] = exchanges(config, params)
     in_loop = [each._replace(times=4 * each.times) for each in exchange.collectives]  # At most: due in one step of 4.
@@ -88,7 +88,7 @@ def test_bytes_by_formula():
     grouped = dataclasses.replace(PRESETS["mnist1d"], period=2, global_period=8)  # 2 groups of 4.
     of_four, of_all = 2 * 3 / 4, 2 * 7 / 8
     assert bytes_sent(grouped, params, 16) == 8 * of_four * (800 + 8) + 2 * of_all * (800 + 8)
-    single = dataclasses.replace(grouped, groups=1)
+    single = grouped.replace(groups=1)
     assert bytes_sent(single, params, 17) == 8 * of_four * (800 + 8)
     assert bytes_sent(dataclasses.replace(single, wire="bfloat16"), params, 17) == 8 * of_four * (400 + 8)
     assert bytes_sent(dataclasses.replace(single, wire="int8"), params, 17) == 8 * of_four * (200 + 4 + 8)
@@ -101,9 +101,9 @@ def test_bytes_by_formula():
     assert bytes_sent(chains, params, 8) == in_group + of_all * 8 + 32 * 7 * 4 * 7 / 8
     between = dataclasses.replace(grouped, broadcast="hierarchical", period=8)  # 50 numbers between groups: 32 of 2.
     assert bytes_sent(between, params, 8) == in_group + of_all * 8 + 2 * 3 / 4 * 800 + 32 * 2 * 4
-    assert bytes_sent(dataclasses.replace(single, method="data_parallel"), params, 16) == 16 * of_four * 800
-    assert bytes_sent(dataclasses.replace(single, method="independent"), params, 16) == 0
-    easgd = dataclasses.replace(grouped, method="easgd")
+    assert bytes_sent(single.replace(method="data_parallel"), params, 16) == 16 * of_four * 800
+    assert bytes_sent(single.replace(method="independent"), params, 16) == 0
+    easgd = grouped.replace(method="easgd")
     assert bytes_sent(easgd, params, 16) == (8 + 1) * of_all * 800
     assert bytes_sent(easgd, params, 0) == 0
     assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (2 * 800 + 4)

@@ -1,7 +1,6 @@
 """Figures 4 to 8 from made-up runs."""
 
 import csv
-import dataclasses
 import json
 import os
 
@@ -14,7 +13,7 @@ from lsgd_jax.presets import PRESETS
 
 
 def make_run(path, preset, *, evaluations=3, **changed):
-    config = dataclasses.replace(PRESETS[preset], **changed)
+    config = PRESETS[preset].replace(**changed)
     path.mkdir(parents=True)
     (path / "config.json").write_text(config.to_json())
     shape = (config.groups, config.workers)

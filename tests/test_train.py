@@ -105,8 +105,8 @@ def test_a_compiled_round_takes_the_same_steps_one_by_one():
 def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
     """With dropout, whose keys are the workers' own."""
     config = dataclasses.replace(
-        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4, method=method
-    )
+        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
+    ).replace(method=method)
     mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
     slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
     results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]
@@ -227,9 +227,9 @@ def test_workers_share_devices_evenly(groups, workers, mesh, slots):
 
 
 def test_learning_rates_drop_by_steps_epochs_or_the_clock():
-    def factors(unit, drops, steps_per_epoch=7, seconds=0.0):
+    def factors(unit, drops, seconds=0.0):
         config = dataclasses.replace(SMOKE, steps=100, learning_rate_drops=drops, learning_rate_drops_in=unit)
-        return [train.learning_rate_factor(config, step, steps_per_epoch, seconds) for step in (0, 13, 14, 50, 99)]
+        return [train.learning_rate_factor(config, step, step / 7, seconds) for step in (0, 13, 14, 50, 99)]
 
     np.testing.assert_allclose(factors("fractions", (0.5,)), [1, 1, 1, 0.1, 0.1])
     np.testing.assert_allclose(factors("epochs", (2, 14)), [1, 1, 0.1, 0.1, 0.01])

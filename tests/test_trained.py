@@ -10,6 +10,8 @@ import pytest
 from lsgd_jax import train
 from lsgd_jax.data import load
 from lsgd_jax.errors import UsageError
+from lsgd_jax.figures import report
+from lsgd_jax.figures.run import draw
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.run_folder import read_metrics
 from lsgd_jax.trained import load_trained
@@ -20,7 +22,7 @@ SMALL = dataclasses.replace(PRESETS["digits"], width=0.1, groups=2, workers=2, s
 @pytest.fixture(scope="module", params=["lsgd", "easgd"])
 def run_dir(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / request.param
-    train.train_and_evaluate(dataclasses.replace(SMALL, method=request.param), path, lines=False)
+    train.train_and_evaluate(dataclasses.replace(SMALL, method=request.param), str(path), lines=False)
     return path
 
 
@@ -40,6 +42,16 @@ def test_they_have_the_errors_that_the_run_has_told(run_dir, step):
     if run_dir.name == "lsgd" and trained.step == 8:
         exchanges = {entry["step"]: entry for entry in read_metrics(run_dir, "exchange")}
         assert trained.best == np.argmin(exchanges[8]["scores"])
+
+
+def test_paths_may_be_strings(run_dir, tmp_path):
+    assert load_trained(str(run_dir)).step == 12
+    assert draw(str(run_dir)) == run_dir / "curves.png"
+    report.write([str(run_dir)], str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").exists()
+    for function in (load_trained, draw, lambda path: train.train_and_evaluate(SMALL, path)):
+        with pytest.raises(UsageError, match=r"must be without NUL characters, got 'a\\x00b'\."):
+            function("a\0b")
 
 
 def test_a_checkpoint_of_other_workers_is_read(run_dir, tmp_path):

@@ -33,7 +33,7 @@ SMALL = dataclasses.replace(
 def run(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     jax.config.update("jax_disable_most_optimizations", True)  # Compiling takes longer than the few steps.
-    train.train_and_evaluate(dataclasses.replace(SMALL, asynchronous=request.param), path, tensorboard=True)
+    train.train_and_evaluate(SMALL.replace(asynchronous=request.param), path, tensorboard=True)
     jax.config.update("jax_disable_most_optimizations", False)
     return path
 
@@ -271,13 +271,16 @@ def test_pipes_are_not_waited_for(tmp_path):
         report.write([run], tmp_path / "pipe")
 
 
-def test_text_that_is_none_is_shown_as_escapes(tmp_path, monkeypatch):
-    run = make_run(tmp_path / os.fsdecode(b"run\xff"), [evaluation(16)], dataset="data\ud800")
+def test_text_that_is_none_is_shown_as_escapes(tmp_path):
+    run = make_run(tmp_path / os.fsdecode(b"run\xff"), [evaluation(16)])
     (run / "environment.json").write_text(json.dumps({"deep\ud800": "\ud800"}))
     page = page_of(tmp_path, run)
     assert page.says(r"run\xff")
-    assert page.says(r"data\ud800")
     assert page.says(r"deep\ud800")
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"digits"', r'"data\ud800"'))
+    with pytest.raises(UsageError, match=r"config\.json can't be read \(dataset must be .*, got 'data\\ud800'\.\)\.$"):
+        page_of(tmp_path, run)
 
 
 def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -304,7 +307,7 @@ def test_many_workers_are_an_outline(count):
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     out.write_text("<!doctype html>mine")
-    with pytest.raises(UsageError, match="is there already and is no report: name another file with --out"):
+    with pytest.raises(UsageError, match="is there already and is no report: name another out file"):
         report.write([run], out)
     assert out.read_text() == "<!doctype html>mine"
     with pytest.raises(UsageError, match="can't be written"):
@@ -407,6 +410,6 @@ def test_an_event_file_that_cannot_be_ended_is_one_sentence(tmp_path, monkeypatc
 
 def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UsageError, match=r"--tensorboard needs tensorboardX: pip install 'lsgd-jax\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"tensorboard needs tensorboardX: pip install 'lsgd-jax\[tensorboard\]'"):
         train.train_and_evaluate(SMALL, tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def all_runs(base: Config, least: float, target: float) -> list[dict[str, Any]]:
             else:
                 imposed: dict[str, Any] = {"least_step_seconds": least, "slowdowns": tuple(slowdowns)}
                 imposed["asynchronous"] = "posted" if schedule.waits == "server" else "joined"
-                longer = dataclasses.replace(config, steps=4 * config.steps, **imposed)
+                longer = config.replace(steps=4 * config.steps, **imposed)
                 found = asynchronously(longer, config.steps, target)
             seconds = {"real": found._asdict(), "predicted": expected._asdict()}
             runs.append({"speeds": speeds, "method": method, "load": load, **seconds})

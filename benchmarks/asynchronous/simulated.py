@@ -83,7 +83,7 @@ def straggler_config(steps: int) -> Config:
 
 def for_method(config: Config, method: str) -> Config:
     """The configuration of a method in `SCHEDULES`; DOWNPOUR's has its own learning rate and more steps."""
-    config = dataclasses.replace(config, method=SCHEDULES[method].method)
+    config = config.replace(method=SCHEDULES[method].method)
     if method != "downpour":
         return config
     rate, steps = config.learning_rate / DOWNPOUR_DIVISOR, config.steps * DOWNPOUR_STEPS
@@ -174,7 +174,7 @@ def scaling() -> tuple[dict[str, Any], list[list], Figure]:
                 workers = min(size, machines.per_group)
                 config = dataclasses.replace(
                     PRESETS["digits"], groups=size // workers, workers=workers, period=PERIOD,
-                    global_period=GLOBAL_PERIOD, steps=ROUNDS * GLOBAL_PERIOD,
+                    global_period=GLOBAL_PERIOD if size > workers else None, steps=ROUNDS * GLOBAL_PERIOD,
                 )  # fmt: skip
                 if SCHEDULES[method].method != "lsgd":
                     config = dataclasses.replace(config, period=GLOBAL_PERIOD)

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     out = parser.parse_args().out
     distributed.simulate_devices(BASE.workers)
-    configs = {name: tuned(dataclasses.replace(BASE, **options)) for name, options in RUNS.items()}
+    configs = {name: tuned(BASE.replace(**options)) for name, options in RUNS.items()}
     found: dict[str, Any] = {"target": TARGET, "links": {}, "environment": environment()}
     found["learning_rates"] = {name: config.learning_rate for name, config in configs.items()}
     for megabits in MEGABITS:

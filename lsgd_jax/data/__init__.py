@@ -4,7 +4,7 @@ from lsgd_jax.data.descriptions import DESCRIPTIONS, Description
 from lsgd_jax.data.feeds import Feed, InMemory, Streamed
 from lsgd_jax.data.preprocessing import Preprocessing
 from lsgd_jax.data.sources import Dataset, hold_out, load
-from lsgd_jax.data.streams import BatchIndices
+from lsgd_jax.data.streams import BatchIndices, Stretch
 
 __all__ = [
     "DESCRIPTIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "InMemory",
     "Preprocessing",
     "Streamed",
+    "Stretch",
     "hold_out",
     "load",
 ]

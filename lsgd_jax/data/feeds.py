@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data.preprocessing import IMAGENET
 from lsgd_jax.data.sources import Dataset
-from lsgd_jax.data.streams import BatchIndices
+from lsgd_jax.data.streams import BatchIndices, Stretch
 
 
 class Feed(Protocol):
@@ -20,8 +20,6 @@ class Feed(Protocol):
     classes: int
     shape: tuple[int, ...]
     """Of one example as the network sees it."""
-    steps_per_epoch: int
-    """Local steps of every worker."""
     shared: Any
     """Arrays that are to lie on every device all the time, the same for all workers."""
     test_count: int
@@ -33,6 +31,14 @@ class Feed(Protocol):
 
     def of_workers(self, rows: Sequence[int]) -> "Feed":
         """The same data for the workers at these positions alone; its batches may be drawn by a thread of its own."""
+        ...
+
+    def after(self, earlier: Sequence[Stretch]) -> "Feed":
+        """The same data once other workers have taken the first steps; see `BatchIndices.after`."""
+        ...
+
+    def epochs(self, step: int) -> float:
+        """Epochs that the workers have gone through before a step."""
         ...
 
     def training(
@@ -71,7 +77,6 @@ class InMemory:
         self._rows = slice(None) if rows is None else list(rows)
         self.classes, self.test_count = data.classes, len(data.test_y)
         self.shape = jax.eval_shape(self.testing, data.test_x[:1]).shape[1:]
-        self.steps_per_epoch = batches.steps_per_epoch
         # Examples as rows: TPUs pad the last two axes, of images by much, in a copy of all data every round.
         self.shared = data.train_x.reshape(len(data.train_x), -1), data.train_y
 
@@ -84,6 +89,16 @@ class InMemory:
         feed = copy.copy(self)
         feed._rows, feed._batches = list(rows), copy.copy(self._batches)
         return feed
+
+    def after(self, earlier: Sequence[Stretch]) -> "InMemory":
+        """The same data, going on."""
+        feed = copy.copy(self)
+        feed._batches = self._batches.after(earlier)
+        return feed
+
+    def epochs(self, step: int) -> float:
+        """Of the indices."""
+        return self._batches.epochs(step)
 
     def training(
         self, shared: tuple[Array, Array], batch: Int[Array, " batch"], key: PRNGKeyArray
@@ -111,7 +126,7 @@ class Streamed:
 
     def __init__(
         self,
-        data_dir: Path | None,
+        data_dir: Path | str | None,
         *,
         workers: int,
         batch_size: int,
@@ -154,7 +169,7 @@ class Streamed:
         self._processes = processes
         self.classes = 1000
         self.shape: tuple[int, ...] = (image_size, image_size, 3)
-        self.steps_per_epoch, self.test_count = self._stream.steps_per_epoch, self._test.examples
+        self.test_count = self._test.examples
         self.shared = ()
 
     def batches(self, first: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -166,6 +181,16 @@ class Streamed:
         feed = copy.copy(self)
         feed._stream = self._stream.of_workers(rows)
         return feed
+
+    def after(self, earlier: Sequence[Stretch]) -> "Streamed":
+        """The same data, going on."""
+        feed = copy.copy(self)
+        feed._stream = self._stream.after(earlier)
+        return feed
+
+    def epochs(self, step: int) -> float:
+        """Of the stream."""
+        return self._stream.epochs(step)
 
     def training(
         self, shared: tuple, batch: tuple[Array, Array], key: PRNGKeyArray

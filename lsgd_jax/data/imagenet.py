@@ -1,13 +1,17 @@
 """ImageNet, decoded on the way to the workers by several processes.
 
-What the workers see at a step is a pure function of the seed and the step, whatever the number of processes: training
-goes on from any step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.IMAGENET`.
+What the workers see at a step is that of `BatchIndices`, whatever the number of processes: training goes on from any
+step by starting there. Images come out 8-bit, for `lsgd_jax.data.preprocessing.IMAGENET`.
 """
 
 import copy
 import io
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +25,7 @@ from PIL import Image
 
 from lsgd_jax.data.preparation import encoded_examples
 from lsgd_jax.data.sources import held_and_kept
-from lsgd_jax.data.streams import BatchIndices
+from lsgd_jax.data.streams import BatchIndices, Stretch
 
 Training = tuple[UInt8[np.ndarray, "workers batch size size 3"], Int32[np.ndarray, "workers batch"]]
 Test = tuple[UInt8[np.ndarray, "chunk size size 3"], Int32[np.ndarray, " chunk"]]
@@ -35,7 +39,7 @@ class ImageNetStream:
 
     def __init__(
         self,
-        data_dir: Path | None = None,
+        data_dir: Path | str | None = None,
         *,
         workers: int,
         batch_size: int,
@@ -74,6 +78,16 @@ class ImageNetStream:
         stream._rows, stream._indices = list(rows), copy.copy(self._indices)
         return stream
 
+    def after(self, earlier: Sequence[Stretch]) -> "ImageNetStream":
+        """The same stream once other workers have taken the first steps; see `BatchIndices.after`."""
+        stream = copy.copy(self)
+        stream._indices = self._indices.after(earlier)
+        return stream
+
+    def epochs(self, step: int) -> float:
+        """Epochs that the workers have gone through before a step."""
+        return self._indices.epochs(step)
+
     def batch(self, step: int) -> Training:
         """The images and labels at a step, counted from 0; the worker axis first, with the wanted workers."""
         indices = self._kept[self._indices(step)[self._rows]]
@@ -93,7 +107,7 @@ class ImageNetStream:
 class ImageNetTest:
     """The validation images, or held-out training images, in chunks of one size, cropped to their centre."""
 
-    def __init__(self, data_dir: Path | None = None, *, held_out: float = 0.0, image_size: int = 224) -> None:
+    def __init__(self, data_dir: Path | str | None = None, *, held_out: float = 0.0, image_size: int = 224) -> None:
         """Open the data.
 
         Args:
@@ -132,12 +146,27 @@ def _ahead(make: Callable, first: int, end: int, processes: int) -> Iterator:
         # Through pipes: batches in shared memory would outlive an iteration that is broken off.
         through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, _end_with_parent)
     batches = iter(dataset)
     try:
         yield from batches
     finally:  # Also if the last batches are not taken.
         batches.close()
+
+
+def _end_with_parent(number: int, count: int) -> None:
+    """Let this process, which decodes images, end when the one that trains does, however it ends, and not before."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # Which has started this process.
+        parent.join()  # A pipe that the kernel closes.
+        os._exit(1)
+
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # All of a terminal's or a job's processes get it.
+        signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _random_crop(encoded: bytes, size: int, rng: np.random.Generator) -> np.ndarray:

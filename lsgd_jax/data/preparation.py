@@ -17,9 +17,11 @@ reading archives and encoding images, is done here by the standard library and P
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import io
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -39,10 +41,11 @@ from tensorflow_datasets.core.download.util import DownloadError
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 from tensorflow_datasets.image_classification import cifar, mnist
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 
 
-def prepare(name: str, data_dir: Path | None = None) -> Path:
+def prepare(name: str, data_dir: Path | str | None = None) -> Path:
     """Prepare a data set, unless it is; all of it or, if anything fails, nothing.
 
     Args:
@@ -56,6 +59,7 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
       UsageError: if an archive is missing and can't be downloaded, or is not intact, or the folder can't be written.
     """
     data_dir = _data_dir(data_dir)
+    _remove_left(name, data_dir)
     builder_class, folder = _BUILDERS[name], _folder(name, data_dir)
     if is_prepared(name, data_dir):
         _prepared_builder(name, data_dir)  # Raises if it can't be read.
@@ -68,7 +72,13 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         quiet = contextlib.redirect_stdout(io.StringIO())  # tfds would name the folder of the work as the result.
-        with quiet, tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work:
+        with (
+            quiet,
+            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work,
+            Path(work, "lock").open("w") as lock,
+        ):
+            with contextlib.suppress(OSError):  # Where nothing can be locked, nothing is removed.
+                _lock(lock)
             builder = builder_class(data_dir=work, file_format="array_record")
             builder.download_and_prepare(download_dir=Path(work, "downloads"), download_config=config)
             folder.parent.mkdir(exist_ok=True)
@@ -81,7 +91,20 @@ def prepare(name: str, data_dir: Path | None = None) -> Path:
     return folder
 
 
-def is_prepared(name: str, data_dir: Path | None = None) -> bool:
+def _remove_left(name: str, data_dir: Path) -> None:
+    """Remove the folders in which a data set was being prepared by processes that were killed."""
+    for work in data_dir.glob(f".{name}-*"):
+        with contextlib.suppress(OSError), (work / "lock").open("w") as lock:
+            _lock(lock)
+            shutil.rmtree(work)
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file until it is closed, at the latest by this process's end; OSError if another process has locked it."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_prepared(name: str, data_dir: Path | str | None = None) -> bool:
     """Whether the data set is prepared."""
     return (_folder(name, _data_dir(data_dir)) / "dataset_info.json").exists()
 
@@ -98,7 +121,7 @@ class Examples(Protocol):
         ...
 
 
-def encoded_examples(name: str, split: str, data_dir: Path | None = None) -> Examples:
+def encoded_examples(name: str, split: str, data_dir: Path | str | None = None) -> Examples:
     """The examples of a prepared data set, always in the same order.
 
     Args:
@@ -115,7 +138,7 @@ def encoded_examples(name: str, split: str, data_dir: Path | None = None) -> Exa
 
 def _prepared_builder(name: str, data_dir: Path) -> Any:
     if not is_prepared(name, data_dir):
-        raise UsageError(f"{name} is not prepared in {data_dir}: run lsgd data prepare {name} --data-dir {data_dir}")
+        raise UsageError(f"{name} is not prepared in {data_dir}: run lsgd data prepare {name} with this data_dir.")
     builder = tfds.builder_cls(name)(data_dir=data_dir)
     if builder.info.file_format.value != "array_record":
         raise UsageError(
@@ -125,9 +148,10 @@ def _prepared_builder(name: str, data_dir: Path) -> Any:
     return builder
 
 
-def _data_dir(data_dir: Path | None) -> Path:
+def _data_dir(data_dir: Path | str | None) -> Path:
     """The folder, or the one that tfds uses by default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return check_path("data_dir", folder).expanduser()
 
 
 def _folder(name: str, data_dir: Path) -> Path:

@@ -56,7 +56,7 @@ def held_and_kept(examples: int, share: float) -> tuple[Int[np.ndarray, " held"]
 
 
 @functools.cache
-def load(name: str, data_dir: Path | None = None) -> Dataset:
+def load(name: str, data_dir: Path | str | None = None) -> Dataset:
     """The data set of that name, always the same to the bit.
 
     Args:
@@ -65,9 +65,11 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 
     Raises:
       ValueError: if there is no such data set.
-      UsageError: if it is not prepared.
+      UsageError: if it is not prepared, or embedded but sought in a folder.
     """
     if name in _EMBEDDED:
+        if data_dir is not None:
+            raise UsageError(f"data_dir has no effect with {name}, which comes with a package.")
         return _EMBEDDED[name]()
     if name in _PREPARED:
         return _prepared(name, data_dir)
@@ -115,7 +117,7 @@ def _split(x: np.ndarray, y: np.ndarray) -> Dataset:
     return Dataset(x[:split], y[:split], x[split:], y[split:], classes=10)
 
 
-def _prepared(name: str, data_dir: Path | None) -> Dataset:
+def _prepared(name: str, data_dir: Path | str | None) -> Dataset:
     """Small images, decoded: x [examples, height, width, channels]."""
     from PIL import Image
 

@@ -1,6 +1,8 @@
-"""Which examples each worker sees at each step: a pure function of the seed and the step."""
+"""Which examples each worker sees at each step: a pure function of the seed, the step and the workers until then."""
 
-from typing import Literal
+import copy
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -8,19 +10,38 @@ from jaxtyping import Int32
 from lsgd_jax.errors import UsageError
 
 
+class Stretch(NamedTuple):
+    """Consecutive steps of a run with the same workers."""
+
+    steps: int
+    workers: int
+    """In all groups together."""
+    batch_size: int
+    """Examples per worker per step."""
+
+
 class BatchIndices:
     """The indices of the training examples that all workers take at a step.
-
-    Nothing but the step has to be known to go on from anywhere.
 
     - "shards": every epoch is shuffled anew and dealt out to the workers in disjoint shards. An epoch is
       examples / (workers * batch size) steps, rounded down; what is left over waits for another epoch.
     - "independent": every worker goes through all the data in orders of its own.
 
+    Nothing but the step has to be known to go on from anywhere, unless the number of workers has changed: then `after`
+    takes the steps with other workers. The epoch goes on with the examples that they have left, in new shards, so that
+    no example comes twice in an epoch; once these are too few for a step of the present workers, the next epoch begins.
+
     Example:
       >>> batches = BatchIndices(examples=8, workers=2, batch_size=2, sampling="shards", seed=0)
       >>> epoch = np.concatenate([batches(0), batches(1)], axis=1)
       >>> print(np.sort(epoch.reshape(-1)))
+      [0 1 2 3 4 5 6 7]
+
+      One worker goes on after a step of two:
+
+      >>> alone = BatchIndices(examples=8, workers=1, batch_size=2, sampling="shards", seed=0)
+      >>> alone = alone.after([Stretch(steps=1, workers=2, batch_size=2)])
+      >>> print(np.sort(np.concatenate([batches(0), alone(1), alone(2)]).reshape(-1)))
       [0 1 2 3 4 5 6 7]
     """
 
@@ -39,28 +60,108 @@ class BatchIndices:
         Raises:
           UsageError: if the data are too few for one step.
         """
-        needed = batch_size * (workers if sampling == "shards" else 1)
-        if needed > examples:
-            raise UsageError(
-                f"a step of {workers} workers with a batch_size of {batch_size} takes {needed} examples,"
-                f" but there are {examples}: lower one of them."
-            )
-        self.steps_per_epoch = examples // needed
         self._examples, self._workers, self._batch_size = examples, workers, batch_size
         self._sampling, self._seed = sampling, seed
-        self._epoch, self._batches = -1, np.empty(0, np.int32)
+        self._needed = self._needed_by(workers, batch_size)
+        self.steps_per_epoch = examples // self._needed
+        self._dealt_epoch, self._batches = -1, np.empty(0, np.int32)
+        self._start_from([])
+
+    def after(self, earlier: Sequence[Stretch]) -> "BatchIndices":
+        """The batches of the same workers once others have taken the first steps.
+
+        Args:
+          earlier: these steps, from the first on.
+
+        Returns:
+          The batches of the steps from then on.
+
+        Raises:
+          UsageError: if the data are too few for one of these steps.
+        """
+        batches = copy.copy(self)
+        batches._dealt_epoch = -1
+        batches._start_from(earlier)
+        return batches
 
     def __call__(self, step: int) -> Int32[np.ndarray, "workers batch_size"]:
-        """The indices at a step, counted from 0; the worker axis first."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._deal(epoch)
+        """The indices at a step, counted from 0; the worker axis first.
+
+        Raises:
+          ValueError: for a step that was taken by earlier workers.
+        """
+        epoch, step_of_epoch = self._position(step)
+        if epoch != self._dealt_epoch:
+            self._dealt_epoch, self._batches = epoch, self._deal(epoch)
         return self._batches[step_of_epoch]
 
+    def epochs(self, step: int) -> float:
+        """Epochs that the workers have gone through before a step.
+
+        Raises:
+          ValueError: for a step that was taken by earlier workers.
+        """
+        epoch, step_of_epoch = self._position(step)
+        taken, steps = (self._taken, self._steps) if epoch == self._epoch else (0, self.steps_per_epoch)
+        of_epoch = taken + steps * self._needed
+        return (epoch * of_epoch + taken + step_of_epoch * self._needed) / of_epoch
+
+    def _start_from(self, earlier: Sequence[Stretch]) -> None:
+        """Find the epoch that the earlier workers have begun, and what they have taken of it."""
+        self._first = self._epoch = self._taken = 0
+        self._parts: list[Stretch] = []  # Of the epoch.
+        for stretch in earlier:
+            needed = self._needed_by(stretch.workers, stretch.batch_size)
+            self._first += stretch.steps
+            more = stretch.steps - (self._examples - self._taken) // needed
+            if more > 0:
+                epochs, steps = divmod(more - 1, self._examples // needed)
+                self._epoch, self._taken, self._parts = self._epoch + 1 + epochs, 0, []
+                stretch = stretch._replace(steps=steps + 1)
+            self._taken += stretch.steps * needed
+            self._parts.append(stretch)
+        self._steps = (self._examples - self._taken) // self._needed  # That the epoch still has.
+
+    def _needed_by(self, workers: int, batch_size: int) -> int:
+        """Examples that a step takes of the data that workers share."""
+        needed = self._shards(workers) * batch_size
+        if needed > self._examples:
+            raise UsageError(
+                f"a step of {workers} workers with a batch_size of {batch_size} takes {needed} examples,"
+                f" but there are {self._examples}: lower one of them."
+            )
+        return needed
+
+    def _shards(self, workers: int) -> int:
+        """In how many an order of the examples is dealt out."""
+        return workers if self._sampling == "shards" else 1
+
+    def _position(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and which of the present workers' steps in it."""
+        since = step - self._first
+        if since < 0:
+            raise ValueError(f"step {step} was taken by earlier workers, whose last is {self._first - 1}.")
+        if since < self._steps:
+            return self._epoch, since
+        epochs, step_of_epoch = divmod(since - self._steps, self.steps_per_epoch)
+        return self._epoch + 1 + epochs, step_of_epoch
+
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
-        steps, workers, batch = self.steps_per_epoch, self._workers, self._batch_size
-        if self._sampling == "shards":
-            order = np.random.default_rng([self._seed, epoch]).permutation(self._examples)[: steps * workers * batch]
-            return order.reshape(workers, steps, batch).swapaxes(0, 1).astype(np.int32)
-        orders = [np.random.default_rng([self._seed, epoch, i]).permutation(self._examples) for i in range(workers)]
-        return np.stack([o[: steps * batch].reshape(steps, batch) for o in orders], axis=1).astype(np.int32)
+        # What more than one worker shares is one order, and otherwise each has its own.
+        orders: list[list[int]] = [[]] if self._sampling == "shards" else [[i] for i in range(self._workers)]
+        shards = [self._dealt(self._left(epoch, *which), self._workers, self._batch_size) for which in orders]
+        return np.concatenate(shards).swapaxes(0, 1).astype(np.int32)
+
+    def _left(self, epoch: int, *which: int) -> np.ndarray:
+        """An order of the examples, without those that earlier workers have taken."""
+        order = np.random.default_rng([self._seed, epoch, *which]).permutation(self._examples)
+        for steps, workers, batch_size in self._parts if epoch == self._epoch else []:
+            shards = self._dealt(order, workers, batch_size)
+            order = np.append(shards[:, steps:], order[shards.size :])
+        return order
+
+    def _dealt(self, order: np.ndarray, workers: int, batch_size: int) -> np.ndarray:
+        """[shard, step, example]."""
+        shards = self._shards(workers)
+        steps = len(order) // (shards * batch_size)
+        return order[: shards * steps * batch_size].reshape(shards, steps, batch_size)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import stats
 
 from lsgd_jax import files, theory
+from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import matrix_completion, nonconvex
 from lsgd_jax.figures.descent import METHODS, STARTS, descend, methods
@@ -619,14 +620,14 @@ def symmetry(sizes: Sizes, *, dimension: int = 100) -> Found:
 RIVALS = {"easgd": "EASGD", "downpour": "DOWNPOUR", "data_parallel": "data-parallel SGD"}
 
 
-def comparisons(runs: Path) -> Found:
+def comparisons(runs: Path | str) -> Found:
     """Test error and communication in comparisons that `lsgd compare` has left in folders under `runs`.
 
     Raises:
       UsageError: if a file there is not what a comparison has written.
     """
     rows, numbers = [], {}
-    for path in sorted(runs.glob("*/comparison.json")):
+    for path in sorted(check_path("runs", runs).glob("*/comparison.json")):
         try:
             summary = files.parse_json(files.read_text(path))
             of, name = summary["methods"], path.parent.name
@@ -639,7 +640,9 @@ def comparisons(runs: Path) -> Found:
             rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
             rows += [_bytes_row(name, rival, command, of, summary["target_error"]) for rival in rivals]
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UsageError(f"{path} is not what a comparison has written ({error}): name another --runs.") from None
+            raise UsageError(
+                f"{path} is not what a comparison has written ({error}): name another runs folder."
+            ) from None
         numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
     return Found(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})
 

@@ -7,16 +7,18 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.compare import curves
 from lsgd_jax.figures.output import write_picture
 
 
-def draw(out: Path, methods: list[str], seeds: list[int]) -> Path:
+def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
     """Draw a comparison from its folder into the folder; returns the picture's path.
 
     Raises:
       UsageError: if it can't be written.
     """
+    out = check_path("out", out)
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])

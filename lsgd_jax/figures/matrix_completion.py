@@ -21,7 +21,7 @@ Curves = dict[int, dict[str, np.ndarray]]
 """Values [workers, iterations] by rank and method."""
 
 
-def make(out: Path) -> str:
+def make(out: Path | str) -> str:
     """Compute and draw the figure into a folder; returns what it shows."""
     curves = solve(DIMENSION)
     with jax.enable_x64(True):

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.compare import curves
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
@@ -38,7 +39,7 @@ LABELS = {"data_parallel": "SGD (data parallel)", "downpour": "DOWNPOUR", "easgd
 COLORS = {"data_parallel": "tab:gray", "downpour": "tab:green", "easgd": "tab:orange", "lsgd": "tab:blue"}
 
 
-def make(name: str, runs: Path, out: Path, *, model: str | None = None, dataset: str | None = None) -> str:
+def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = None, dataset: str | None = None) -> str:
     """Draw a figure from all finished runs in a folder and the folders in it.
 
     A cell of a figure is a method with a number of workers. It is drawn from the runs that differ in nothing but the
@@ -57,7 +58,7 @@ def make(name: str, runs: Path, out: Path, *, model: str | None = None, dataset:
     Raises:
       UsageError: if there is not one run for the figure.
     """
-    layout = FIGURES[name]
+    layout, runs = FIGURES[name], check_path("runs", runs)
     layout = layout._replace(model=model or layout.model, dataset=dataset or layout.dataset)
     wanted = [(workers, method) for workers in layout.workers for method in layout.methods]
     cells = {cell: found for cell in wanted if (found := _runs_of(layout, *cell, runs))}
@@ -66,7 +67,7 @@ def make(name: str, runs: Path, out: Path, *, model: str | None = None, dataset:
         raise UsageError(
             f"{runs} holds no finished run of {layout.model} on {layout.dataset} with"
             f" {' or '.join(map(str, layout.workers))} workers by {' or '.join(layout.methods)}:"
-            " make some with lsgd compare, or name another folder with --runs."
+            " make some with lsgd compare, or name another runs folder."
         )
     figure, columns, rows, lines = (_leaders if name == "F8" else _errors)(layout, cells)
     summary = {

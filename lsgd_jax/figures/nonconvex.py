@@ -32,7 +32,7 @@ GLOBAL_MINIMUM = -0.2172
 RINGS = ((1.4303, GLOBAL_MINIMUM), (3.4709, -0.0913), (5.4815, -0.0580), (7.4855, -0.0425), (9.4878, -0.0335))
 
 
-def make(out: Path) -> str:
+def make(out: Path | str) -> str:
     """Compute and draw the figure into a folder; returns what it shows."""
     descents = {
         name: descend(method, sinc_rings, jnp.array(STARTS), ITERATIONS) for name, method in methods(ETA, PULL).items()

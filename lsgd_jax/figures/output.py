@@ -10,16 +10,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lsgd_jax import files
+from lsgd_jax.checks import check_path
 
 
 def write(
-    out: Path, name: str, figure: Figure, columns: list[str], rows: Iterable[list], summary: dict[str, Any]
+    out: Path | str, name: str, figure: Figure, columns: list[str], rows: Iterable[list], summary: dict[str, Any]
 ) -> None:
     """Write a figure, the curves in it as CSV, and its summary as JSON.
 
     Raises:
       UsageError: if they can't be written.
     """
+    out = check_path("out", out)
     write_picture(out / f"{name}.png", figure, dpi=150, bbox_inches="tight")
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([columns, *rows])

@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lsgd_jax import files
+from lsgd_jax.checks import check_path
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as figures
@@ -33,7 +34,7 @@ MOST_EVENTS = 50
 """In a table."""
 
 
-def write(runs: list[Path], out: Path) -> None:
+def write(runs: Sequence[Path | str], out: Path | str) -> None:
     """Write a page about runs.
 
     Args:
@@ -43,12 +44,13 @@ def write(runs: list[Path], out: Path) -> None:
     Raises:
       UsageError: if a folder is not one of a run, or the file is another or can't be written.
     """
+    folders, out = [check_path("runs", run) for run in runs], check_path("out", out)
     try:
         if out.exists() and not _is_report(out):
-            raise UsageError(f"{out} is there already and is no report: name another file with --out.")
+            raise UsageError(f"{out} is there already and is no report: name another out file.")
     except OSError as error:
-        raise UsageError(f"the report {out} can't be written ({error.strerror}): name another with --out.") from None
-    files.write(out, _page([_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]))
+        raise UsageError(f"the report {out} can't be written ({error.strerror}): name another out file.") from None
+    files.write(out, _page([_read(run, name) for run, name in zip(folders, _names(folders), strict=True)]))
 
 
 def _is_report(path: Path) -> bool:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write_picture
 from lsgd_jax.run_folder import making_sense_of, read_config, read_metrics
@@ -21,12 +22,13 @@ MOST_NUMBERS = 10**8
 """By worker, of all evaluations of a run."""
 
 
-def draw(run: Path) -> Path:
+def draw(run: Path | str) -> Path:
     """Draw a run from its folder into the folder; returns the picture's path.
 
     Raises:
       UsageError: if the folder is not one of a run that has been tested, or can't be written.
     """
+    run = check_path("run", run)
     config = read_config(run)
     errors = errors_of(run)
     exchange_steps, leaders = leaders_of(run)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from lsgd_jax.checks import check_names
 from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY
 from lsgd_jax.figures.output import write
-from lsgd_jax.methods import METHODS
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import Course, Network, train_on
 
@@ -29,45 +31,53 @@ COMPUTES, WAITS, EXCHANGES, AWAY, LEADS = "#8fbbd9", "#f3e3c3", "#c0392b", "0.85
 
 
 def make(
-    out: Path,
+    out: Path | str,
     config: Config,
     cluster: Cluster,
     names: list[str],
     target_error: float | None,
     *,
+    options: Mapping[str, Any] = MappingProxyType({}),
     parameters: int | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
 ) -> str:
     """Simulate methods and write what came of it into a folder; returns a table of it.
 
     Args:
       out: the folder.
-      config: of the workers and of training.
+      config: of the workers and of training. Its options that a method does not have are left out for that method.
       cluster: the machines.
-      names: of `SCHEDULES`.
+      names: different ones of `SCHEDULES`.
       target_error: in [0, 1], of which it is told when it was reached; None: costs only.
+      options: fields of the configuration in place of the config's, each for all methods that have it.
       parameters: how many float32 parameters are sent; None: as many as the network has.
       data_dir: where data sets have been prepared.
 
     Raises:
       UsageError: if the configuration can't be simulated.
     """
+    check_names("method", names, SCHEDULES)
+    try:
+        configs = config.for_methods({name: SCHEDULES[name].method for name in names}, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    config = configs[names[0]]
     workers = config.groups * config.workers
     if workers > MOST_LOGGED and target_error is not None:
-        raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: add --costs-only.")
+        raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: simulate costs only.")
     if workers > MOST_LOGGED and cluster.absences:
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
     if parameters is None:  # Costs only may be of more workers than there are examples for.
-        params = parameter_shapes(dataclasses.replace(config, groups=1, workers=1))
+        params = parameter_shapes(config.replace(groups=1, workers=1))
     else:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
     logs: dict[str, EventLog] = {}
     courses: dict[str, Course] = {}
     sums: dict[str, Totals] = {}
-    networks: dict[float, Network] = {}
+    networks: dict[Config, Network] = {}
     for name in names:
         schedule = SCHEDULES[name]
-        of_method = with_own_rate(config, name)
+        of_method = with_own_rate(configs[name], name)
         if workers > MOST_LOGGED:
             try:
                 sums[name] = throughput(schedule, of_method, cluster, params)
@@ -77,9 +87,9 @@ def make(
         logs[name] = event_log(schedule, of_method, cluster, params)
         sums[name] = totals(logs[name])
         if target_error is not None:
-            rate = of_method.learning_rate
-            networks[rate] = networks.get(rate) or Network(of_method, data_dir)
-            courses[name] = train_on(logs[name], schedule, of_method, networks[rate])
+            alone = of_method.replace(method="independent")  # Methods share what is compiled for local steps.
+            networks[alone] = networks.get(alone) or Network(alone, data_dir)
+            courses[name] = train_on(logs[name], schedule, of_method, networks[alone])
 
     summary: dict[str, Any] = {"cluster": _plain(cluster), "methods": {name: of.summary() for name, of in sums.items()}}
     for name, course in courses.items():
@@ -104,10 +114,9 @@ def with_own_rate(config: Config, name: str) -> Config:
     Raises:
       UsageError: if the method can't have the configuration.
     """
-    method = SCHEDULES[name].method
-    rate = config.learning_rate / (config.groups * config.workers if METHODS[method].adds_up else 1)
     try:
-        return dataclasses.replace(config, method=method, learning_rate=rate)
+        of_method = config.replace(method=SCHEDULES[name].method)
+        return of_method.replace(learning_rate=of_method.comparable_rate)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 

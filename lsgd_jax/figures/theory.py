@@ -21,7 +21,7 @@ from lsgd_jax.figures.output import write
 COLUMNS = ["claim", "in the paper", "command", "measured", "verdict"]
 
 
-def make(out: Path, runs: Path, sizes: Sizes | None = None) -> str:
+def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
     """Measure and draw into a folder; returns the table.
 
     Args:
@@ -43,7 +43,7 @@ def make(out: Path, runs: Path, sizes: Sizes | None = None) -> str:
     }
     columns = ["panel", "series", "x", "y", "low", "high", "bound"]
     write(out, "theory", _draw(found, networks), columns, (row for curve in curves for row in _points(curve)), summary)
-    files.write(out / "theory.md", table(rows))
+    files.write(Path(out) / "theory.md", table(rows))
     missing = "" if networks.rows else f"no comparison.json in a folder in {runs}: no rows on networks; see --runs\n"
     return table(rows) + missing
 

@@ -26,7 +26,7 @@ from lsgd_jax.objectives import bowl
 ETA, PULL, ITERATIONS = 0.02, 0.1, 100
 
 
-def make(out: Path) -> str:
+def make(out: Path | str) -> str:
     """Compute and draw the figure into a folder; returns what it shows."""
     descents = {
         name: descend(method, bowl, jnp.array(STARTS), ITERATIONS) for name, method in methods(ETA, PULL).items()

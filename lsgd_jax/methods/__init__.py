@@ -5,12 +5,14 @@ with `update(grads, state, params, value=loss, step=None)`, and `center(params, 
 the axis, gives the model that the method reports, the same on all workers.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import optax
 
-from lsgd_jax.leader import leader_sgd
+from lsgd_jax.leader import PULL, default_global_period, leader_sgd
 from lsgd_jax.methods import diloco, downpour, easgd, independent
 from lsgd_jax.methods.base import MethodState, mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
@@ -33,11 +35,40 @@ class Method(NamedTuple):
     """The values of its own option that a tuned comparison tries."""
     adds_up: bool = False
     """Whether n workers go n times as far as one; a tuned comparison then divides its learning rates by n."""
+    derived: Callable[[dict[str, Any], int, int], dict[str, Any]] = lambda options, groups, workers: {}
+    """The options whose defaults follow from others: from all options, groups and workers in each."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, with their defaults: what its builder takes by keyword, but for the axes."""
+        return {name: default for name, default in _keywords(self.build).items() if not name.endswith("axis_name")}
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the method treats a group's workers differently from all workers."""
+        return "group_axis_name" in _keywords(self.build)
+
+
+@functools.cache
+def _keywords(build: Callable) -> dict[str, Any]:
+    """What a function takes by keyword alone, with the defaults."""
+    parameters = inspect.signature(build).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def _towards_global_leader(options: dict[str, Any], groups: int, workers: int) -> dict[str, Any]:
+    if groups == 1:
+        return {}
+    pull, period = options["global_pull"], options["global_period"]
+    return {
+        "global_pull": PULL if pull is None else pull,
+        "global_period": default_global_period(options["period"]) if period is None else period,
+    }
 
 
 METHODS: dict[str, Method] = {
-    "lsgd": Method(leader_sgd, mean_of_workers, "period", {"pull": (0.1, 0.3)}),
-    "easgd": Method(easgd.easgd, easgd.center, "period", {"center_pull": (None, 0.9)}),
+    "lsgd": Method(leader_sgd, mean_of_workers, "period", {"pull": (0.1, 0.3)}, derived=_towards_global_leader),
+    "easgd": Method(easgd.easgd, easgd.center, "period", {"center_pull": (None, 0.9)}, derived=easgd.derived_strengths),
     "downpour": Method(downpour.downpour, downpour.center, "period", {}, adds_up=True),
     "local_sgd": Method(local_sgd, mean_of_workers, "period", {}),
     "data_parallel": Method(data_parallel, mean_of_workers, "step", {}),

@@ -10,7 +10,9 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.exchange import AxisName, all_finite, axis_names, mean, when
+from lsgd_jax.exchange import AxisName, axis_names, mean, when
+from lsgd_jax.leader import has_failed
+from lsgd_jax.trees import exchanged_with, inexact, like, merged, moved, promoted, scalar_like
 
 
 class MethodState(NamedTuple):
@@ -21,7 +23,7 @@ class MethodState(NamedTuple):
     optimizer: optax.OptState
     """The worker's own; it is not exchanged."""
     shared: Any
-    """What the method keeps beside it, such as a centre variable."""
+    """What the method keeps beside it, such as a center variable."""
     exchanges: Int[Array, ""]
     """How many exchanges there have been."""
 
@@ -47,8 +49,8 @@ def exchange_every(
       exchange: takes the worker's point, what is shared and the raw gradients; returns the move and what is shared
         from then on.
       axis_name: the axis, or the axes, on which the workers lie.
-      share: makes what is shared of the centre, which is the mean of the starts, and of the worker's own start. Until
-        the first update, since `init` calls no collective, the worker's start stands for the centre.
+      share: makes what is shared of the center, which is the mean of the starts, and of the worker's own start. Until
+        the first update, since `init` calls no collective, the worker's start stands for the center.
       each_step: takes the worker's point and the state; returns a move for every update, before the exchange.
       pull_at: whether moves are taken at the point after the worker's step or at the point before it.
 
@@ -56,13 +58,12 @@ def exchange_every(
       ValueError: if the period is no whole number of updates, or at `update` if the params are missing.
     """
     check_whole("period", period, "updates")
-    optimizer = optax.with_extra_args_support(optimizer)
+    exchanged, optimizer = exchanged_with(optimizer), optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> MethodState:
-        params = jax.tree.map(jnp.asarray, params)
-        exchanges = jnp.zeros_like(jax.tree.leaves(params)[0], jnp.int32, shape=())
+        own, params = optimizer.init(params), jax.tree.map(jnp.asarray, exchanged(params))
         shared = share(params, params) if share else None
-        return MethodState(jnp.zeros((), jnp.int32), optimizer.init(params), shared, exchanges)
+        return MethodState(jnp.zeros((), jnp.int32), own, shared, scalar_like(params, 0, jnp.int32))
 
     def update(
         updates: optax.Updates,
@@ -75,38 +76,49 @@ def exchange_every(
     ) -> tuple[optax.Updates, MethodState]:
         if params is None:
             raise ValueError("this method moves parameters: pass them, update(updates, state, params).")
+        x = exchanged(params)
         if share is not None:
-            begun = when(state.step == 0, lambda _: share(mean(params, axis_name), params), state.shared, axis_name)
+            begun = when(state.step == 0, lambda _: share(mean(x, axis_name), x), state.shared, axis_name)
             state = state._replace(shared=begun)
         step = state.step if step is None else step
-        grads = updates
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, params, value=value, **extra_args)
+        grads = like(x, updates)
+        all_updates, optimizer_state = optimizer.update(updates, state.optimizer, params, value=value, **extra_args)
+        updates = promoted(like(x, all_updates), x)
 
         def point(updates: optax.Updates) -> optax.Params:
-            return params if pull_at == "before_step" else optax.apply_updates(params, updates)
+            return x if pull_at == "before_step" else optax.apply_updates(x, updates)
 
         if each_step is not None:
-            updates = _plus(updates, each_step(point(updates), state))
+            updates = moved(updates, x, each_step(point(updates), state), step)
 
-        def exchanged(before: tuple[optax.Updates, Any, Array]) -> tuple[optax.Updates, Any, Array]:
+        def exchanged_now(before: tuple[optax.Updates, Any, Array]) -> tuple[optax.Updates, Any, Array]:
             updates, shared, exchanges = before
             move, shared = exchange(point(updates), shared, grads)
-            return _plus(updates, move), shared, optax.safe_increment(exchanges)
+            return moved(updates, x, move, step), shared, optax.safe_increment(exchanges)
 
         due = (step + 1) % period == 0
-        updates, shared, exchanges = when(due, exchanged, (updates, state.shared, state.exchanges), axis_name)
-        return updates, MethodState(optax.safe_increment(state.step), optimizer_state, shared, exchanges)
+        updates, shared, exchanges = when(due, exchanged_now, (updates, state.shared, state.exchanges), axis_name)
+        state = MethodState(optax.safe_increment(state.step), optimizer_state, shared, exchanges)
+        return merged(updates, all_updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def mean_of_workers(params: optax.Params, state: Any, axis_name: AxisName) -> optax.Params:
-    """The center of methods without a centre variable: the mean of the workers whose parameters are all finite."""
-    del state
-    finite = all_finite(params)
-    count = lax.psum(finite.astype(int), axis_names(axis_name))
-    sums = lax.psum(jax.tree.map(lambda x: jnp.where(finite, x, 0), params), axis_names(axis_name))
-    return jax.tree.map(lambda x: x / count.astype(x.dtype), sums)
+    """The center of methods without a center variable: the mean of the workers whose parameters are all finite.
+
+    Workers that have failed and wait for their revival are left out. Integers, booleans and PRNG keys, which are not
+    exchanged, are the worker's own.
+    """
+    floats, counts = inexact(params), ~has_failed(params, state)
+    number = lax.psum(counts.astype(int), axis_names(axis_name))
+    sums = lax.psum(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_names(axis_name))
+    return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)
+
+
+def shared_center(shared: optax.Params, params: optax.Params, axis_name: AxisName) -> optax.Params:
+    """The center of methods with a center variable; what is not exchanged is as `mean_of_workers` has it."""
+    return merged(mean(shared, axis_name), mean_of_workers(params, None, axis_name))
 
 
 def difference(x: optax.Params, y: optax.Params) -> optax.Updates:
@@ -117,7 +129,3 @@ def difference(x: optax.Params, y: optax.Params) -> optax.Updates:
 def scaled(scale: Any, x: optax.Updates) -> optax.Updates:
     """Leaf by leaf, scale x, in the dtype of x."""
     return jax.tree.map(lambda x: jnp.asarray(scale, x.dtype) * x, x)
-
-
-def _plus(updates: optax.Updates, move: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda u, m: (u + m).astype(u.dtype), updates, move)

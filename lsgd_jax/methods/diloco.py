@@ -1,6 +1,6 @@
 r"""DiLoCo: an outer optimiser takes the workers' mean progress for its gradient.
 
-Every `period` updates, with the centre c,
+Every `period` updates, with the center c,
 
 .. math:: c \leftarrow \text{outer step from } c \text{ with the gradient } c - \bar x, \qquad x^i \leftarrow c.
 
@@ -15,7 +15,7 @@ import optax
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.methods.base import MethodState, difference, exchange_every
+from lsgd_jax.methods.base import MethodState, difference, exchange_every, shared_center
 
 
 def diloco(
@@ -28,7 +28,7 @@ def diloco(
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo.
 
-    The centre starts at the mean of the starts. A NaN in one worker's parameters reaches all at the next exchange; a
+    The center starts at the mean of the starts. A NaN in one worker's parameters reaches all at the next exchange; a
     NaN loss has no effect.
 
     Args:
@@ -60,5 +60,5 @@ def diloco(
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
-    """The centre."""
-    return mean(state.shared[0], axis_name)
+    """The center."""
+    return shared_center(state.shared[0], params, axis_name)

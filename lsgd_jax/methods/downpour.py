@@ -1,4 +1,4 @@
-r"""DOWNPOUR: workers add what they have done to a centre and go on from it.
+r"""DOWNPOUR: workers add what they have done to a center and go on from it.
 
 Every `period` updates, with worker i having come from a to x,
 
@@ -16,7 +16,7 @@ import jax
 import optax
 
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
+from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
 
 
 def downpour(
@@ -24,7 +24,7 @@ def downpour(
 ) -> optax.GradientTransformationExtraArgs:
     """DOWNPOUR with all workers in step.
 
-    The centre starts at the mean of the starts. A NaN in one worker's parameters reaches all at the next exchange; a
+    The center starts at the mean of the starts. A NaN in one worker's parameters reaches all at the next exchange; a
     NaN loss has no effect.
 
     Args:
@@ -46,23 +46,23 @@ def downpour(
 
 
 def meet_center(x: optax.Params, center: optax.Params, came_from: optax.Params) -> optax.Params:
-    r"""One worker's exchange with the centre on its own clock, as the paper's asynchronous algorithm has it.
+    r"""One worker's exchange with the center on its own clock, as the paper's asynchronous algorithm has it.
 
-    The worker adds to the centre what it has done since it came from a, and goes on from there:
+    The worker adds to the center what it has done since it came from a, and goes on from there:
 
     .. math:: c \leftarrow c + (x - a), \qquad x \leftarrow c.
 
     Args:
       x: the worker's point.
-      center: the centre, c.
-      came_from: the centre from which the worker went on last, a.
+      center: the center, c.
+      came_from: the center from which the worker went on last, a.
 
     Returns:
-      The new centre, which is the worker's new point.
+      The new center, which is the worker's new point.
     """
     return optax.apply_updates(center, difference(x, came_from))
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
-    """The centre."""
-    return mean(state.shared[0], axis_name)
+    """The center."""
+    return shared_center(state.shared[0], params, axis_name)

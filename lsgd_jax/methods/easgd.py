@@ -1,6 +1,6 @@
-r"""Elastic averaging SGD: workers and a centre variable draw each other.
+r"""Elastic averaging SGD: workers and a center variable draw each other.
 
-Every `period` updates worker i and the centre c move, from the same values,
+Every `period` updates worker i and the center c move, from the same values,
 
 .. math:: x^i \leftarrow x^i - \alpha (x^i - c), \qquad c \leftarrow c + \beta (\bar x - c).
 
@@ -16,7 +16,7 @@ import optax
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
+from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
 
 
 def easgd(
@@ -30,16 +30,16 @@ def easgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging SGD.
 
-    The centre starts at the mean of the starts. A NaN in one worker's parameters reaches the centre at the next
+    The center starts at the mean of the starts. A NaN in one worker's parameters reaches the center at the next
     exchange and all workers at the one after that; a NaN loss has no effect.
 
     Args:
       optimizer: the worker's own.
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
-      pull: strength alpha of the workers' pull towards the centre, in [0, 1]; None: center_pull / workers, so that
+      pull: strength alpha of the workers' pull towards the center, in [0, 1]; None: center_pull / workers, so that
         forces are symmetric.
-      center_pull: strength beta of the centre's pull towards the mean, in [0, 1]; None: workers * pull likewise, or
+      center_pull: strength beta of the center's pull towards the mean, in [0, 1]; None: workers * pull likewise, or
         0.9^8, the paper's choice, if there is no pull either.
       pull_at: "after_step" pulls at the point after the worker's step, "before_step" at the point before it.
 
@@ -61,7 +61,7 @@ def easgd(
 
 
 def strengths(pull: float | None, center_pull: float | None, workers: int) -> tuple[float, float]:
-    """The strengths alpha of the workers' pull and beta of the centre's, where one follows from the other.
+    """The strengths alpha of the workers' pull and beta of the center's, where one follows from the other.
 
     Args:
       pull: as for `easgd`.
@@ -79,10 +79,16 @@ def strengths(pull: float | None, center_pull: float | None, workers: int) -> tu
     return beta / workers if pull is None else pull, beta
 
 
+def derived_strengths(options: dict[str, Any], groups: int, workers: int) -> dict[str, Any]:
+    """The strengths with which these options of `easgd` train so many groups of workers, by the options' names."""
+    pull, center_pull = strengths(options["pull"], options["center_pull"], groups * workers)
+    return {"pull": pull, "center_pull": center_pull}
+
+
 def meet_center(
     x: optax.Params, center: optax.Params, pull: float, center_pull: float
 ) -> tuple[optax.Params, optax.Params]:
-    r"""One worker's exchange with the centre on its own clock, as the paper's asynchronous algorithm has it.
+    r"""One worker's exchange with the center on its own clock, as the paper's asynchronous algorithm has it.
 
     .. math:: x \leftarrow x - \alpha (x - c), \qquad c \leftarrow c + \beta (x - c),
 
@@ -90,12 +96,12 @@ def meet_center(
 
     Args:
       x: the worker's point.
-      center: the centre, c.
+      center: the center, c.
       pull: alpha.
       center_pull: beta; as in the paper alpha for symmetric forces, or a share 1 / workers of the synchronous beta.
 
     Returns:
-      The worker's new point and the new centre.
+      The worker's new point and the new center.
 
     Example:
       >>> x, c = meet_center(1.0, 0.0, 0.25, 0.5)
@@ -110,5 +116,5 @@ def meet_center(
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
-    """The centre variable."""
-    return mean(state.shared, axis_name)
+    """The center variable."""
+    return shared_center(state.shared, params, axis_name)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, axis_names
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
+from lsgd_jax.trees import norm
 
 
 def mgrawa(
@@ -79,12 +80,12 @@ def lgrawa(
 
 
 def _model_norms(grads: optax.Updates) -> optax.Updates:
-    norm = optax.tree.norm(grads)
-    return jax.tree.map(lambda _: norm, grads)
+    total = norm(grads)
+    return jax.tree.map(lambda _: total, grads)
 
 
 def _layer_norms(grads: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), grads)
+    return jax.tree.map(norm, grads)
 
 
 def _grawa(

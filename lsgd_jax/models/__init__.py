@@ -19,3 +19,5 @@ MODELS: dict[str, tuple[Callable[..., nnx.Module], int | None]] = {
 """By name: the class, made from an example's shape, the number of classes, `width`, which multiplies the layers' sizes,
 the `dtype` of the computation and `rngs`; and the number of dimensions that an example must have, or None if it may
 have any. Called with `rngs=`, from which layers with dropout draw in training mode."""
+BATCH_NORM = ("vgg16", "resnet20", "resnet50")
+"""Those with batch normalization, which have batch statistics."""

@@ -4,11 +4,12 @@
 `lsgd_jax.simulate.training` trains a small model along an event log: its error against virtual time.
 """
 
-from lsgd_jax.simulate.cluster import SECOND, Cluster, StepTimes
+from lsgd_jax.simulate.cluster import LATEST, SECOND, Cluster, StepTimes
 from lsgd_jax.simulate.events import SCHEDULES, Event, EventLog, Schedule, Totals, event_log, totals
 from lsgd_jax.simulate.throughput import throughput
 
 __all__ = [
+    "LATEST",
     "SCHEDULES",
     "SECOND",
     "Cluster",

@@ -19,6 +19,8 @@ from lsgd_jax.ledger import exchanges
 
 SECOND = 1_000_000_000
 """Nanoseconds of virtual time."""
+LATEST = 1_000_000_000 * SECOND
+"""Where virtual time ends, after about 32 years: sums of a few times fit into 64 bits."""
 _BLOCK = 8192
 """As many numbers as stay in a processor's cache until they are done with."""
 
@@ -70,7 +72,8 @@ class Cluster:
         for name in ("local_latency", "global_latency", "sigma"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
         self._check("slow", all(worker >= 0 and 0 < by < math.inf for worker, by in self.slow), "workers and factors")
-        self._check("pause_every", self.pause_every is None or self.pause_every >= 1, "at least 1")
+        every = self.pause_every
+        self._check("pause_every", every is None or 1 <= every < 2**63, "at least 1 and below 2^63")
         self._check("servers", self.servers >= 1, "at least 1")
         in_order = all(worker >= 0 and 0 <= start < end for worker, start, end in self.absences)
         self._check("absences", in_order, "workers, each with when it goes and a later time when it comes back")
@@ -112,11 +115,12 @@ class StepTimes:
         self._pauses_at = (np.arange(workers) * 2_654_435_761) % (cluster.pause_every or 1)  # Spread out.
 
     def __call__(self, workers: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Nanoseconds of the steps with these numbers, counted from 0, of these workers; at least 1."""
+        """Nanoseconds of the steps with these numbers, counted from 0, of these workers; from 1 to `LATEST`."""
         times = np.empty(len(workers), np.int64)
         for first in range(0, len(workers), _BLOCK):
             block = slice(first, first + _BLOCK)
-            times[block] = self._of_block(workers[block], steps[block])
+            with np.errstate(over="ignore", invalid="ignore"):
+                times[block] = self._of_block(workers[block], steps[block])
         return times
 
     def _of_block(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -135,7 +139,7 @@ class StepTimes:
                 seconds *= uniform ** (-1 / cluster.tail)
         if cluster.pause_every is not None:
             seconds += cluster.pause_seconds * (steps % cluster.pause_every == self._pauses_at[workers])
-        return np.maximum(np.rint(seconds * SECOND), 1)
+        return np.maximum(np.fmin(np.rint(seconds * SECOND), LATEST), 1)  # `LATEST` also if it is not a number.
 
     def _uniform(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """A number in (0, 1) for each worker and step: SplitMix64 of both, so that any can be had at any time."""
@@ -148,6 +152,19 @@ class StepTimes:
             bits *= np.uint64(factor)
         bits ^= bits >> np.uint64(31)
         return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def check_time(now: int, cluster: Cluster) -> None:
+    """Raise UsageError if virtual time has come to its end."""
+    if now < LATEST:
+        return
+    lower = ["steps", "step_seconds" if cluster.trace is None else "the seconds in the trace"]
+    others = {"slow": cluster.slow, "sigma": cluster.variation == "lognormal", "pause_seconds": cluster.pause_every}
+    lower += [name for name, is_used in (others | {"absences": cluster.absences}).items() if is_used]
+    raise UsageError(
+        f"the workers are not done after {LATEST / SECOND:g} seconds of virtual time, where a simulation ends: lower"
+        f" {', '.join(lower[:-1])} or {lower[-1]}{', or raise tail' if cluster.variation == 'pareto' else ''}."
+    )
 
 
 def _read_trace(path: Path) -> np.ndarray:
@@ -186,11 +203,15 @@ def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[Exch
       config: of the workers.
       cluster: they run on.
       params: one worker's, or their shapes and dtypes.
+
+    Raises:
+      UsageError: if an exchange takes longer than virtual time lasts.
     """
     costs = []
     for (among, _), exchange in zip(config.levels, exchanges(config, params), strict=True):
         crosses = among > config.workers
         seconds = sum(_collective_seconds(each, cluster, crosses) for each in exchange.collectives)
+        _check_seconds("an exchange", seconds, *(["local", "global"] if crosses else ["local"]))
         costs.append(ExchangeCost(round(seconds * SECOND), exchange.bytes_sent))
     return costs
 
@@ -206,6 +227,9 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
       config: of the workers.
       cluster: they run on.
       params: one worker's, or their shapes and dtypes.
+
+    Raises:
+      UsageError: if an exchange of each worker takes longer than virtual time lasts.
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -213,21 +237,44 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
     costs = []
     for received in range(1, len(config.levels) + 1):
         seconds = 8 * max(sent, received * size) / bandwidth
+        of_all = config.groups * config.workers * seconds + latency
+        _check_seconds("serving each worker once", of_all, "global" if config.groups > 1 else "local")
         whole = ExchangeCost(round((seconds + latency) * SECOND), sent, round(seconds / cluster.servers * SECOND))
         costs.append(whole)
     return costs
 
 
 def request_nanoseconds(config: Config, cluster: Cluster) -> int:
-    """How long it takes to ask a server."""
-    return round(_link(cluster, crosses=config.groups > 1)[1] * SECOND)
+    """How long it takes to ask a server.
+
+    Raises:
+      UsageError: if that is longer than virtual time lasts.
+    """
+    _, latency = _link(cluster, crosses=config.groups > 1)
+    _check_seconds("a message", latency, "global" if config.groups > 1 else "local")
+    return round(latency * SECOND)
 
 
 def fetch_nanoseconds(config: Config, cluster: Cluster, params: Any) -> int:
-    """How long it takes a worker that joins to fetch parameters to start from."""
+    """How long it takes a worker that joins to fetch parameters to start from.
+
+    Raises:
+      UsageError: if that is longer than virtual time lasts.
+    """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return round((2 * latency + 8 * size / bandwidth) * SECOND)
+    seconds = 2 * latency + 8 * size / bandwidth
+    _check_seconds("fetching the parameters", seconds, "global" if config.groups > 1 else "local")
+    return round(seconds * SECOND)
+
+
+def _check_seconds(what: str, seconds: float, *links: str) -> None:
+    if not seconds * SECOND < LATEST:  # It may be not a number.
+        bandwidths, latencies = (" or ".join(f"{link}_{of}" for link in links) for of in ("bandwidth", "latency"))
+        raise UsageError(
+            f"{what} takes {seconds:.3g} seconds, but must take less than the {LATEST / SECOND:g} of virtual time:"
+            f" raise {bandwidths} or lower {latencies}."
+        )
 
 
 def _link(cluster: Cluster, *, crosses: bool) -> tuple[float, float]:

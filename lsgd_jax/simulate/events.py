@@ -22,9 +22,11 @@ import numpy as np
 
 from lsgd_jax.config import Config
 from lsgd_jax.simulate.cluster import (
+    LATEST,
     SECOND,
     Cluster,
     StepTimes,
+    check_time,
     collective_costs,
     fetch_nanoseconds,
     request_nanoseconds,
@@ -156,7 +158,8 @@ def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any)
       params: one worker's, or their shapes and dtypes: what is sent.
 
     Raises:
-      UsageError: if the cluster tells of workers that are not there, or its trace can't be read.
+      UsageError: if the cluster tells of workers that are not there, its trace can't be read, or virtual time ends
+        (`LATEST`) before the workers are done.
 
     Example:
       Two workers in step, the second at half speed: 4 steps take it 4 * 0.2 seconds.
@@ -168,7 +171,7 @@ def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any)
       >>> print(log.end / SECOND, log.events[-1].kind, log.events[-1].begun)
       0.8 exchange (400000000, 800000000)
     """
-    return _Queue(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+    return _Queue(schedule, config.replace(method=schedule.method), cluster, params).run()
 
 
 def totals(log: EventLog) -> Totals:
@@ -216,13 +219,14 @@ class _Queue:
     """The state of a simulation and its queue of what is to happen: a step's end, or a worker's coming or going."""
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
-        self.schedule, self.workers = schedule, config.groups * config.workers
+        self.schedule, self.cluster, self.workers = schedule, cluster, config.groups * config.workers
         (self.group_size, self.period), *wider = config.levels
         self.ratio = wider[0][1] // self.period if wider else None
         self.target = self.workers * config.steps
         together = schedule.waits == "together"
         self.costs = (collective_costs if together else server_costs)(config, cluster, params)
-        self.asking, self.fetching = request_nanoseconds(config, cluster), fetch_nanoseconds(config, cluster, params)
+        self.asking = request_nanoseconds(config, cluster)
+        self.fetching = fetch_nanoseconds(config, cluster, params) if cluster.absences else 0
         self.step_times = StepTimes(cluster, self.workers, config.seed)
 
         self.queue: list[tuple[int, int, int, int]] = []  # When, what, who, and which of the worker's plans it is.
@@ -241,14 +245,16 @@ class _Queue:
         for worker, start, end in cluster.absences:
             for seconds, what in ((start, _LEAVE), (end, _JOIN)):
                 if seconds < float("inf"):
-                    heapq.heappush(self.queue, (round(seconds * SECOND), what, worker, 0))
+                    heapq.heappush(self.queue, (round(min(seconds * SECOND, LATEST)), what, worker, 0))
 
     def run(self) -> EventLog:
         for worker in range(self.workers):
             self.start(worker, 0)
         now = 0
         while self.queue and self.total < self.target:
-            now, ended = self.queue[0][0], []
+            before, now, ended = now, self.queue[0][0], []
+            assert now >= before  # Virtual time never runs back.
+            check_time(now, self.cluster)
             while self.queue and self.queue[0][0] == now:
                 _, what, worker, plan = heapq.heappop(self.queue)
                 if what == _STEP and plan == self.plans[worker]:
@@ -269,7 +275,7 @@ class _Queue:
                     self.arrived[worker] = now
             for group in range(self.workers // self.group_size if self.arrived or self.parked else 0):
                 self.exchange_in_group(group, now)
-            self.exchange_of_all()
+            self.exchange_of_all(now)
         waiting = self.arrived | {worker: since for since, members in self.parked.values() for worker in members}
         rank = {"step": 0, "exchange": 1, "leave": 2, "join": 3}
         events = sorted(self.events, key=lambda event: (event.time, rank[event.kind]))
@@ -361,7 +367,7 @@ class _Queue:
             for worker in members:
                 self.start(worker, end)
 
-    def exchange_of_all(self) -> None:
+    def exchange_of_all(self, now: int) -> None:
         """Exchange among all groups if all wait for it, but for those that have come while others waited."""
         if self.ratio is None or not self.parked:
             return
@@ -370,7 +376,7 @@ class _Queue:
             expected = self.present[worker] and self.settled[worker] // self.ratio < number // self.ratio
             if expected and worker // self.group_size not in self.parked:
                 return
-        begins = max(since for since, _ in self.parked.values())
+        begins = max(now, *(since for since, _ in self.parked.values()))  # Now, if who was waited for has left.
         begun = {worker: since for since, members in self.parked.values() for worker in members}
         end = begins + self.costs[1].nanoseconds
         members = tuple(sorted(begun))

@@ -5,7 +5,7 @@ does at the end of a step can have no effect on others before a further step is 
 first such time are dealt with at once.
 """
 
-import dataclasses
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import Int
 
 from lsgd_jax.config import Config
-from lsgd_jax.simulate.cluster import Cluster, StepTimes, collective_costs, request_nanoseconds, server_costs
+from lsgd_jax.simulate.cluster import (
+    LATEST,
+    Cluster,
+    StepTimes,
+    check_time,
+    collective_costs,
+    request_nanoseconds,
+    server_costs,
+)
 from lsgd_jax.simulate.events import Schedule, Totals
 
 _NEVER = 2**62
@@ -34,19 +42,25 @@ def throughput(schedule: Schedule, config: Config, cluster: Cluster, params: Any
     Raises:
       ValueError: if the cluster has absences, or if the steps of workers who wait for each other by their own count
         are no multiple of the longest period.
-      UsageError: if the cluster tells of workers that are not there, or its trace can't be read.
+      UsageError: if the cluster tells of workers that are not there, its trace can't be read, or virtual time ends
+        (`LATEST`) before the workers are done.
     """
     if cluster.absences:
         raise ValueError("workers that are away need an event log.")
     kind = _OfAll if schedule.counts == "all" else _InStep if schedule.waits == "together" else _OnOwnClock
-    return kind(schedule, dataclasses.replace(config, method=schedule.method), cluster, params).run()
+    return kind(schedule, config.replace(method=schedule.method), cluster, params).run()
+
+
+def _sum(times: np.ndarray) -> int:
+    """Of more nanoseconds than may fit into 64 bits."""
+    return (int((times >> 32).sum()) << 32) + int((times & 0xFFFFFFFF).sum())
 
 
 class _Simulation:
     """What there is to know of the workers, and what their exchanges come to so far."""
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
-        self.workers = config.groups * config.workers
+        self.cluster, self.workers = cluster, config.groups * config.workers
         self.everyone = np.arange(self.workers)
         (self.group_size, self.period), *wider = config.levels
         self.ratio = wider[0][1] // self.period if wider else None
@@ -68,6 +82,8 @@ class _Simulation:
 
     def serve(self, asked: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """When exchanges with the servers begin and end, of workers who have asked in this order."""
+        if len(asked) == 0:  # As the end of virtual time has it.
+            return asked, asked
         occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
         # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
         served_before = np.cumsum(occupies) - occupies
@@ -79,8 +95,8 @@ class _Simulation:
 
     def note_exchange(self, level: int, who: Any, begun: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
         self.exchanges[level] += len(begun)
-        self.waiting += int((begins - begun).sum())
-        self.exchanging += int((ends - begins).sum())
+        self.waiting += _sum(begins - begun)
+        self.exchanging += _sum(ends - begins)
         for kept, times in zip(self.last[level], (begun, begins, ends), strict=True):
             kept[who] = times
 
@@ -91,7 +107,7 @@ class _Simulation:
 
     def totals(self, end: int, steps: int) -> Totals:
         for of_level in self.last:  # What goes on beyond the end is cut off there.
-            begun, begins, ends = (int(np.maximum(times - end, 0).sum()) for times in of_level)
+            begun, begins, ends = (_sum(np.maximum(times - end, 0)) for times in of_level)
             self.waiting -= begins - begun
             self.exchanging -= ends - begins
         return Totals(
@@ -120,6 +136,7 @@ class _InStep(_Simulation):
             ends = starts.repeat(self.group_size)
             for step in range(first, first + self.period):
                 ends += self.step_times(self.everyone, np.full(self.workers, step))
+                check_time(int(ends.max()), self.cluster)
             begins = ends.reshape(-1, self.group_size).max(1)
             last, starts = int(begins.max()), begins + self.costs[0].nanoseconds
             begins, since = begins.repeat(self.group_size), starts.repeat(self.group_size)
@@ -146,7 +163,7 @@ class _OnOwnClock(_Simulation):
         while end is None:
             # Nobody asks again before this time.
             earliest = np.maximum(asks + self.asking, self.servers_free) + self.costs[0].nanoseconds + coming[-1]
-            before = earliest.min()
+            before = min(int(earliest.min()), LATEST)
             who = np.flatnonzero(asks < before)
             who = who[np.argsort(asks[who], kind="stable")]
             asked = asks[who]
@@ -159,6 +176,8 @@ class _OnOwnClock(_Simulation):
                 end = int(ended[self.target - total - 1])
                 ended, kept = ended[ended <= end], np.searchsorted(asked, end, side="right")
                 who, asked, begins, until = who[:kept], asked[:kept], begins[:kept], until[:kept]
+            else:
+                check_time(before, self.cluster)
             done[who] += self.period
             partners = total + np.searchsorted(ended, asked, side="right") - done[who]
             self.note_staleness(partners - partners_steps[who], self.workers - 1)
@@ -171,7 +190,7 @@ class _OnOwnClock(_Simulation):
         """How long after their period's beginning the workers' next steps end."""
         times = [self.step_times(who, self.started[who] + step) for step in range(self.period)]
         self.started[who] += self.period
-        return np.cumsum(times, 0)
+        return np.array(list(itertools.accumulate(times, lambda end, step: np.minimum(end + step, LATEST))))
 
 
 class _OfAll(_Simulation):
@@ -188,21 +207,24 @@ class _OfAll(_Simulation):
         self.missing = np.full(groups, self.group_size)  # How many a group waits for.
         self.parked = np.full(groups, _NEVER)  # Since when a group waits for others.
         near: slice | np.ndarray = slice(None)  # Of whom all have steps that end before the horizon.
-        horizon, few, end = _NEVER if self.together else 0, self.workers // 64, None
+        horizon, few, end, before = LATEST if self.together else 0, self.workers // 64, None, 0
         while end is None:
             ends = self.ends[near]
-            first = ends.min()
+            first = int(ends.min())
+            assert first >= before  # Virtual time never runs back.
+            check_time(first, self.cluster)
             if first >= horizon:  # Where servers have long queues, few workers' steps end soon.
-                horizon = max(first + _NEAR * int(self.following.mean()), np.partition(self.ends, few)[few])
-                soon = self.ends < horizon
-                near = slice(None) if soon.all() else np.flatnonzero(soon)
+                horizon = max(first + _NEAR * int(self.following.mean()), int(np.partition(self.ends, few)[few]))
+                horizon = min(horizon, LATEST)
+                is_near = self.ends < horizon
+                near = slice(None) if is_near.all() else np.flatnonzero(is_near)
                 ends = self.ends[near]
             if self.together:  # The waiting go on when the first of the others ends its step, at the earliest.
                 goes_on = np.minimum(ends, first + _NEVER * (ends < _NEVER))
             else:  # Those that are due do so after the servers have served whoever came before.
                 is_due = self.settled[near] < self.total // self.every
                 goes_on = np.maximum(ends, self.servers_free * is_due)
-            before = min((goes_on + self.following[near]).min(), horizon)
+            before = min(int((goes_on + self.following[near]).min()), horizon)
             soon = np.flatnonzero(ends < before)
             who, time = self.everyone[near][soon], ends[soon]
             end = self.reached(self.target, time)
@@ -213,7 +235,7 @@ class _OfAll(_Simulation):
         still = self.ends == _NEVER
         since = np.where(self.parked == _NEVER, 0, self.parked).repeat(self.group_size)
         since = np.where(since > 0, since, self.arrived)[still]
-        self.waiting += int((end - np.minimum(since, end)).sum())
+        self.waiting += _sum(end - np.minimum(since, end))
         return self.totals(end, int(self.steps.sum()))
 
     def go_on(self, who: np.ndarray, time: np.ndarray) -> None:

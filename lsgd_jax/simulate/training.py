@@ -4,7 +4,6 @@ Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `
 step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,8 +103,8 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     Raises:
       UsageError: for options of the configuration that are not simulated.
     """
-    for name in ("wire", "delay", "stale_pull", "global_stale_pull"):
-        if getattr(config, name):
+    for name in ("wire", "delay", "stale_pull", "global_stale_pull", "revive"):
+        if getattr(config, name) != getattr(Config, name):  # The field's default.
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
@@ -276,7 +275,7 @@ def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
 class Network:
     """A `Problem`: a network on a data set, as `lsgd train` trains it, all workers on one device."""
 
-    def __init__(self, config: Config, data_dir: Path | None = None) -> None:
+    def __init__(self, config: Config, data_dir: Path | str | None = None) -> None:
         """Load the data and make the network.
 
         Args:
@@ -288,9 +287,7 @@ class Network:
         """
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
-        self._config = dataclasses.replace(
-            config, method="independent", groups=1, workers=config.groups * config.workers
-        )
+        self._config = config.replace(method="independent", groups=1, workers=config.groups * config.workers)
         workers = range(self._config.workers)
         self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
         self._model = make_model(config, self._feeds[0])
@@ -311,7 +308,7 @@ class Network:
 
     def step(self, state: TrainState, worker: int, number: int, progress: float, seconds: float) -> TrainState:
         """A step on the worker's next batch."""
-        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        factor = self._rate_factor(int(progress), seconds)
         batch, key = self._batch(worker, number), self._keys[worker]
         state, _ = self._program(state, self._shared, batch, np.int32(number), factor, key)
         return state
@@ -331,7 +328,7 @@ class Network:
                 return [jax.tree.map(lambda x, i=i: x[:, i : i + 1], after) for i in range(count)]
 
             self._together[count] = jax.jit(step)
-        factor = learning_rate_factor(self._config, int(progress), self._feeds[0].steps_per_epoch, seconds)
+        factor = self._rate_factor(int(progress), seconds)
         batches = np.concatenate([self._batch(*each) for each in zip(workers, numbers, strict=True)], 1)
         key = step_key(self._config.seed)
         return self._together[count](states, self._shared, batches, np.int32(max(numbers)), factor, key)
@@ -355,6 +352,9 @@ class Network:
         )
         result = self._tests[count, has_center](TrainState(params, states[0].statistics, centers), self._shared)
         return result.center_error, np.ravel(result.worker_errors)
+
+    def _rate_factor(self, step: int, seconds: float) -> np.float32:
+        return learning_rate_factor(self._config, step, self._feeds[0].epochs(step), seconds)
 
     def _placement(self, workers: int) -> Placement:
         return place(1, workers, jax.devices()[:1])

@@ -52,11 +52,28 @@ def test_a_worker_that_fails_ends_all_processes(tmp_path):
     assert lines[-1].endswith(" ended with code 1; the others were stopped.")
 
 
+LISTENING = """
+import sys
+from lsgd_jax import board, cli
+from tests.multiprocess import listening
+
+close = board.SharedBoard.close
+
+def closing(shared):
+    print("on loopback alone:", listening.only_loopback())
+    close(shared)
+
+board.SharedBoard.close = closing
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_posted_workers_of_two_processes(tmp_path):
-    """Each is pulled to the other across processes; the first process logs what all have done."""
+    """Each is pulled to the other across processes, over loopback; the first process logs what all have done."""
     train = [*TRAIN, "--asynchronous", "posted", "--least-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
-    done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    done = launch(2, sys.executable, "-c", LISTENING, *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert {f"[{process}] on loopback alone: True" for process in range(2)} <= set(done.stdout.splitlines())
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
     assert {event["worker"] for event in exchanges} == {0, 1}
     assert all(event["staleness"] == 0 for event in exchanges)

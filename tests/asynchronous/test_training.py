@@ -37,10 +37,10 @@ DEADLINE = 60
 """Seconds after which a test of what must not wait for ever fails."""
 
 
-def run_of(config, path):
+def run_of(config, folder):
     posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
     kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
-    return kind(config, train.prepare(config), RunFolder(path, config), RunProgress(config.steps, lines=False))
+    return kind(config, train.prepare(config), folder, RunProgress(config.steps, log=folder.log, lines=False))
 
 
 def params_of(run):
@@ -77,11 +77,14 @@ def in_step(tmp_path_factory):
     """The same run by hand, joined and posted, all with workers in step."""
     jax.config.update("jax_disable_most_optimizations", True)
     path = tmp_path_factory.mktemp("runs")
-    by_hand = synchronous(run_of(SMALL, path / "by_hand"))
+    with RunFolder(path / "by_hand", SMALL) as folder:
+        by_hand = synchronous(run_of(SMALL, folder))
     params = {}
     for way in ("joined", "posted"):
-        run = run_of(dataclasses.replace(SMALL, asynchronous=way), path / way)
-        drive_in_step(run.workers, run.exchanges)
+        config = dataclasses.replace(SMALL, asynchronous=way)
+        with RunFolder(path / way, config) as folder:
+            run = run_of(config, folder)
+            drive_in_step(run.workers, run.exchanges)
         params[way] = params_of(run)
     yield by_hand, params, path
     jax.config.update("jax_disable_most_optimizations", False)
@@ -156,15 +159,13 @@ def test_a_worker_that_fails_ends_those_who_wait_for_it():
     wait_for_no_threads()
 
 
-def test_what_cannot_be_logged_is_no_workers_failure():
-    def full(step):
+def test_what_the_user_has_to_change_is_not_taken_for_a_failure():
+    def refusing(step):
         raise UsageError("the metrics can't be written.")
 
-    joined = Joined(StepCount(), lambda number: None, own_workers=1, steps_between=8, most=0)
-    with (
-        pytest.raises(UsageError, match=r"^the metrics can't be written\.$"),
-        Threads([scripted(0, 10, full)], joined) as threads,
-    ):
+    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, most=0)
+    workers = [scripted(0, 10), scripted(1, 10, refusing)]
+    with pytest.raises(UsageError, match=r"^the metrics can't be written\.$"), Threads(workers, joined) as threads:
         threads.have_ended(DEADLINE)
 
 
@@ -191,7 +192,7 @@ def wait_for_no_threads():
 @pytest.fixture
 def command_line(monkeypatch, quick_compilation):
     """The command line in this process, whose devices are awake already."""
-    monkeypatch.setattr(distributed, "initialize", lambda: None)
+    monkeypatch.setattr(distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(distributed, "simulate_devices", lambda count: None)
 
 
@@ -252,9 +253,7 @@ def test_a_failure_is_one_sentence_and_the_exit_code_1(tmp_path, monkeypatch, ca
 def test_workers_who_share_a_device_are_refused(tmp_path, capsys):
     command = ["train", "digits", "--groups", "3", "--workers", "3", "--asynchronous", "posted", "--run-dir"]
     assert cli.main([*command, str(tmp_path / "run")]) == 2
-    message = (
-        "asynchronous needs a device a worker, but there are 3 devices for 9 workers: lower --groups or --workers."
-    )
+    message = "asynchronous needs a device a worker, but there are 3 devices for 9 workers: lower groups or workers."
     assert capsys.readouterr().err == f"lsgd: {message}\n"
     assert not (tmp_path / "run").exists()
 
@@ -274,12 +273,12 @@ def test_other_commands_refuse_it(command, message, capsys):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "local_sgd"}, "asynchronous must be not given for local_sgd, got posted."),
+        ({"method": "local_sgd", "global_period": None}, "asynchronous must be not given for local_sgd, got posted."),
         (
-            {"method": "easgd", "asynchronous": "joined"},
+            {"method": "easgd", "global_period": None, "asynchronous": "joined"},
             "asynchronous must be posted or not given for easgd, got joined.",
         ),
-        ({"asynchronous": "now"}, "asynchronous must be posted or joined or not given for lsgd, got now."),
+        ({"asynchronous": "now"}, "asynchronous must be joined, posted or not given, got 'now'."),
         ({"staleness": -1}, "staleness must be at least 0, got -1."),
         (
             {"staleness": 1, "asynchronous": "joined"},
@@ -296,7 +295,10 @@ def test_other_commands_refuse_it(command, message, capsys):
         ({"stale_pull": 0.1}, "stale_pull must be 0 or not given, if training is asynchronous, got 0.1."),
         ({"wire": "int8"}, "wire must be not given with posted, which sends no leaders, got int8."),
         ({"delay": 1}, "delay must be 0 with posted, got 1."),
-        ({"batch_statistics": "leader"}, "batch_statistics must be own, mean or reestimate with posted, got leader."),
+        (
+            {"model": "resnet20", "batch_statistics": "leader"},
+            "batch_statistics must be own, mean or reestimate with posted, got leader.",
+        ),
     ],
 )
 def test_a_configuration_out_of_range_is_one_sentence(fields, message):

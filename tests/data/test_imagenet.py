@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lsgd_jax.data import Streamed, Stretch
 from lsgd_jax.data.imagenet import ImageNetStream, ImageNetTest, _central_crop, _random_crop
 from lsgd_jax.data.preparation import encoded_examples
 from lsgd_jax.errors import UsageError
@@ -53,6 +54,17 @@ def test_workers_that_draw_independently(prepared):
     labels = np.stack([y for _, y in stream(prepared, sampling="independent").batches(0, 6)], axis=1)
     for of_worker in labels:
         np.testing.assert_array_equal(np.bincount(of_worker.reshape(-1)), [4, 4, 4])
+
+
+def test_other_workers_take_what_is_left_of_an_epoch(prepared):
+    alone = Streamed(
+        prepared[0], workers=1, batch_size=2, sampling="shards", seed=0, held_out=0.0, image_size=32, processes=0
+    )
+    alone = alone.after([Stretch(steps=1, workers=2, batch_size=2)])
+    _, labels = stream(prepared).batch(0)
+    rest = [y for _, y in alone.batches(1, 5)]
+    np.testing.assert_array_equal(np.bincount(np.concatenate([labels, *rest]).ravel()), [4, 4, 4])
+    assert [alone.epochs(step) for step in (1, 5)] == pytest.approx([1 / 3, 1])
 
 
 def test_iteration_can_be_broken_off(prepared):

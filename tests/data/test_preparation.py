@@ -1,3 +1,4 @@
+import fcntl
 import io
 import os
 import socket
@@ -88,6 +89,36 @@ def test_preparing_twice_changes_nothing(data_dir, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert {path.name for path in data_dir.iterdir()} == {"cifar10", "downloads"}
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_killed_preparation_has_left_is_removed(data_dir, monkeypatch):
+    """Not what another process is at."""
+    archives.make_cifar10(data_dir / "downloads" / "manual")
+    archives.accept(monkeypatch, "cifar10", data_dir / "downloads" / "manual")
+    left, others = data_dir / ".cifar10-left", data_dir / ".cifar10-others"
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "part").touch()
+    with (others / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        preparation.prepare("cifar10", data_dir)
+        assert not left.exists()
+        assert (others / "part").exists()
+    preparation.prepare("cifar10", data_dir)  # Which has nothing else to do.
+    assert {path.name for path in data_dir.iterdir()} == {"cifar10", "downloads"}
+
+
+def test_a_preparation_under_way_is_not_removed(data_dir, monkeypatch):
+    archives.make_cifar10(data_dir / "downloads" / "manual")
+    archives.accept(monkeypatch, "cifar10", data_dir / "downloads" / "manual")
+    download = preparation._Cifar.download_and_prepare
+
+    def meanwhile(builder, *arguments, **options):
+        preparation._remove_left("cifar10", data_dir)
+        download(builder, *arguments, **options)
+
+    monkeypatch.setattr(preparation._Cifar, "download_and_prepare", meanwhile)
+    assert preparation.prepare("cifar10", data_dir).is_dir()
 
 
 def test_a_wrong_checksum_is_one_sentence_and_nothing_is_left(data_dir):

@@ -73,8 +73,13 @@ def test_prepared_data(name, prepared):
 
 
 def test_data_that_are_not_prepared_are_one_sentence(tmp_path):
-    with pytest.raises(UsageError, match=r"cifar10 is not prepared in .*: run lsgd data prepare cifar10 --data-dir /"):
+    with pytest.raises(UsageError, match=r"cifar10 is not prepared in .*: run lsgd data prepare cifar10 with this"):
         load("cifar10", tmp_path)
+
+
+def test_a_folder_for_data_that_come_with_a_package_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="data_dir has no effect with digits, which comes with a package"):
+        load("digits", tmp_path / "nowhere")
 
 
 def test_the_default_folder_is_that_of_tensorflow_datasets(prepared, monkeypatch):

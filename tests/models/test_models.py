@@ -8,14 +8,13 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from lsgd_jax.models import CNN7, MODELS, VGG16, ResNet20, ResNet50
+from lsgd_jax.models import BATCH_NORM, CNN7, MODELS, VGG16, ResNet20, ResNet50
 from lsgd_jax.models.layers import max_pool
 from lsgd_jax.models.resnet import _Basic
 
 SHAPES = {"conv1d": (40, 1), "mlp": (40, 1)}
 PICTURE = (28, 28, 3)
 DROPOUT = {"cnn7", "vgg16"}
-NORMALISED = {"vgg16", "resnet20", "resnet50"}
 
 
 def shape_of(name):
@@ -85,7 +84,7 @@ def test_holds_parameters_and_statistics_and_nothing_else(name):
     model = abstract(MODELS[name][0], shape_of(name), 10)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     assert jax.tree.leaves(params)
-    assert bool(jax.tree.leaves(stats)) == (name in NORMALISED)
+    assert bool(jax.tree.leaves(stats)) == (name in BATCH_NORM)
 
 
 @pytest.mark.parametrize("name", MODELS)

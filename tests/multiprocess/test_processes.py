@@ -121,11 +121,11 @@ def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
     [
         (
             ["--workers", "3", "--groups", "1"],
-            "3 workers can't be shared out evenly among 2 processes: change --groups",
+            "3 workers can't be shared out evenly among 2 processes: change groups",
         ),
         (
             ["--run-dir", "full"],
-            "the run folder full is not empty: name another with --run-dir, or go on with --resume.",
+            "the run folder full is not empty: name another run_dir, or resume the run.",
         ),
     ],
 )

@@ -1,6 +1,8 @@
 """Workers whose numbers are not finite: revived by a leader, or the end of a run if all are."""
 
 import dataclasses
+import itertools
+import random
 import signal
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 from lsgd_jax import NOBODY, apply_updates, leader_pull, leader_sgd, train
 from lsgd_jax.errors import Interrupted, UsageError
+from lsgd_jax.methods import METHODS
 from tests.mapping import MAPPINGS, over_workers
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, metrics
@@ -90,10 +93,9 @@ def test_a_group_that_has_failed_is_revived_by_the_global_leader():
 
 @pytest.mark.parametrize(
     ("options", "last"),
-    [({"delay": 1}, 5), ({"wire": "int8"}, 5), ({"stale_pull": 0.2}, 5), ({"pull_at": "before_step"}, 7)],
+    [({"delay": 1}, 5), ({"wire": "int8"}, 5), ({"stale_pull": 0.2}, 5), ({"pull_at": "before_step"}, 5)],
 )
 def test_a_revival_goes_with_other_options(options, last):
-    """What is pulled before the step is found to have failed an exchange later."""
     x, losses, gradients = problem(10)
     gradients[1, 2, 5] = np.nan
     tx = leader_sgd(optax.sgd(0.1), period=2, global_period=4, revive="from_leader", **GROUPED, **options)
@@ -108,8 +110,205 @@ def test_when_all_have_failed_nobody_is_revived():
     tx = leader_sgd(optax.sgd(0.1), period=2, revive="from_leader", **GROUPED)
     path, _, revived, (_, pulls) = trained(tx, x, losses, gradients)
     assert not revived.any()
-    assert np.isnan(path).all()
+    assert pulls.failed.all()
+    np.testing.assert_array_equal(path, np.broadcast_to(x[:, :, None], path.shape))  # Where they were.
     assert (pulls.leaders[0].position == NOBODY).all()
+
+
+def updated(tx, x, losses, gradients, apply=optax.apply_updates):
+    """Points of 4 workers [worker, step, ...] and the states, by any function that applies updates."""
+
+    def step(carry, now):
+        x, state = carry
+        loss, gradient = now
+        updates, state = tx.update(gradient, state, x, value=loss)
+        x = apply(x, updates)
+        return (x, state), (x, state)
+
+    return jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")(
+        x, losses, gradients
+    )
+
+
+def nan_gradient(steps=8, dtype=np.float32):
+    """Worker 0 leads, and the gradient of worker 1 is NaN at step 1."""
+    losses = np.tile(np.arange(1.0, 5.0, dtype=np.float32)[:, None], steps)
+    gradients = np.random.default_rng(1).normal(size=(4, steps, 3)).astype(dtype)
+    gradients[1, 1] = np.nan
+    return np.random.default_rng(0).normal(size=(4, 3)).astype(dtype), losses, gradients
+
+
+def test_whatever_adds_updates_revives():
+    """A worker that fails waits where it was, so that its parameters stay finite."""
+    x, losses, gradients = nan_gradient()
+    tx = leader_sgd(optax.adam(0.1), axis_name="worker", period=4, revive="from_leader")
+    path, (_, pulls) = updated(tx, x, losses, gradients, apply=lambda x, u: x + u)
+    assert np.isfinite(path).all()
+    np.testing.assert_array_equal(path[1, 1], path[1, 0])
+    np.testing.assert_array_equal(pulls.failed[1], [False, True, True, False, False, False, False, False])
+    np.testing.assert_array_equal(np.flatnonzero(pulls.revived.any(0)), [3])
+    np.testing.assert_allclose(path[1, 3], path[0, 3], rtol=1e-6)
+
+
+def test_a_worker_with_a_failed_optimizer_is_revived_once():
+    """Adam's moments are NaN; what a schedule counts goes on."""
+    x, losses, gradients = nan_gradient()
+    optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(lambda count: 0.1 / (1 + count)))
+    tx = leader_sgd(optimizer, axis_name="worker", period=4, revive="from_leader")
+    path, ((adam, schedule), pulls) = updated(tx, x, losses, gradients)
+    assert pulls.revived.sum() == 1
+    np.testing.assert_array_equal(adam.count[1], [1, 2, 3, 0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(schedule.count[1], np.arange(1, 9))
+    assert np.isfinite(adam.mu[1, 3:]).all()
+    first_step = path[1, 4] - path[1, 3]
+    np.testing.assert_allclose(np.abs(first_step), 0.1 / 5, rtol=1e-3)  # Adam's first step, at the fifth rate.
+
+
+def test_injected_hyperparameters_go_on_through_a_revival():
+    x, losses, gradients = nan_gradient()
+    tx = leader_sgd(
+        optax.inject_hyperparams(optax.adam)(lambda count: 0.1 / (1 + count)),
+        axis_name="worker",
+        period=4,
+        revive="from_leader",
+    )
+    _, (injected, pulls) = updated(tx, x, losses, gradients)
+    assert pulls.revived.sum() == 1
+    np.testing.assert_array_equal(injected.count[1], np.arange(1, 9))
+    np.testing.assert_allclose(injected.hyperparams["learning_rate"][1], 0.1 / np.arange(1, 9), rtol=1e-6)
+    assert np.isfinite(injected.inner_state[0].mu[1, 3:]).all()
+
+
+@pytest.mark.parametrize("period", [1, 4])
+def test_only_what_is_exchanged_is_revived(period):
+    """Two links with revival in one optimizer, and parameters that are frozen or step alone."""
+    labels = {"body": "b", "head": "h", "frozen": "f", "alone": "a"}
+    links = {
+        "b": leader_sgd(optax.sgd(0.1), axis_name="worker", period=4, revive="from_leader"),
+        "h": leader_sgd(optax.sgd(0.1), axis_name="worker", period=period, revive="from_leader"),
+        "f": optax.set_to_zero(),
+        "a": optax.sgd(0.1),
+    }
+    tx = optax.partition(links, labels)
+    x, losses, _ = nan_gradient(4)
+    x = {name: x.copy() for name in labels}
+    for name in ("body", "frozen"):
+        x[name][1] = np.nan
+
+    def step(carry, loss):
+        x, state = carry
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, x), state, x, value=loss)
+        x = apply_updates(x, updates, state)
+        return (x, state), x
+
+    path = jax.vmap(lambda x, loss: jax.lax.scan(step, (x, tx.init(x)), loss)[1], axis_name="worker")(x, losses)
+    assert np.isnan(path["body"][1, :3]).all()
+    np.testing.assert_array_equal(path["body"][1, 3], path["body"][0, 3])
+    assert np.isnan(path["frozen"][1]).all()
+    np.testing.assert_array_equal(np.delete(path["frozen"], 1, 0)[:, 3], np.delete(x["frozen"], 1, 0))
+    np.testing.assert_allclose(path["alone"], x["alone"][:, None] - 0.1 * np.arange(1, 5)[None, :, None], rtol=1e-6)
+    assert np.isfinite(path["head"]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"delay": 1}, {"wire": "int8"}])
+@pytest.mark.parametrize(
+    ("params", "grads"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float16")]
+)
+def test_a_revival_keeps_dtypes(params, grads, options):
+    x, losses, gradients = nan_gradient()
+    tx = leader_sgd(optax.sgd(0.1), axis_name="worker", period=2, revive="from_leader", **options)
+
+    def step(carry, now):
+        x, state = carry
+        loss, gradient = now
+        updates, state = tx.update(gradient, state, x, value=loss)
+        x = apply_updates(x, updates, state)
+        return (x, state), (x, state[-1].revived)
+
+    x, gradients = jnp.asarray(x, params), jnp.asarray(gradients, grads)
+    path, revived = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")(
+        x, losses, gradients
+    )
+    assert path.dtype == params
+    assert np.flatnonzero(revived.any(0)).tolist() == ([3] if "delay" in options else [1])
+    assert np.isfinite(np.asarray(path, np.float32)).all()
+
+
+def test_a_revived_worker_does_not_lead_before_its_window_is_full():
+    """Its losses are the lowest from its revival on."""
+    x, losses, gradients = nan_gradient(16)
+    losses[1, 2:] = 0.1
+    tx = leader_sgd(optax.sgd(0.1), axis_name="worker", period=2, window=5, revive="from_leader")
+    _, (_, pulls) = updated(tx, x, losses, gradients)
+    assert np.flatnonzero(pulls.revived[1]).tolist() == [1]
+    # Losses since then at the exchanges after steps 4, 6, 8, ...: 2, 4, 6.
+    np.testing.assert_array_equal(pulls.leaders[0].position[0, 1::2], [0, 0, 0, 1, 1, 1, 1, 1])
+
+
+GRID = list(
+    itertools.product((0, 1), (None, "int8", "bfloat16"), ("after_step", "before_step"), (0.0, 0.3), (0.0, 0.2))
+)
+GRID = [(periods, *options) for periods in ((2, 2), (1, 1), (2, 4), (1, 2)) for options in GRID]
+
+
+@pytest.mark.parametrize("options", GRID if faults.SOAK else random.Random(0).sample(GRID, 12), ids=str)
+def test_a_worker_is_healed_by_the_first_exchange_that_has_a_leader(options, record_property):
+    """Whether it starts with a NaN or meets one in its first gradient or loss; under one mapping over all three."""
+    periods, delay, wire, pull_at, stale_pull, global_stale_pull = options
+    tx = leader_sgd(
+        optax.sgd(0.1, 0.9),
+        period=periods[0],
+        global_period=periods[1],
+        delay=delay,
+        wire=wire,
+        pull_at=pull_at,
+        stale_pull=stale_pull,
+        global_stale_pull=global_stale_pull,
+        window=2,
+        revive="from_leader",
+        **GROUPED,
+    )
+
+    def train(x, losses, gradients):
+        def step(carry, now):
+            x, state = carry
+            loss, gradient = now
+            updates, state = tx.update(gradient, state, x, value=loss)
+            x = apply_updates(x, updates, state)
+            return (x, state), (x, state[-1].revived)
+
+        return jax.lax.scan(step, (x, tx.init(x)), (losses, gradients))[1]
+
+    problems = [jax.tree.map(np.copy, problem(8)) for _ in range(3)]
+    problems[0][0][0, 2] = np.nan  # The start,
+    problems[1][2][0, 2, 0] = np.nan  # the first gradient
+    problems[2][1][0, 2, : periods[0]] = np.nan  # or losses.
+    over_groups = jax.vmap(jax.vmap(train, axis_name="worker"), axis_name="group")
+    path, revived = jax.jit(jax.vmap(over_groups))(*map(np.stack, zip(*problems, strict=True)))
+    first = periods[0] * (1 + delay) - 1  # A delayed exchange has a leader from the second time on.
+    # A NaN of the loss has left the window when a delayed exchange has its first leader.
+    failed = [0, 1] if delay and periods[0] == 2 else [0, 1, 2]
+    assert np.argwhere(revived).tolist() == [[i, 0, 2, first] for i in failed]
+    assert np.isfinite(path[:, 0, 2, first:]).all()
+    record_property("failures healed", 3)
+
+
+def test_a_failed_worker_is_not_part_of_the_center():
+    """It waits at a finite point, which may be anywhere."""
+    x, losses, gradients = problem(3)
+    gradients[1, 2, 1] = np.nan
+    tx = leader_sgd(optax.sgd(0.1), period=4, revive="from_leader", **GROUPED)
+
+    def train(x, losses, gradients):
+        state = tx.init(x)
+        for loss, gradient in zip(losses, gradients, strict=True):
+            updates, state = tx.update(gradient, state, x, value=loss)
+            x = apply_updates(x, updates, state)
+        return x, METHODS["lsgd"].center(x, state, ("group", "worker"))
+
+    after, center = over_workers(train, "vmap")(x, losses, gradients)
+    others = np.delete(np.reshape(after, (8, 3)), 6, axis=0)
+    np.testing.assert_allclose(center[0, 0], others.mean(0), rtol=1e-5)
 
 
 def test_another_value_is_one_sentence():

@@ -69,47 +69,42 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 
 def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
     interrupted = (
-        "import signal, sys, lsgd_jax.cli, lsgd_jax.train as t; t.local_steps = lambda *_: signal.raise_signal(2);"
+        "import signal, sys, time, lsgd_jax.cli, lsgd_jax.train as t;"
+        f"t.local_steps = lambda *_: (signal.raise_signal(2), time.sleep({faults.HANG}));"
     )
     command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
     done = faults.run(*command, cwd=tmp_path)
     assert done.returncode == 128 + signal.SIGINT
-    told = "lsgd: interrupted while no step was under way; the same command goes on with --run-dir run --resume.\n"
-    assert done.stderr == told
+    why = "no step was under way, and the same command resumes with --run-dir run --resume"
+    assert done.stderr == f"lsgd: stopped by SIGINT; {why}.\n"
     assert faults.run(*LSGD, *TRAIN, "run", "--resume", "--steps", "20", cwd=tmp_path).returncode == 0
     unsaved = faults.run(*command[:-1], "other", "--checkpoint-every", "0", cwd=tmp_path)
-    assert unsaved.stderr == "lsgd: interrupted.\n"
+    assert unsaved.stderr == "lsgd: stopped by SIGINT; nothing was saved.\n"
 
 
-def test_an_interrupt_before_the_first_step_leaves_no_process(prepared, tmp_path):
+IMAGENET = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16", "--groups", "1"]
+IMAGENET += ["--workers", "2", "--batch", "per_worker", "--batch-size", "2", "--steps", "4000", "--learning-rate"]
+IMAGENET += ["0.001", "--data-processes", "2", "--data-dir"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stop_before_the_first_step_leaves_no_process(number, prepared, tmp_path):
     """Of those that decode images: what holds the output of the first has to end before that is read whole."""
     script = tmp_path / "decoding.py"  # What decodes is spawned, and has to be able to import it.
-    script.write_text("""
-import multiprocessing, signal, sys, lsgd_jax.cli, lsgd_jax.train
+    script.write_text(f"""
+import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train
 
-def interrupted():
+def stopped():
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    signal.raise_signal(signal.SIGINT)
+    os.kill(os.getpid(), {int(number)})
+    time.sleep({faults.HANG})
 
-lsgd_jax.train.deferred_signals = interrupted
+lsgd_jax.train.deferred_signals = stopped
 if __name__ == "__main__":
     sys.exit(lsgd_jax.cli.main())
 """)
-    train = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16", "--groups", "1"]
-    train += [
-        "--workers",
-        "2",
-        "--batch",
-        "per_worker",
-        "--batch-size",
-        "2",
-        "--steps",
-        "4000",
-        "--data-processes",
-        "2",
-    ]
-    done = faults.run(sys.executable, str(script), *train, "--data-dir", str(prepared[0]), cwd=tmp_path)
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    done = faults.run(sys.executable, str(script), *IMAGENET, str(prepared[0]), cwd=tmp_path)
+    assert done.returncode in (128 + number, -number), done.stderr
     assert len(done.stdout.split()) == 2
 
 
@@ -127,12 +122,15 @@ def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
     assert_same(tmp_path / "run", tmp_path / "whole", 600)
 
 
-def test_several_processes_stop_at_one_step(tmp_path):
-    with running(*LAUNCH, "--", *TRAIN, "run", "--steps", "1000000", cwd=tmp_path) as launcher:
+def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
+    """That is no crash, after which they would be restarted."""
+    command = [*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", "--steps", "1000000"]
+    with running(*command, cwd=tmp_path) as launcher:
         wait_for_step(tmp_path / "run", 40)
-        launcher.send_signal(signal.SIGINT)
+        os.kill(faults.children(launcher.pid)[1], signal.SIGTERM)
         code, _, errors = ending(launcher)
-    assert code == 128 + signal.SIGINT
+    assert code == 128 + signal.SIGTERM
+    assert "restart" not in errors
     [stop] = [line for line in errors.splitlines() if "stopped by" in line]
     assert stop.startswith("[0] lsgd: stopped by SIGTERM after step ")
     step = int(stop.split("after step ")[1].split()[0])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lsgd_jax import checkpoint, train
 from lsgd_jax.checkpoint import Checkpoints, Progress
 from lsgd_jax.config import Config
+from lsgd_jax.data import InMemory
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.figures.run import draw
 from lsgd_jax.methods import METHODS
@@ -117,6 +118,38 @@ def best_first(path):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+def test_an_epoch_goes_on_with_other_workers(tmp_path, monkeypatch):
+    """An epoch is six steps of four workers; others take what is left of it, and rates drop when it is at its end."""
+    counts, given = np.zeros(768, int), InMemory.batches
+
+    def counted(feed, first, end):
+        for batch in given(feed, first, end):
+            np.add.at(counts, batch.ravel(), 1)
+            yield batch
+
+    monkeypatch.setattr(InMemory, "batches", counted)
+    config = dataclasses.replace(
+        SMALL,
+        method="independent",
+        groups=1,
+        batch_size=32,
+        validation=669 / 1437,
+        eval_every=4,
+        checkpoint_every=4,
+        learning_rate_drops=(1.0, 2.0),
+        learning_rate_drops_in="epochs",
+    )
+    ends = []
+    for workers, steps in [(4, 8), (2, 12), (2, 20), (3, 24)]:  # 256 examples, 512, 1024 and 1408.
+        resized = dataclasses.replace(config, workers=workers, steps=steps)
+        train.train_and_evaluate(resized, tmp_path / "run", lines=False, resume=True)
+        ends.append(np.bincount(counts, minlength=4).tolist())
+    assert ends == [[0, 512, 256, 0], [0, 256, 512, 0], [0, 0, 512, 256], [0, 0, 128, 640]]
+    rates = [event["learning_rate_factor"] for event in metrics(tmp_path / "run") if event["event"] == "evaluation"]
+    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_of_two_processes_goes_on_in_one_and_in_four(tmp_path):
     """In one with half of the workers, and in both with twice as many, which then do the same."""
     config = dataclasses.replace(SMALL, groups=1, workers=2, steps=12)
@@ -208,7 +241,7 @@ def replace_metrics_by_a_pipe(path):
 
 def save_nowhere(path):
     shutil.rmtree(path / "checkpoints")
-    (path / "config.json").write_text(dataclasses.replace(LONGER, checkpoint_every=0).to_json())
+    (path / "config.json").write_text(LONGER.replace(checkpoint_every=0).to_json())
 
 
 @pytest.mark.parametrize(
@@ -280,6 +313,29 @@ def test_a_finished_run_is_finished(finished, tmp_path, capsys):
     assert error == read_metrics(finished, "evaluation")[-1]["center_error"]
     assert metrics(path) == metrics(finished)
     assert "the run has taken its 24 steps already" in capsys.readouterr().err
+
+
+def test_other_settings_than_the_runs_are_named(finished, tmp_path, capsys):
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    environment = json.loads((path / "environment.json").read_text())
+    assert environment["settings"] | {"XLA_FLAGS": ""} == {
+        "jax_enable_x64": False,
+        "jax_default_prng_impl": "threefry2x32",
+        "jax_threefry_partitionable": True,
+        "jax_default_matmul_precision": None,
+        "XLA_FLAGS": "",
+    }
+    environment["settings"] |= {"jax_enable_x64": True, "XLA_FLAGS": "--others"}
+    (path / "environment.json").write_text(json.dumps(environment))
+    config, flags = dataclasses.replace(SMALL, keep_checkpoints=9), os.environ.get("XLA_FLAGS", "")
+    train.train_and_evaluate(config, path, lines=False, resume=True)
+    started = "the run started with other settings, so that its results may differ: "
+    changed = f"jax_enable_x64 False (was True), XLA_FLAGS {flags!r} (was '--others')"
+    assert capsys.readouterr().err.splitlines()[0] == started + changed
+    (path / "environment.json").write_text("{}")  # As that of an older run.
+    train.train_and_evaluate(config, path, lines=False, resume=True)
+    assert started not in capsys.readouterr().err
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
@@ -466,6 +522,23 @@ def test_whatever_is_told_of_a_checkpoint_is_one_sentence_or_its_state(told, pro
     finally:
         file.write_text(before)
     record_property("hostile inputs: what is told of a checkpoint", 1)
+
+
+@pytest.mark.parametrize("earlier", [[[1, 0, 8]], [[25, 2, 8]], [[1, 2]], [[1, 2, "8"]], [3], None, "missing"])
+def test_earlier_workers_are_those_of_steps_that_the_run_has_taken(earlier, newest):
+    """A checkpoint that tells of none is of before there was such a field, and can be read."""
+    folder, read, state = newest
+    file = folder / "progress" / "metadata"
+    before = file.read_text()
+    about = json.loads(before)
+    assert about["progress"].pop("earlier") == []
+    if earlier != "missing":
+        about["progress"]["earlier"] = earlier
+    file.write_text(json.dumps(about))
+    try:
+        assert read() == (state if earlier == "missing" else None)
+    finally:
+        file.write_text(before)
 
 
 @examples(10, 1000)

@@ -18,7 +18,43 @@ SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"
         (["--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
         (["--parameters", "5"], "parameters must be at least 1, with --costs-only, got 5."),
         (["--method", "easgd"], "simulate chooses the method itself"),
-        (["--workers", "65"], "training is for at most 64 workers, got 65: add --costs-only."),
+        (["--asynchronous", "posted"], "use --methods lsgd-joined or lsgd-posted in place of --asynchronous."),
+        (["--revive", "from_leader"], "revive has no effect in simulate."),
+        (
+            ["--costs-only", "--step-seconds", "1e10"],
+            "virtual time, where a simulation ends: lower steps or step_seconds.",
+        ),
+        (
+            ["--costs-only", "--variation", "pareto", "--tail", ".1"],
+            "1e+09 seconds of virtual time, where a simulation ends: lower steps or step_seconds, or raise tail.",
+        ),
+        (["--costs-only", "--variation", "lognormal", "--sigma", "99"], "lower steps, step_seconds or sigma."),
+        (
+            [
+                "--costs-only",
+                "--methods",
+                "easgd",
+                "--groups",
+                "2",
+                "--workers",
+                "64",
+                "--variation",
+                "pareto",
+                "--tail",
+                ".1",
+            ],
+            "lower steps or step_seconds, or raise tail.",
+        ),
+        (["--costs-only", "--local-bandwidth", "1e-300"], "raise local_bandwidth or lower local_latency."),
+        (
+            ["--costs-only", "--groups", "2", "--global-bandwidth", "1e-300"],
+            "raise local_bandwidth or global_bandwidth or lower",
+        ),
+        (
+            ["--costs-only", "--methods", "easgd", "--local-latency", "1e300"],
+            "once takes 1e+300 seconds, but must take",
+        ),
+        (["--workers", "65"], "training is for at most 64 workers, got 65: simulate costs only."),
         (["--workers", "65", "--steps", "6", "--costs-only"], "the steps must be a multiple of 4"),
         (["--wire", "int8", "--methods", "lsgd"], "without wire"),
     ],
@@ -37,6 +73,9 @@ def test_a_number_out_of_range(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         cli.main([*SMALL, "--step-seconds", "-1"])
     assert "step_seconds must be positive, got -1.0." in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*SMALL, "--pause-every", "1" + 20 * "0"])
+    assert "pause_every must be at least 1 and below 2^63, got 1" in capsys.readouterr().err
 
 
 def test_costs_only(tmp_path, capsys):

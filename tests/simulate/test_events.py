@@ -80,9 +80,10 @@ def test_a_server_serves_one_after_the_other():
 @pytest.mark.parametrize("name", ["lsgd", "local_sgd", "data_parallel"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_in_step_the_ledger_tells_the_bytes(name, groups):
-    config = dataclasses.replace(
-        CONFIG, method=SCHEDULES[name].method, groups=groups, workers=4, global_period=8, steps=16
-    )
+    config = CONFIG.replace(groups=groups, workers=4, steps=16)
+    if groups > 1:
+        config = config.replace(global_period=8)
+    config = config.replace(method=SCHEDULES[name].method)
     of = totals(event_log(SCHEDULES[name], config, Cluster(), PARAMS))
     shape = jax.ShapeDtypeStruct(PARAMS.shape, PARAMS.dtype)
     assert of.bytes_sent == pytest.approx(bytes_sent(config, shape, 16) * groups * 4)
@@ -101,7 +102,9 @@ def test_in_step_the_ledger_tells_the_bytes(name, groups):
 def test_what_is_conserved_whoever_comes_and_goes(name, groups, absences, seed):
     absences = tuple((worker, start, start + length) for worker, start, length in absences)
     cluster = Cluster(variation="lognormal", local_latency=0.01, global_latency=0.02, absences=absences)
-    config = dataclasses.replace(CONFIG, groups=groups, workers=3, period=2, global_period=4, seed=seed)
+    config = CONFIG.replace(groups=groups, workers=3, period=2, seed=seed)
+    if groups > 1:
+        config = config.replace(global_period=4)
     log = event_log(SCHEDULES[name], config, cluster, PARAMS)
     assert log == event_log(SCHEDULES[name], config, cluster, PARAMS)
     of = totals(log)
@@ -122,6 +125,15 @@ def test_what_is_conserved_whoever_comes_and_goes(name, groups, absences, seed):
             if event.kind in ("step", "exchange", "join"):
                 until[worker] = max(event.end, begun) if event.kind != "step" else event.time
             (away.add if event.kind == "leave" else away.discard if event.kind == "join" else lambda w: None)(worker)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lsgd", 2), ("lsgd-joined", 4)])
+def test_time_goes_on_when_the_one_that_is_waited_for_leaves(name, steps):
+    """The first worker has waited for the other group after so many steps."""
+    cluster = dataclasses.replace(FREE, slow=((1, 100.0),), absences=((1, 1.5, math.inf),))
+    log, of = run(name, cluster, groups=2, workers=1, period=2, global_period=2, steps=6)
+    assert log.end == (15 + 12 - steps) * SECOND // 10
+    assert of.waiting == (15 - steps) * SECOND // 10
 
 
 def test_step_times():

@@ -63,7 +63,7 @@ def loss(x, step, worker):
 
 
 def simulated(name, config=CONFIG, cluster=ALIKE):
-    config = dataclasses.replace(config, method=SCHEDULES[name].method)
+    config = config.replace(method=SCHEDULES[name].method)
     log = event_log(SCHEDULES[name], config, cluster, np.zeros(2, np.float32))
     return log, train_on(log, SCHEDULES[name], config, Quadratics())
 
@@ -71,7 +71,9 @@ def simulated(name, config=CONFIG, cluster=ALIKE):
 @pytest.mark.parametrize("name", ["lsgd", "lsgd-joined"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_at_equal_speeds_it_is_the_algorithm_in_step(name, groups):
-    config = dataclasses.replace(CONFIG, groups=groups, workers=4 // groups, pull=0.3, global_pull=0.2)
+    config = CONFIG.replace(groups=groups, workers=4 // groups, pull=0.3)
+    if groups > 1:
+        config = config.replace(global_pull=0.2)
 
     def of(function):
         return lambda x, step, worker: function(x, step, divmod(worker[0] * config.workers + worker[1], 2))
@@ -100,7 +102,7 @@ def test_at_equal_speeds_it_is_the_algorithm_in_step(name, groups):
 
 @pytest.mark.parametrize("name", ["local_sgd", "data_parallel"])
 def test_peers_in_step(name):
-    config = dataclasses.replace(CONFIG, groups=1, workers=4)
+    config = CONFIG.replace(groups=1, workers=4)
     trajectory, _ = oracle.peer(
         name,
         [[np.array([2.0, -1.0])] for _ in range(4)],
@@ -119,7 +121,7 @@ def test_peers_in_step(name):
 @pytest.mark.parametrize("name", ["easgd", "downpour", "lsgd-posted"])
 def test_methods_with_a_server_event_by_event(name):
     """The log gone through once more in NumPy."""
-    config = dataclasses.replace(CONFIG, groups=1, workers=4, pull=0.3 if name == "lsgd-posted" else 0.1)
+    config = CONFIG.replace(groups=1, workers=4, pull=0.3 if name == "lsgd-posted" else 0.1)
     log, course = simulated(name, config, Cluster(slow=((1, 2.5),), variation="lognormal"))
     start = np.array([2.0, -1.0])
     x, center, came_from = [start.copy() for _ in range(4)], start.copy(), [start.copy() for _ in range(4)]
@@ -149,7 +151,7 @@ def test_methods_with_a_server_event_by_event(name):
 
 @pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
 def test_a_network_as_lsgd_train_trains_it(name, tmp_path, quick_compilation):
-    config = dataclasses.replace(CONFIG, method=SCHEDULES[name].method)
+    config = CONFIG.replace(method=SCHEDULES[name].method)
     train_and_evaluate(config, tmp_path / "run", lines=False)
     [_, last] = read_metrics(tmp_path / "run", "evaluation")
     log = event_log(SCHEDULES[name], config, Cluster(), np.zeros(2))
@@ -174,5 +176,7 @@ def test_workers_may_go_and_come(name):
 def test_options_that_are_not_simulated():
     with pytest.raises(UsageError, match="without wire"):
         simulated("lsgd", dataclasses.replace(CONFIG, wire="int8"))
+    with pytest.raises(UsageError, match="without revive"):
+        simulated("lsgd", dataclasses.replace(CONFIG, revive="from_leader"))
     with pytest.raises(UsageError, match="equal learning_rates"):
         Network(dataclasses.replace(CONFIG, learning_rates="linear"))

@@ -1,0 +1,37 @@
+"""Output that may go away: a pipe whose reader has ended, a full device, a terminal that was closed."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TextIO
+
+
+class Output:
+    """A text stream that never fails: from the first failure on, what is written to its descriptor is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to a stream such as `sys.stdout`."""
+        self._stream = stream
+        self.problem: OSError | None = None
+        """The first failure."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its length."""
+        self._attempt(partial(self._stream.write, text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as problem:
+            self.problem = self.problem or problem
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # Otherwise what is buffered would fail again, at exit.
+            os.close(nowhere)

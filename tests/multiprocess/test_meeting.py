@@ -1,0 +1,255 @@
+"""Processes that meet late, twice, never, or beside strangers; most are threads here, which meet alike."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from lsgd_jax import cli, distributed, meeting
+from lsgd_jax.errors import UsageError
+from lsgd_jax.launch import _free_port
+from tests.multiprocess.test_processes import LSGD, environment, run
+
+HANG = 120
+ALONE = "to train alone, give --processes 1 or set LSGD_PROCESSES=1."
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[1-4]",
+}
+"""What the only process of a step of four sees."""
+
+
+@pytest.fixture
+def address():
+    return f"127.0.0.1:{_free_port()}"
+
+
+class Thread(threading.Thread):
+    """A process that meets the others."""
+
+    def __init__(self, address, count, number):
+        super().__init__(daemon=True)
+        self._arguments = (address, count, number, address, 0.2)
+        self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            meeting.meet(*self._arguments)
+        except UsageError as error:
+            self.error = error
+
+    def end(self):
+        self.join(HANG)
+        assert not self.is_alive()
+        if self.error:
+            raise self.error
+
+
+def wait_for(sentence, capsys):
+    """Until it is on standard error."""
+    told, waited = "", threading.Event()
+    for _ in range(HANG * 20):
+        told += capsys.readouterr().err
+        if sentence in told:
+            return
+        waited.wait(0.05)
+    raise TimeoutError(f"{sentence!r} is not in {told!r}")
+
+
+def test_whoever_is_missing_is_named_until_all_have_come(address, capsys):
+    second = Thread(address, 4, 2)
+    wait_for(f"lsgd: process 2 of 4 finds no process 0 at {address} (Connection refused); {ALONE}\n", capsys)
+    first = Thread(address, 4, 0)
+    wait_for(f"lsgd: process 0 of 4 waits at {address} for processes 1 and 3; {ALONE}\n", capsys)
+    others = [Thread(address, 4, 3)]
+    wait_for(f"lsgd: process 0 of 4 waits at {address} for process 1; {ALONE}\n", capsys)
+    others.append(Thread(address, 4, 1))
+    for process in (first, second, *others):
+        process.end()
+
+
+def test_after_a_while_they_give_up(address, monkeypatch):
+    monkeypatch.setattr(meeting, "LONGEST", 1)
+    first = Thread(address, 20, 0)
+    missing = "1, 2, 3, 4, 5, 6, 7, 8, 9 and 10 others"
+    with pytest.raises(
+        UsageError, match=f"^after 1 seconds process 0 of 20 waits at {address} for processes {missing}: "
+    ):
+        first.end()
+    with pytest.raises(UsageError, match=f"^after 1 seconds process 1 of 2 finds no process 0 at {address} "):
+        Thread(address, 2, 1).end()
+
+
+@contextmanager
+def connected(address, text):
+    with socket.create_connection(meeting.host_and_port(address), timeout=HANG) as connection:
+        connection.sendall(text)
+        yield connection
+
+
+def test_strangers_and_those_who_leave_are_not_counted(address, capsys):
+    first = Thread(address, 3, 0)
+    wait_for("for processes 1 and 2; ", capsys)
+    with connected(address, bytes(2**16)) as stranger, connected(address, b"lsgd process 0 of 3\n"):
+        with suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+        with connected(address, b"lsgd process 1 of 3\n") as process:
+            assert process.recv(7) == b"joined\n"
+            wait_for("for process 2; ", capsys)
+        wait_for("for processes 1 and 2; ", capsys)
+        others = [Thread(address, 3, number) for number in (1, 2)]
+        for process in (first, *others):
+            process.end()
+
+
+def test_two_of_one_number_and_other_counts_are_refused(address, capsys):
+    first, second = Thread(address, 3, 0), Thread(address, 3, 1)
+    wait_for("for process 2; ", capsys)
+    with pytest.raises(UsageError, match=r"^there is no place for another process 1 of 3: give each "):
+        Thread(address, 3, 1).end()
+    with pytest.raises(UsageError, match=r"^process 0 is one of 3 processes, process 2 one of 4: tell all the same "):
+        Thread(address, 4, 2).end()
+    for process in (first, second, Thread(address, 3, 2)):
+        process.end()
+
+
+def test_whatever_else_answers_is_no_process_0(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        process = Thread(address, 2, 1)
+        connection, _ = server.accept()
+        connection.sendall(b"SSH-2.0\r\n")
+        connection.close()
+        wait_for(f"process 1 of 2 finds no process 0 at {address} (timed out); ", capsys)  # It says nothing any more.
+    Thread(address, 2, 0).end()
+    process.end()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "listens_at"),
+    [
+        ("127.0.0.1:1234", "127.0.0.1:1234"),
+        ("localhost:1234", "localhost:1234"),
+        ("[::1]:1234", "[::1]:1234"),
+        ("host0:1234", "[::]:1234"),
+    ],
+)
+def test_an_ip_address_is_where_process_0_listens(coordinator, listens_at):
+    assert distributed._named_place(coordinator, "2", "0").listens_at == listens_at
+
+
+BY_HAND = """
+import jax
+from lsgd_jax import distributed
+from tests.multiprocess import listening
+
+distributed.initialize()
+jax.devices()
+print(distributed.process_count(), listening.only_loopback())
+"""
+
+
+def test_processes_started_by_hand_meet_on_loopback_alone(address):
+    """The first to come says whom it waits for."""
+    named = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2"}
+    started = []
+    for number in ("1", "0"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", BY_HAND],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**named, LSGD_PROCESS=number),
+        )
+        started.append(process)
+        if number == "1":
+            told = process.stderr.readline()
+    try:
+        assert told == f"lsgd: process 1 of 2 finds no process 0 at {address} (Connection refused); {ALONE}\n"
+        for process in started:
+            output, errors = process.communicate(timeout=HANG)
+            assert output.endswith("2 True\n"), errors
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_a_port_that_is_taken_is_one_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        named = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2", "LSGD_PROCESS": "0"}
+        done = run(*LSGD, "train", "digits", cwd=tmp_path, **named)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"lsgd: process 0 can't listen at {address} (Address already in use):"
+        " name a free port of its machine in LSGD_COORDINATOR or, in a cluster, in JAX_COORDINATOR_PORT.\n"
+    )
+
+
+def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interrupted(tmp_path):
+    port = str(_free_port())
+    waiting = subprocess.Popen(
+        [*LSGD, "train", "digits"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(**SLURM, JAX_COORDINATOR_PORT=port),
+    )
+    try:
+        told = waiting.stderr.readline()
+        assert told == f"lsgd: process 0 of 4 waits at node1:{port} for processes 1, 2 and 3; {ALONE}\n"
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=HANG) == (None, "lsgd: interrupted.\n")
+        assert waiting.returncode == 128 + signal.SIGINT
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+@pytest.mark.parametrize(("variables", "processes"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])
+def test_one_process_trains_alone_wherever_it_is(variables, processes, monkeypatch):
+    for name, value in (SLURM | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "meet", None)
+    distributed.initialize(processes)
+    assert distributed.process_count() == 1
+
+
+def test_the_option_counts_as_the_variable(monkeypatch, capsys):
+    monkeypatch.setenv("LSGD_PROCESSES", "2")
+    assert cli.main(["train", "digits", "--processes", "1"]) == 2
+    assert capsys.readouterr().err == "lsgd: --processes 1 contradicts LSGD_PROCESSES=2: leave out one of them.\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "message"),
+    [
+        ({}, 3, "must be host:port, a number and a lower number, got '', '3' and ''."),
+        (SLURM | {"JAX_COORDINATOR_BIND_ADDRESS": "eth0"}, None, "an address must be host:port, got 'eth0'."),
+        ({"LSGD_COORDINATOR": "host0:99999"}, 2, "must be host:port, a number and a lower number, got 'host0:99999'"),
+        (SLURM | {"SLURM_NTASKS": "four"}, None, "JAX can't tell this process's place in its cluster: invalid literal"),
+        ({"JAX_COORDINATOR_ADDRESS": "host0:1"}, None, "JAX_COORDINATOR_ADDRESS is set, but JAX detects no cluster: "),
+        (
+            {"LSGD_LAUNCHER": "x"},
+            None,
+            "LSGD_LAUNCHER is for lsgd launch to set, to a pipe's number, got 'x': unset it.",
+        ),
+        ({"LSGD_LAUNCHER": "9999"}, None, "to a pipe's number, got '9999': unset it."),
+    ],
+)
+def test_variables_that_name_no_place_are_one_sentence(variables, processes, message, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        distributed.initialize(processes)

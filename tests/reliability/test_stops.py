@@ -1,0 +1,137 @@
+"""Signals that ask for a stop, wherever a run is and whatever it saves."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from lsgd_jax import interruption
+from lsgd_jax.launch import _free_port
+from tests.reliability import faults
+from tests.reliability.faults import LSGD, running, wait_for_step
+from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN, ending
+
+ENDLESS = ["--steps", "1000000"]
+
+
+def until(condition):
+    """Wait for a condition."""
+    end = time.monotonic() + faults.HANG
+    while not condition():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The signals on which this process would have ended, with the notes."""
+    ends = []
+    monkeypatch.setattr(interruption, "end_process", lambda *end: ends.append(end))
+    return ends
+
+
+class Callback:
+    """Takes a signal where what a handler raises is lost."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_a_callback_is_not_lost(number, ended):
+    before = signal.getsignal(number)
+    with interruption.stopped_at_once("nothing was saved"):
+        Callback(number)
+        until(lambda: ended)
+        with interruption.deferred_signals() as asked_to_stop:
+            assert asked_to_stop() is None
+            Callback(number)
+            until(asked_to_stop)
+            assert asked_to_stop() == number
+    assert ended == [(number, "nothing was saved")]
+    assert signal.getsignal(number) == before
+
+
+def test_only_an_interrupt_overtakes_a_signal_that_waits(ended):
+    with interruption.deferred_signals() as asked_to_stop:
+        signal.raise_signal(signal.SIGTERM)
+        until(asked_to_stop)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        until(lambda: ended)
+        assert asked_to_stop() == signal.SIGTERM
+    assert ended == [(signal.SIGINT, "a second signal does not wait for a checkpoint")]
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert interruption.stop_signals() == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, ["--checkpoint-every", "0"]),
+        (signal.SIGTERM, ["--asynchronous", "posted"]),
+    ],
+)
+def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
+    with running(*LSGD, *TRAIN, "run", *ENDLESS, *options, cwd=tmp_path) as process:
+        wait_for_step(tmp_path / "run", 4)
+        process.send_signal(number)
+        code, _, errors = ending(process)
+    assert code == 128 + number
+    assert errors.splitlines()[-1] == f"lsgd: stopped by {number.name}; nothing was saved."
+
+
+def test_several_processes_that_are_not_saved_stop_at_once(tmp_path):
+    with running(*LAUNCH, "--", *TRAIN, "run", *ENDLESS, "--asynchronous", "joined", cwd=tmp_path) as launcher:
+        wait_for_step(tmp_path / "run", 4)
+        launcher.send_signal(signal.SIGTERM)
+        code, _, errors = ending(launcher)
+    assert code == 128 + signal.SIGTERM
+    assert "[0] lsgd: stopped by SIGTERM; nothing was saved." in errors.splitlines()
+
+
+def test_an_interrupt_while_waiting_for_other_processes_stops_at_once(tmp_path):
+    port = _free_port()
+    variables = [f"LSGD_COORDINATOR=127.0.0.1:{port}", "LSGD_PROCESSES=2", "LSGD_PROCESS=0"]
+    with running("env", *variables, *LSGD, *TRAIN, "run", cwd=tmp_path) as process:
+
+        def is_waiting():
+            assert process.poll() is None
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return True
+
+        until(is_waiting)
+        process.send_signal(signal.SIGINT)
+        code, _, errors = ending(process)
+    assert code == 128 + signal.SIGINT
+    assert errors.splitlines()[-1].startswith("lsgd: stopped by SIGINT; no step was under way, and the same command ")
+
+
+def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared, tmp_path):
+    """As that of a terminal, which goes to all of its processes."""
+    train = [*LSGD, *IMAGENET, str(prepared[0]), *ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run"]
+    with subprocess.Popen(
+        train, cwd=tmp_path, env=faults.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            wait_for_step(tmp_path / "run", 16)
+            os.killpg(process.pid, signal.SIGINT)
+            code, _, errors = ending(process)
+        finally:
+            process.kill()
+    assert code == 128 + signal.SIGINT, errors
+    [line] = errors.splitlines()
+    assert line.startswith("lsgd: stopped by SIGINT after step ")

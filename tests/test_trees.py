@@ -1,0 +1,228 @@
+"""Which arrays are exchanged, and arithmetic on them; every transformation on trees that are not plain floats."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsgd_jax import leader_pull, leader_sgd, lsgd, trees
+from lsgd_jax.collectives import collectives
+from lsgd_jax.methods import METHODS
+from tests.mapping import GROUPS, WORKERS, mapped, over_workers
+
+AXES = ("group", "worker")
+LSGD = {"easgd": {}, "lsgd": {}, "delayed": {"delay": 1}, "stale": {"stale_pull": 0.5}, "int8": {"wire": "int8"}}
+LSGD |= {"revived": {"revive": "from_leader"}}
+TRANSFORMATIONS = {name: partial(METHODS[name].build, axis_name=AXES) for name in METHODS} | {
+    name: partial(leader_sgd, axis_name=AXES, period=1, pull=0.5, **options)
+    for name, options in LSGD.items()
+    if name != "easgd"
+}
+
+
+def stacked(tree):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (GROUPS, WORKERS, *x.shape)), tree)
+
+
+def steps_of(tx, count=2, mapping="vmap"):
+    """Some updates from a tree, [group, worker, ...], with gradients of ones where there are floats."""
+
+    def train(x, loss):
+        state = tx.init(x)
+        for step in range(count):
+            grads = jax.tree.map(jnp.ones_like, x)
+            updates, state = tx.update(grads, state, x, value=loss, step=step)
+            x = optax.apply_updates(x, updates)
+        return x, jnp.asarray(sum(jnp.size(leaf) for leaf in jax.tree.leaves(state)))
+
+    losses = jnp.arange(8.0).reshape(GROUPS, WORKERS)
+    return lambda x: over_workers(train, mapping)(x, losses)[0]
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_trees_without_leaves_are_taken(name):
+    tx = TRANSFORMATIONS[name](optax.sgd(0.1))
+    assert steps_of(tx)({"nothing": None}) == {"nothing": None}
+    masked = optax.masked(TRANSFORMATIONS[name](optax.sgd(0.1)), {"w": False})
+    x = jnp.ones((GROUPS, WORKERS, 3))
+    np.testing.assert_array_equal(steps_of(masked, 1)({"w": x})["w"], x + 1)  # As it came, the gradient is the update.
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_state_can_be_mapped_over_as_optax_does(name):
+    """With a tree in the shape of the parameters, such as their shardings, and with whatever stands for one array."""
+    tx, params = TRANSFORMATIONS[name](optax.adam(0.1)), {"w": jnp.ones(3), "b": jnp.ones((2, 2))}
+    state, dimensions = tx.init(params), {"w": 1, "b": 2}
+    mapped = optax.tree.map_params(tx, lambda x, dimension: jnp.full(x.shape, dimension), state, dimensions)
+    of_params = [leaf for leaf in jax.tree.leaves(mapped) if leaf.shape in ((3,), (2, 2))]
+    assert len(of_params) >= 4  # Two moments for each array.
+    assert all((leaf == leaf.ndim).all() for leaf in of_params)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_arrays_without_numbers_and_integers_are_left_alone(name):
+    tx = TRANSFORMATIONS[name](
+        optax.partition(
+            {"train": optax.sgd(0.1), "not": optax.set_to_zero()},
+            {"w": "train", "empty": "train", "count": "not", "flag": "not"},
+        )
+    )
+    x = {
+        "w": jnp.arange(24.0).reshape(GROUPS, WORKERS, 3),
+        "empty": jnp.zeros((GROUPS, WORKERS, 0)),
+        "count": jnp.arange(8).reshape(GROUPS, WORKERS) * 30030,
+        "flag": (jnp.arange(8).reshape(GROUPS, WORKERS) % 2).astype(bool),
+    }
+    after = steps_of(tx, 4, "shard_map")(x)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), x)
+    np.testing.assert_array_equal(after["count"], x["count"])
+    np.testing.assert_array_equal(after["flag"], x["flag"])
+    assert (np.asarray(after["w"]) != np.asarray(x["w"])).any()
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMATIONS if name not in ("independent", "data_parallel")])
+def test_a_frozen_parameter_is_neither_moved_nor_sent_nor_stored(name):
+    """As in LoRA: a large base that the optimizer freezes beside small adapters."""
+    freeze = optax.partition(
+        {"train": optax.sgd(0.1), "frozen": optax.set_to_zero()}, {"lora": "train", "base": "frozen"}
+    )
+    tx = TRANSFORMATIONS[name](freeze)
+    rng = np.random.default_rng(0)
+    x = {"lora": rng.normal(size=(GROUPS, WORKERS, 10)), "base": rng.normal(size=(GROUPS, WORKERS, 5000))}
+    x = jax.tree.map(jnp.asarray, x)
+    after = steps_of(tx, 4)(x)
+    np.testing.assert_array_equal(after["base"], x["base"])
+    sizes = [leaf.size for leaf in jax.tree.leaves(tx.init(jax.tree.map(lambda a: a[0, 0], x)))]
+    assert max(sizes) <= 10
+    state = jax.vmap(jax.vmap(tx.init))(x)
+    update = mapped(lambda x, state: tx.update(x, state, x, value=x["lora"].sum()), "shard_map")
+    sent = sum(each.sent * (each.times or 1) for each in collectives(update.lower(x, state).compile().as_text()))
+    assert 0 < sent < 1000  # Bytes.
+
+
+def test_an_optimizer_that_can_not_be_traced_alone_trains_everything():
+    params = {"w": jnp.ones(2), "n": jnp.arange(2)}
+
+    def needs_an_axis(updates, state, params=None):
+        return jax.tree.map(lambda u: jax.lax.pmean(u, "worker"), updates), state
+
+    optimizer = optax.GradientTransformation(optax.init_empty_state, needs_an_axis)
+    exchanged = trees.exchanged_with(optimizer)(params)
+    assert isinstance(exchanged["n"], optax.MaskedNode)
+    np.testing.assert_array_equal(exchanged["w"], params["w"])
+
+
+def test_masks_go_in_and_out():
+    tree = {"w": 1.0, "n": 2, "none": None}
+    masked = trees.inexact(tree)
+    assert masked == {"w": 1.0, "n": optax.MaskedNode(), "none": None}
+    assert trees.like(masked, {"w": 5, "n": 6, "none": None}) == {"w": 5, "n": optax.MaskedNode(), "none": None}
+    assert trees.merged({"w": 7, "n": optax.MaskedNode(), "none": None}, tree) == {"w": 7, "n": 2, "none": None}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_stochastic_rounding_is_right_on_average(dtype):
+    x = jnp.float32(1.00123)
+    rounded = jax.vmap(lambda key: trees._rounded(x, dtype, key))(jax.random.split(jax.random.key(0), 100_000))
+    assert rounded.dtype == dtype
+    places = np.unique(np.asarray(rounded, np.float32))
+    assert len(places) == 2
+    assert places[0] < x < places[1]
+    spread = (places[1] - places[0]) / 2 / np.sqrt(100_000)
+    assert abs(np.asarray(rounded, np.float64).mean() - x) < 4 * spread
+    for exact in (1.5, 0.0, -2.0, jnp.inf):
+        assert trees._rounded(jnp.float32(exact), dtype, jax.random.key(1)) == exact
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_workers_reach_their_leader_whatever_the_dtype(dtype):
+    tx = leader_pull(0.1, axis_name="worker")
+    x = jnp.asarray([1.0, 1.03125, 1.0625, 0.97], dtype)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(jnp.zeros_like(x), state, x, value=jax.lax.axis_index("worker").astype(float))
+        return (optax.apply_updates(x, updates), state), None
+
+    def train(x):
+        return jax.lax.scan(step, (x, tx.init(x)), length=300)[0][0]
+
+    after = jax.vmap(train, axis_name="worker")(x)
+    assert after.dtype == dtype
+    np.testing.assert_allclose(np.asarray(after, np.float64), 1.0, rtol=1e-6)
+
+
+def test_a_distance_in_float16_does_not_overflow():
+    tx = leader_pull(0.1, axis_name="worker")
+
+    def exchange(x, loss):
+        return tx.update(jnp.zeros_like(x), tx.init(x), x, value=loss)[1].leaders[0].distance
+
+    x = jnp.zeros((2, 100), jnp.float16).at[1].set(632)
+    distances = jax.vmap(exchange, axis_name="worker")(x, jnp.arange(2.0))
+    np.testing.assert_allclose(distances, [0, 6320])
+
+
+def test_complex_parameters_are_pulled_in_both_parts():
+    tx = leader_pull(0.5, axis_name="worker")
+    x = jnp.array([1 + 1j, 2 + 2j, 3 + 3j, 5 + 5j], jnp.complex64)
+
+    def step(x, loss):
+        updates, state = tx.update(jnp.zeros_like(x), tx.init(x), x, value=loss)
+        return optax.apply_updates(x, updates), state.leaders[0].distance
+
+    after, distance = jax.vmap(step, axis_name="worker")(x, jnp.array([3.0, 2.0, 1.0, 4.0]))
+    np.testing.assert_array_equal(after, [2 + 2j, 2.5 + 2.5j, 3 + 3j, 4 + 4j])
+    np.testing.assert_allclose(distance, np.sqrt([8, 2, 0, 8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "grads", "updates"),
+    [
+        (jnp.float32, jnp.bfloat16, jnp.float32),
+        (jnp.bfloat16, jnp.float32, jnp.float32),
+        (jnp.bfloat16, jnp.bfloat16, jnp.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_dtypes_of_parameters_stay_whatever_those_of_gradients(name, params, grads, updates):
+    tx = TRANSFORMATIONS[name](optax.sgd(0.1))
+
+    def train(x):
+        state = tx.init(x)
+        for step in range(3):
+            moves, state = tx.update(jnp.ones_like(x, grads), state, x, value=jnp.float32(1), step=step)
+            x = optax.apply_updates(x, moves)
+        return x, moves
+
+    x, moves = over_workers(train, "vmap")(jnp.ones((GROUPS, WORKERS, 3), params))
+    assert x.dtype == params
+    assert name in ("independent", "data_parallel") or moves.dtype == updates
+
+
+def test_lsgd_can_be_injected_with_hyperparameters():
+    import inspect
+
+    static = set(inspect.signature(lsgd).parameters) - {"learning_rate", "pull"}
+    tx = optax.inject_hyperparams(lsgd, static_args=static)(0.1, axis_name="worker", period=1, pull=0.5)
+    x = jnp.arange(4.0)
+    state = jax.vmap(tx.init)(x)
+    assert set(state.hyperparams) == {"learning_rate", "pull"}
+    state.hyperparams["pull"] = jnp.ones(4)
+    state.hyperparams["learning_rate"] = jnp.zeros(4)
+    updates, _ = jax.vmap(lambda x, s: tx.update(x, s, x, value=x), axis_name="worker")(x, state)
+    np.testing.assert_array_equal(optax.apply_updates(x, updates), np.zeros(4))
+
+
+@pytest.mark.parametrize("mapping", ["alone", "vmap"])
+@pytest.mark.parametrize("missing", ["period", "window", "delay", "global_period"])
+def test_an_injected_option_that_has_to_be_static_is_one_sentence(missing, mapping):
+    static = {"period", "window", "delay", "global_period"} - {missing}
+    options = {"axis_name": "worker", "group_axis_name": "group", "period": 2, "global_period": 4}
+    init = optax.inject_hyperparams(lsgd, static_args=static)(0.1, **options).init
+    with pytest.raises(ValueError, match=rf'^{missing} can\'t .*, got an array: .* list "{missing}" in static_args\.'):
+        (jax.vmap(init) if mapping == "vmap" else init)(jnp.ones(2))
