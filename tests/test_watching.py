@@ -185,7 +185,7 @@ def no_pictures(monkeypatch):
 @pytest.mark.usefixtures("no_pictures")  # Nothing in them is a folder's.
 def test_nothing_that_a_folder_holds_becomes_part_of_the_page(tmp_path):
     hostile = "<script>alert('$x$')</script>&amp;\"'"
-    run = make_run(tmp_path / "<b>run$a$", [evaluation(16)], dataset=hostile, method="lsgd")
+    run = make_run(tmp_path / "<b>run$a$", [evaluation(16)])
     (run / "environment.json").write_text(json.dumps({hostile: {hostile: hostile}}))
     for runs in ([run], [run, make_run(tmp_path / "other", [evaluation(16)])]):
         page = page_of(tmp_path, *runs)
