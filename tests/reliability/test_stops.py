@@ -16,6 +16,7 @@ from tests.reliability.faults import LSGD, running, wait_for_step
 from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN, ending
 
 ENDLESS = ["--steps", "1000000"]
+ASYNCHRONOUS = ["--checkpoint-every", "None", "--asynchronous"]
 
 
 def until(condition):
@@ -82,7 +83,7 @@ def test_what_nohup_ignores_stays_ignored():
     ("number", "options"),
     [
         (signal.SIGINT, ["--checkpoint-every", "0"]),
-        (signal.SIGTERM, ["--asynchronous", "posted"]),
+        (signal.SIGTERM, [*ASYNCHRONOUS, "posted"]),
     ],
 )
 def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
@@ -95,7 +96,7 @@ def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
 
 
 def test_several_processes_that_are_not_saved_stop_at_once(tmp_path):
-    with running(*LAUNCH, "--", *TRAIN, "run", *ENDLESS, "--asynchronous", "joined", cwd=tmp_path) as launcher:
+    with running(*LAUNCH, "--", *TRAIN, "run", *ENDLESS, *ASYNCHRONOUS, "joined", cwd=tmp_path) as launcher:
         wait_for_step(tmp_path / "run", 4)
         launcher.send_signal(signal.SIGTERM)
         code, _, errors = ending(launcher)
