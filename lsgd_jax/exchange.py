@@ -121,8 +121,7 @@ def broadcast_from(
     - "hierarchical", over axes of G groups of n workers each (the slower the links, the earlier the axis): the root's
       group parts the tree among its workers, each sends its part to its peers in the other groups by a ring, and the
       groups gather the parts: :math:`(n - 1) / n \, |x|` in the group, :math:`(K + G - 2) / K \, |x| / n` between
-      groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring. (Between processes on CPUs, workers
-      that come more than 30 seconds after the first make its reduce-scatter fail.)
+      groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring.
     - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 31 workers,
       with 32 chunks); otherwise an all-reduce.
 
@@ -224,10 +223,10 @@ def _coordinates(position: Int[ArrayLike, ""], names: tuple[str, ...]) -> list[I
 
 
 def _flattened(function: Callable[[Array], Array], leaves: list[Array]) -> list[Array]:
-    """Apply a function of one flat array to all arrays of a dtype at once."""
+    """Apply a function of one flat array to all arrays of a dtype at once; those of size 0 stay as they are."""
     results = list(leaves)
-    for dtype in sorted({x.dtype for x in leaves}, key=str):
-        of_dtype = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+    for dtype in sorted({x.dtype for x in leaves if x.size}, key=str):
+        of_dtype = [i for i, x in enumerate(leaves) if x.size and x.dtype == dtype]
         flat = function(jnp.concatenate([leaves[i].reshape(-1) for i in of_dtype]))
         ends = np.cumsum([leaves[i].size for i in of_dtype])[:-1]
         for i, part in zip(of_dtype, jnp.split(flat, ends), strict=True):
@@ -296,8 +295,10 @@ def _hierarchical(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chu
         return _ring(bits, root, names, chunks)
     *outer, inner = names
     workers = lax.axis_size(inner)
-    padded = jnp.pad(bits, (0, -bits.size % workers))
-    part = lax.psum_scatter(padded, inner, tiled=True)  # Zeros, but for the root's group.
+    parts = jnp.pad(bits, (0, -bits.size % workers)).reshape(workers, -1)
+    # No reduce-scatter: gloo's, among CPU processes, can give wrong numbers for parts of 8 MiB and more.
+    received = lax.all_to_all(parts, inner, 0, 0)
+    part = lax.dynamic_index_in_dim(received, root % workers, keepdims=False)  # Zeros, but for the root's group.
     part = _hierarchical(part, root // workers, tuple(outer), chunks)
     return lax.all_gather(part, inner, tiled=True)[: bits.size]
 

@@ -135,7 +135,7 @@ def broadcast_collectives(
             inner = outer.pop()
             count = ceil(count / inner)
             whole = count * inner * width
-            parts += [Collective("reduce-scatter", whole, inner), Collective("all-gather", whole, inner)]
+            parts += [Collective("all-to-all", whole, inner), Collective("all-gather", whole, inner)]
         [ring] = outer
         chunk = ceil(count / chunks) * width
         if method == "chain":

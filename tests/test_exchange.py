@@ -108,7 +108,7 @@ def test_what_every_method_sends():
     assert sent("ring", "worker") == sent("hierarchical", "worker") == [("collective-permute", 4, 6 / 4 * 480)]
     assert sent("chain", "worker") == sent("ring", "worker")  # As groups may have different leaders.
     assert sent("hierarchical", EVERYONE) == [
-        ("reduce-scatter", 4, 3 / 4 * 480),
+        ("all-to-all", 4, 3 / 4 * 480),
         ("collective-permute", 2, 480 / 4 + 8),  # 30 numbers in 4 chunks are 4 times 8.
         ("all-gather", 4, 3 / 4 * 480),
     ]

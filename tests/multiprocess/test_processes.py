@@ -60,6 +60,11 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
         assert results[f"path by {broadcast}"].tobytes() == results["path by all_reduce"].tobytes()
 
 
+def test_large_parts_arrive_whole(tmp_path):
+    done = launch(2, sys.executable, "-m", "tests.multiprocess.large_broadcasts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def metrics(path):
     return [
         {key: value for key, value in entry.items() if key != "seconds"}
