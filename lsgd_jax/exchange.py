@@ -123,9 +123,14 @@ def broadcast_from(
       groups gather the parts: :math:`(n - 1) / n \, |x|` in the group, :math:`(K + G - 2) / K \, |x| / n` between
       groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring.
     - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 31 workers,
-      with 32 chunks); otherwise an all-reduce.
+      with 32 chunks) and each worker is one device; otherwise an all-reduce.
 
     Over axes of `jax.vmap`, whose workers share a device, and axes of size 1 nothing is sent, whatever the method.
+
+    A worker may be a model that is sharded over further mesh axes, which the `jax.shard_map` over the workers leaves to
+    the compiler. "all_reduce", and therefore "auto", then sends each device's shards among the workers. All other
+    methods flatten the tree: over Auto axes they are right, but first gather the model on each of the worker's devices;
+    arrays that are sharded over Explicit axes they refuse.
 
     Args:
       tree: arrays of any shape and dtype, of the same shapes and dtypes on every worker; no worker axis.
@@ -140,7 +145,8 @@ def broadcast_from(
 
     Raises:
       NameError: if the axis is not bound where this is called.
-      ValueError: if there is no such method, or chunks is no whole number of pieces.
+      ValueError: if there is no such method, or chunks is no whole number of pieces, or a method that flattens the tree
+        is asked for and an array is sharded over an Explicit mesh axis.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -155,12 +161,16 @@ def broadcast_from(
     tree = jax.tree.map(jnp.asarray, tree)
     leaves = jax.tree.leaves(tree)
     bits = [jnp.where(is_root, _bits(x), 0) for x in leaves]
-    on_mesh = jax.sharding.get_abstract_mesh().manual_axes
+    mesh = jax.sharding.get_abstract_mesh()
+    on_mesh = mesh.manual_axes
     sending = tuple(name for name in names if name in on_mesh and lax.axis_size(name) > 1)
+    if method == "auto" and any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in on_mesh):
+        method = "all_reduce"  # The only one that leaves a model sharded.
     method = chosen_broadcast(method, sum(x.nbytes for x in leaves), worker_count(sending), chunks)
     if method == "all_reduce" or not sending:
         received = lax.psum(bits, names)
     else:
+        _check_not_explicit(method, leaves)
         sender = jnp.zeros((), jnp.int32)  # The position on the axes that are sent over.
         for name, coordinate in zip(names, _coordinates(root, names), strict=True):
             if name in sending:
@@ -193,6 +203,16 @@ def chosen_broadcast(method: BroadcastMethod, size: int, workers: int, chunks: i
     # A TPU's all-reduce uses links in all directions at once, and on CPUs both are bound by the cores.
     less = workers * (chunks + workers - 2) < 2 * (workers - 1) * chunks
     return "ring" if jax.default_backend() == "gpu" and size >= 1_000_000 and less else "all_reduce"
+
+
+def _check_not_explicit(method: BroadcastMethod, leaves: list[Array]) -> None:
+    """Raise ValueError if an array is sharded over an Explicit mesh axis, along which it can't be flattened."""
+    spread = {name for x in leaves for axes in jax.typeof(x).sharding.spec if axes for name in axis_names(axes)}
+    if spread:
+        raise ValueError(
+            f"the broadcast {method!r} flattens arrays, but here they are sharded over the Explicit mesh axis"
+            f" {min(spread)!r}: use 'all_reduce', or make it an Auto axis."
+        )
 
 
 def _bits(x: Array) -> Array:
