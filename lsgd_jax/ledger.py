@@ -6,10 +6,11 @@ from math import ceil, prod
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lsgd_jax.collectives import Collective
 from lsgd_jax.config import Config
-from lsgd_jax.exchange import CHUNKS, BroadcastMethod, chosen_broadcast
+from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
 
 WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
@@ -101,15 +102,35 @@ def table(config: Config, params: Any) -> str:
 
 def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...], *, one_root: bool) -> list[Collective]:
     """The broadcast of a leader's parameters over axes of these sizes, of one of all workers or of every group's."""
-    rounded = {"bfloat16": 2, "int8": 1}
-    numbers: Counter[int] = Counter()
-    for leaf in leaves:
-        numbers[rounded[config.wire] if config.wire else leaf.dtype.itemsize] += leaf.size
     method = "ring" if config.broadcast == "chain" and not one_root else config.broadcast
-    parts = broadcast_collectives(dict(numbers), sizes, method)
-    if config.wire == "int8":
-        parts.append(Collective("all-reduce", _NUMBER * len(leaves), prod(sizes)))  # The scales.
-    return parts
+    return rounded_collectives(leaves, sizes, method, config.wire)
+
+
+def rounded_collectives(
+    leaves: list[Any], sizes: tuple[int, ...], method: BroadcastMethod, wire: Wire | None
+) -> list[Collective]:
+    """What `broadcast_rounded` consists of.
+
+    Args:
+      leaves: the tree's arrays, or their shapes and dtypes.
+      sizes: of the axes.
+      method: of `broadcast_from`.
+      wire: of `broadcast_rounded`.
+    """
+    numbers: Counter[int] = Counter()
+    scales = 0
+    for leaf in leaves:
+        parts = 2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1
+        width = leaf.dtype.itemsize // parts
+        if wire == "int8" and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            scales += parts * scale_count(leaf.shape) * max(width, _NUMBER)
+        if wire is not None and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            width = {"bfloat16": 2, "int8": 1}[wire]
+        numbers[width] += parts * leaf.size
+    found = broadcast_collectives(numbers, sizes, method)
+    if scales:
+        found.append(Collective("all-reduce", scales, prod(sizes)))
+    return found
 
 
 def broadcast_collectives(
@@ -130,6 +151,8 @@ def broadcast_collectives(
         return [Collective("all-reduce", total, workers)]
     parts: list[Collective] = []
     for width, count in numbers.items():
+        if count == 0:
+            continue
         outer = list(sizes) if method == "hierarchical" else [workers]
         while len(outer) > 1:
             inner = outer.pop()

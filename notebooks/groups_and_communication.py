@@ -199,7 +199,7 @@ Markdown("\n".join(rows))
 #   each worker who may lead.
 # - The hierarchical way sends as much as the all-reduce here, but only what its permutes send crosses between the groups: a share of
 #   (32 + 2 - 2) / (32 * 2), a half.
-# - bfloat16 is half of the bytes. int8 is a quarter, and a scale an array. A delay changes when a leader is used and not what is sent.
+# - bfloat16 is half of the bytes. int8 is a quarter, and one scale per block of 256 numbers. A delay changes when a leader is used and not what is sent.
 #
 # ## What is sent, as measured
 #

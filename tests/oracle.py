@@ -31,12 +31,20 @@ def lowest(scores: dict[Worker, float], x: dict[Worker, np.ndarray]) -> Worker |
 
 
 def sent(leader: np.ndarray, last: np.ndarray, wire: str | None) -> np.ndarray:
-    """A leader as it is received: whole, with 8 significant bits, or by its rounded difference to the last one."""
+    """A leader as it is received: whole, with 8 significant bits, or by its rounded difference to the last one.
+
+    Of the differences, as many equal blocks as it takes for none to have more than 256 have a scale each.
+    """
     if wire == "bfloat16":
         fraction, exponent = np.frexp(leader)
         return np.ldexp(np.round(np.ldexp(fraction, 8)), exponent - 8)
-    if wire == "int8" and (scale := np.abs(leader - last).max() / 127) > 0:
-        return last + scale * np.round((leader - last) / scale)
+    if wire == "int8":
+        length = math.ceil(len(leader) / math.ceil(len(leader) / 256))
+        received = leader.copy()
+        for block in (slice(start, start + length) for start in range(0, len(leader), length)):
+            if (scale := np.abs(leader[block] - last[block]).max() / 127) > 0:
+                received[block] = last[block] + scale * np.round((leader[block] - last[block]) / scale)
+        return received
     return leader
 
 

@@ -11,11 +11,13 @@ from flax import nnx
 
 from lsgd_jax.collectives import Collective, collectives
 from lsgd_jax.distributed import SHARED
-from lsgd_jax.ledger import WITH_CENTER, bytes_sent, exchanges
+from lsgd_jax.exchange import broadcast_rounded
+from lsgd_jax.ledger import WITH_CENTER, bytes_sent, exchanges, rounded_collectives
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.step import init_state, local_steps
 from lsgd_jax.train import prepare, rounds, step_key, steps_at_once
+from tests.mapping import GROUPS, WORKERS, mapped
 
 GROUPED = dataclasses.replace(PRESETS["digits"], steps=8, eval_every=8, period=1, global_period=4)
 
@@ -65,6 +67,22 @@ def test_however_leaders_are_sent(broadcast, wire, delay):
     check(dataclasses.replace(GROUPED, broadcast=broadcast, wire=wire, delay=delay))
 
 
+@pytest.mark.parametrize("wire", [None, "bfloat16", "int8"])
+def test_arrays_of_every_kind_however_they_are_sent(wire):
+    shapes = {"a": (3, 700), "b": (5,), "c": (), "d": (0, 4)}
+    dtypes = {"a": np.float32, "b": np.complex64, "c": np.int32, "d": np.float16}
+    tree = {name: np.zeros((GROUPS, WORKERS, *shapes[name]), dtypes[name]) for name in shapes}
+    for method in ("all_reduce", "hierarchical"):
+
+        def send(x, root, method=method):
+            return broadcast_rounded(x, root, ("group", "worker"), wire=wire, last=x, method=method)
+
+        program = mapped(send, "shard_map").lower(tree, np.zeros((GROUPS, WORKERS), np.int32)).compile()
+        leaves = [jax.ShapeDtypeStruct(shapes[name], dtypes[name]) for name in shapes]
+        expected = rounded_collectives(leaves, (GROUPS, WORKERS), method, wire)
+        assert sizes(collectives(program.as_text())) == sizes(expected)
+
+
 def test_a_chain_has_a_branch_for_each_root():
     config = dataclasses.replace(GROUPED, groups=1, period=8, broadcast="chain")
     found, params = compiled(config)
@@ -91,7 +109,10 @@ def test_bytes_by_formula():
     single = dataclasses.replace(grouped, groups=1)
     assert bytes_sent(single, params, 17) == 8 * of_four * (800 + 8)
     assert bytes_sent(dataclasses.replace(single, wire="bfloat16"), params, 17) == 8 * of_four * (400 + 8)
-    assert bytes_sent(dataclasses.replace(single, wire="int8"), params, 17) == 8 * of_four * (200 + 4 + 8)
+    int8 = dataclasses.replace(single, wire="int8")
+    assert bytes_sent(int8, params, 17) == 8 * of_four * (200 + 4 + 8)
+    large = jax.ShapeDtypeStruct((3, 1000), np.float32)  # Each row in 4 blocks of 250.
+    assert bytes_sent(int8, large, 2) == of_four * (3000 + 12 * 4 + 8)
     ring = dataclasses.replace(single, broadcast="ring")  # 200 numbers in 32 chunks of 7, 34 times.
     assert bytes_sent(ring, params, 17) == 8 * (of_four * 8 + 34 * 7 * 4)
     chain = dataclasses.replace(single, broadcast="chain")  # By three of the four.

@@ -28,7 +28,7 @@ from benchmarks.communication.network import bytes_out, hosts
 from lsgd_jax import distributed
 from lsgd_jax.distributed import SHARED, STACKED, Placement, place
 from lsgd_jax.exchange import broadcast_rounded, mean
-from lsgd_jax.ledger import broadcast_collectives
+from lsgd_jax.ledger import rounded_collectives
 from lsgd_jax.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "exchanges.json"
@@ -159,9 +159,8 @@ def tables(cells: list[dict[str, Any]]) -> list[str]:
 def formula(way: str, cell: dict[str, Any]) -> float:
     """What the ledger counts for a worker, on average."""
     options = WAYS.get(way, {"method": "all_reduce"})
-    width = {None: 4, "bfloat16": 2, "int8": 1}[options.get("wire")]
-    workers = cell["processes"]
-    parts = broadcast_collectives({width: cell["parameters"]}, (2, workers // 2), options["method"])
+    leaves = [jax.ShapeDtypeStruct((cell["parameters"] // ARRAYS,), np.float32)] * ARRAYS
+    parts = rounded_collectives(leaves, (2, cell["processes"] // 2), options["method"], options.get("wire"))
     return sum(part.sent * (part.times or 0) for part in parts)
 
 
