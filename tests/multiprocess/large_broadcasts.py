@@ -1,7 +1,7 @@
-"""A program for several processes: 24 MiB sent level by level, 8 times, with every number compared.
+"""A program for several processes: 24 MiB sent level by level, 6 times, with every number compared.
 
-It exits with 1 and says in which exchanges a number was wrong. Among 8 workers in 4 groups the parts have 12 MiB; of
-those, a reduce-scatter of gloo gives wrong numbers in about one exchange of seven.
+It exits with 1 and says in which exchanges a number was wrong. Among 8 workers in 4 groups the parts have 12 MiB: with
+gloo's reduce-scatter, numbers were wrong in 2 to 20 % of such exchanges. That none is compiled is tested elsewhere.
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 from lsgd_jax import broadcast_from, distributed
 from lsgd_jax.distributed import SHARED, STACKED, place
 
-GROUPS, WORKERS, EXCHANGES = 4, 2, 8
+GROUPS, WORKERS, EXCHANGES = 4, 2, 6
 SIZE = 24 * 2**20 // 4
 
 
@@ -31,8 +31,12 @@ def main() -> None:
         return (jnp.sum(received != numbers(root)),)
 
     mapped = placement.over_workers(wrong_numbers, (SHARED,), (STACKED,))
-    program = jax.jit(mapped, out_shardings=placement.sharding(SHARED))
-    wrong = [i for i in range(EXCHANGES) if np.any(program(np.int32(i))[0])]
+    program = jax.jit(mapped)
+    wrong = []
+    for i in range(EXCHANGES):
+        [counts] = program(np.int32(i))
+        if any(np.any(of_worker.data) for of_worker in counts.addressable_shards):
+            wrong.append(i)
     if wrong:
         sys.exit(f"wrong numbers in exchanges {wrong}")
 
