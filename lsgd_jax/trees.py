@@ -75,10 +75,16 @@ def _trains(optimizer: optax.GradientTransformation, params: Any) -> list[bool]:
     return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
 
 
-def scalar_like(tree: Any, value: Any, dtype: Any) -> Array:
-    """A scalar that, under `jax.shard_map`, varies over the same axes as the arrays of a tree, if it has any."""
+def scalar_like(tree: Any, value: Any, dtype: Any, axis_name: str | tuple[str, ...]) -> Array:
+    """A scalar that `jax.shard_map` types as the arrays of a tree, or as a worker's own if there are none."""
     leaves = jax.tree.leaves(inexact(tree))
-    return jnp.full_like(leaves[0], value, dtype, shape=()) if leaves else jnp.asarray(value, dtype)
+    if leaves:
+        return jnp.full_like(leaves[0], value, dtype, shape=())
+    scalar = jnp.asarray(value, dtype)
+    try:
+        return select(lax.axis_index(axis_name) >= 0, scalar, scalar)
+    except NameError:  # Outside of the axes, where only `update` has to be within them.
+        return scalar
 
 
 def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:

@@ -63,6 +63,28 @@ def test_state_can_be_mapped_over_as_optax_does(name):
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
 
 
+def steps_in_a_scan(tx):
+    """What `jax.lax.scan` takes only if all types, shardings among them, are after an update as at the start."""
+
+    def train(x, loss):
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), state, x, value=loss)
+            return (optax.apply_updates(x, updates), state), None
+
+        return jax.lax.scan(step, (x, tx.init(x)), length=2)[0][0]
+
+    return train
+
+
+@pytest.mark.parametrize("x", [{"nothing": None}, {"count": jnp.zeros((GROUPS, WORKERS, 3), jnp.int32)}], ids=list)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_the_state_keeps_its_types_if_nothing_is_exchanged(name, x):
+    program = mapped(steps_in_a_scan(TRANSFORMATIONS[name](optax.sgd(0.1))), "shard_map")
+    after = jax.eval_shape(program, x, jnp.zeros((GROUPS, WORKERS)))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), x)
+
+
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_arrays_without_numbers_and_integers_are_left_alone(name):
     tx = TRANSFORMATIONS[name](

@@ -63,7 +63,8 @@ def exchange_every(
     def init(params: optax.Params) -> MethodState:
         own, params = optimizer.init(params), jax.tree.map(jnp.asarray, exchanged(params))
         shared = share(params, params) if share else None
-        return MethodState(jnp.zeros((), jnp.int32), own, shared, scalar_like(params, 0, jnp.int32))
+        exchanges = scalar_like(params, 0, jnp.int32, axis_names(axis_name))
+        return MethodState(jnp.zeros((), jnp.int32), own, shared, exchanges)
 
     def update(
         updates: optax.Updates,
