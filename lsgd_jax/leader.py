@@ -154,8 +154,8 @@ def leader_pull(
     - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding, since
       optax applies updates by adding them.
     - A worker may be spread over further mesh axes, as a sharded model is. Where these are `Auto` axes, as for GSPMD,
-      nothing changes. Where they are manual as well, each device is judged finite, and its distance taken, by its own
-      piece.
+      or `Explicit` ones, nothing changes. Where they are manual as well, each device is judged finite, and its distance
+      taken, by its own piece.
     - Arrays of floats and complex numbers are exchanged; integers, booleans and PRNG keys are left alone. Parameters of
       16 bits move by stochastic rounding, since a pull by less than half their last place would be lost.
     - Only parameters are exchanged: momentum and other optimizer state stay the worker's own.

@@ -92,7 +92,7 @@ def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:
 
     def choose(x: Array, y: Array) -> Array:
         # `jnp.where` makes a constant of arrays without numbers, which `jax.shard_map` types as equal on all.
-        return lax.select(jnp.broadcast_to(condition, y.shape), x.astype(y.dtype), y)
+        return lax.select(condition, x.astype(y.dtype), y)
 
     return jax.tree.map(choose, chosen, otherwise)
 

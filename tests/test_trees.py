@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lsgd_jax import leader_pull, leader_sgd, lsgd, trees
 from lsgd_jax.collectives import collectives
@@ -83,6 +85,27 @@ def test_the_state_keeps_its_types_if_nothing_is_exchanged(name, x):
     program = mapped(steps_in_a_scan(TRANSFORMATIONS[name](optax.sgd(0.1))), "shard_map")
     after = jax.eval_shape(program, x, jnp.zeros((GROUPS, WORKERS)))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), x)
+
+
+def over_spread_workers(function, kind):
+    """A function and a mesh for 4 workers of 2 devices each, of which it sees one with its arrays sharded over both."""
+    mesh = jax.make_mesh((1, 4, 2), (*AXES, "model"), axis_types=(AxisType.Auto, AxisType.Auto, kind))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P(*AXES), out_specs=P(*AXES), axis_names=set(AXES))
+    def on_devices(*stacked):
+        return jax.tree.map(lambda x: x[None, None], function(*jax.tree.map(lambda x: x[0, 0], stacked)))
+
+    return jax.jit(on_devices), mesh
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_arrays_may_be_sharded_over_an_explicit_axis(name, dtype):
+    program, mesh = over_spread_workers(steps_in_a_scan(TRANSFORMATIONS[name](optax.sgd(0.1))), AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        x = {"w": jax.device_put(jnp.ones((1, 4, 3, 2), dtype), NamedSharding(mesh, P(*AXES, None, "model")))}
+        after = jax.eval_shape(program, x, jnp.zeros((1, 4)))
+    assert (after["w"].shape, after["w"].dtype) == (x["w"].shape, dtype)
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
