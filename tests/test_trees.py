@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lsgd_jax import leader_pull, leader_sgd, lsgd, trees
+from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd, trees
 from lsgd_jax.collectives import collectives
 from lsgd_jax.methods import METHODS
 from tests.mapping import GROUPS, WORKERS, mapped, over_workers
@@ -106,6 +106,18 @@ def test_arrays_may_be_sharded_over_an_explicit_axis(name, dtype):
         x = {"w": jax.device_put(jnp.ones((1, 4, 3, 2), dtype), NamedSharding(mesh, P(*AXES, None, "model")))}
         after = jax.eval_shape(program, x, jnp.zeros((1, 4)))
     assert (after["w"].shape, after["w"].dtype) == (x["w"].shape, dtype)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sums_of_bfloat16_where_a_worker_is_spread_over_devices(kind):
+    """XLA's own, on CPUs, end the process."""
+    program, mesh = over_spread_workers(lambda x: (exchange.total(x, AXES), exchange.mean(x, AXES)), kind)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8, dtype=jnp.bfloat16).reshape(1, 4, 2), NamedSharding(mesh, P(*AXES, "model")))
+        total, mean = program(x)
+    assert total.dtype == mean.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(total[0], np.float32), np.tile([12, 16], (4, 1)))
+    np.testing.assert_array_equal(np.asarray(mean[0], np.float32), np.tile([3, 4], (4, 1)))
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)

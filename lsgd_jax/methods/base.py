@@ -6,11 +6,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.exchange import AxisName, axis_names, mean, when
+from lsgd_jax.exchange import AxisName, axis_names, mean, total, when
 from lsgd_jax.leader import has_failed
 from lsgd_jax.trees import exchanged_with, inexact, like, merged, moved, promoted, scalar_like
 
@@ -112,8 +111,8 @@ def mean_of_workers(params: optax.Params, state: Any, axis_name: AxisName) -> op
     exchanged, are the worker's own.
     """
     floats, counts = inexact(params), ~has_failed(params, state)
-    number = lax.psum(counts.astype(int), axis_names(axis_name))
-    sums = lax.psum(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_names(axis_name))
+    number = total(counts.astype(int), axis_name)
+    sums = total(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_name)
     return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)
 
 
