@@ -44,6 +44,7 @@ from lsgd_jax.exchange import (
     worker_index,
 )
 from lsgd_jax.trees import (
+    check_updates,
     distance,
     exchanged_with,
     inexact,
@@ -285,6 +286,7 @@ def leader_pull(
         if params is None:
             raise ValueError(MISSING_PARAMS)
         all_updates, params = updates, inexact(params)
+        check_updates(updates, params)
         updates = promoted(like(params, updates), params)
         losses, score = record_loss(state.losses, value, state.seen)
         step = state.step if step is None else step
@@ -476,8 +478,9 @@ def _chained(
         if params is None:
             raise ValueError(MISSING_PARAMS)
         own, pull_state = state
-        updates, own = optimizer.update(updates, own, params, **extra_args)
         trained = exchanged(params)
+        check_updates(updates, trained)
+        updates, own = optimizer.update(updates, own, params, **extra_args)
         moves, pull_state = pulls.update(like(trained, updates), pull_state, trained, **extra_args)
         updates = merged(moves, updates)
         if pull_state.failed is not None:

@@ -121,6 +121,31 @@ def test_sums_of_bfloat16_where_a_worker_is_spread_over_devices(kind):
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_parameters_may_be_numbers_of_python_at_the_start(name):
+    tx = TRANSFORMATIONS[name](optax.sgd(0.1))
+    of_numbers, of_arrays = (tx.init(x) for x in ({"w": 1.0, "n": 2}, {"w": jnp.ones(()), "n": jnp.array(2)}))
+    assert jax.tree.structure(of_numbers) == jax.tree.structure(of_arrays)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMATIONS if name not in ("independent", "data_parallel")])
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"w": 3}, r"at \['b'\] they have nothing in place of \(2,\)"),
+        ({"w": 3, "b": None}, r"at \['b'\] they have nothing in place of \(2,\)"),
+        ({"w": 3, "b": 1}, r"at \['b'\] they have \(1,\) in place of \(2,\)"),
+        ({"w": 3, "b": 2, "c": 2}, r"at \['c'\] they have \(2,\) in place of nothing"),
+    ],
+    ids=str,
+)
+def test_gradients_of_another_structure_are_one_sentence(name, grads, message):
+    tx, x = TRANSFORMATIONS[name](optax.sgd(0.1)), {"w": jnp.ones(3), "b": jnp.ones(2), "n": jnp.array(1)}
+    grads = jax.tree.map(jnp.ones, grads) | {"n": None}
+    with pytest.raises(ValueError, match=f"the structure and the shapes of the parameters, but {message}"):
+        tx.update(grads, tx.init(x), x, value=jnp.float32(1))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_arrays_without_numbers_and_integers_are_left_alone(name):
     tx = TRANSFORMATIONS[name](
         optax.partition(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from lsgd_jax.checks import check_whole
 from lsgd_jax.exchange import AxisName, axis_names, mean, total, when
 from lsgd_jax.leader import has_failed
-from lsgd_jax.trees import exchanged_with, inexact, like, merged, moved, promoted, scalar_like
+from lsgd_jax.trees import check_updates, exchanged_with, inexact, like, merged, moved, promoted, scalar_like
 
 
 class MethodState(NamedTuple):
@@ -77,6 +77,7 @@ def exchange_every(
         if params is None:
             raise ValueError("this method moves parameters: pass them, update(updates, state, params).")
         x = exchanged(params)
+        check_updates(updates, x)
         if share is not None:
             begun = when(state.step == 0, lambda _: share(mean(x, axis_name), x), state.shared, axis_name)
             state = state._replace(shared=begun)
