@@ -35,7 +35,7 @@ figures: $(INSTALLED) ## The paper's analytic figures and the table of its claim
 test: lint types tpu ## Lint, types, tests and notebooks.
 	LSGD_SMALL=1 $(BIN)/pytest -n 2 --dist worksteal --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)
 
-soak: $(INSTALLED) ## Many more kills and damaged folders than the tests try, summed up in benchmarks/reliability/results.
+soak: $(INSTALLED) ## Many more kills, damaged folders and trees than the tests try, summed up in benchmarks/reliability/results.
 	LSGD_SOAK=1 $(BIN)/pytest -n 2 tests/reliability
 
 notebooks: $(INSTALLED) ## Renew the notebooks and their outputs from their paired scripts.

@@ -477,6 +477,27 @@ def _spread(scales: Array, shape: tuple[int, ...]) -> Array:
     return lax.expand_dims(each, range(axis + 1, len(shape)))
 
 
+def total(tree: Tree, axis_name: AxisName) -> Tree:
+    """The sum of a tree over the workers: one all-reduce.
+
+    Args:
+      tree: arrays of the same shapes on every worker; no worker axis.
+      axis_name: the axis, or the axes, on which the workers lie.
+
+    Raises:
+      NameError: if the axis is not bound where this is called.
+    """
+    _check_bound(axis_name)
+    add = partial(lax.psum, axis_name=axis_names(axis_name))
+
+    def add_wide(tree: Tree) -> Tree:
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), add(wide), tree)
+
+    # On CPUs XLA itself adds bfloat16 in float32, but aborts at it where a worker is spread over several devices.
+    return lax.platform_dependent(tree, cpu=add_wide, default=add)
+
+
 def mean(tree: Tree, axis_name: AxisName) -> Tree:
     """The mean of a tree over the workers: one all-reduce.
 
@@ -487,8 +508,8 @@ def mean(tree: Tree, axis_name: AxisName) -> Tree:
     Raises:
       NameError: if the axis is not bound where this is called.
     """
-    _check_bound(axis_name)
-    return lax.pmean(tree, axis_names(axis_name))
+    workers = worker_count(axis_name)
+    return jax.tree.map(lambda x: x / workers, total(tree, axis_name))
 
 
 def own_entry(values: ArrayLike, axis_name: AxisName) -> Array:

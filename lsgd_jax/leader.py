@@ -44,6 +44,7 @@ from lsgd_jax.exchange import (
     worker_index,
 )
 from lsgd_jax.trees import (
+    check_updates,
     distance,
     exchanged_with,
     inexact,
@@ -154,8 +155,8 @@ def leader_pull(
     - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding, since
       optax applies updates by adding them.
     - A worker may be spread over further mesh axes, as a sharded model is. Where these are `Auto` axes, as for GSPMD,
-      nothing changes. Where they are manual as well, each device is judged finite, and its distance taken, by its own
-      piece.
+      or `Explicit` ones, nothing changes. Where they are manual as well, each device is judged finite, and its distance
+      taken, by its own piece.
     - Arrays of floats and complex numbers are exchanged; integers, booleans and PRNG keys are left alone. Parameters of
       16 bits move by stochastic rounding, since a pull by less than half their last place would be lost.
     - Only parameters are exchanged: momentum and other optimizer state stay the worker's own.
@@ -255,10 +256,11 @@ def leader_pull(
     def init(params: optax.Params) -> LeaderPullState:
         params = inexact(params)
         leaders = tuple(
-            _unknown_leader(params, stores=level.has_stale_pull or wire == "int8", waits=delay == 1) for level in levels
+            _unknown_leader(params, worker_axes, stores=level.has_stale_pull or wire == "int8", waits=delay == 1)
+            for level in levels
         )
-        losses, score = init_losses(window, params)
-        seen, false = (scalar_like(params, 0, dtype) for dtype in (jnp.int32, bool))
+        losses, score = init_losses(window, params, worker_axes)
+        seen, false = (scalar_like(params, 0, dtype, worker_axes) for dtype in (jnp.int32, bool))
         overwritten = jax.tree.map(lambda x: jnp.zeros_like(x, bool), params) if revives else None
         return LeaderPullState(
             step=jnp.zeros((), jnp.int32),
@@ -284,6 +286,7 @@ def leader_pull(
         if params is None:
             raise ValueError(MISSING_PARAMS)
         all_updates, params = updates, inexact(params)
+        check_updates(updates, params)
         updates = promoted(like(params, updates), params)
         losses, score = record_loss(state.losses, value, state.seen)
         step = state.step if step is None else step
@@ -475,8 +478,9 @@ def _chained(
         if params is None:
             raise ValueError(MISSING_PARAMS)
         own, pull_state = state
-        updates, own = optimizer.update(updates, own, params, **extra_args)
         trained = exchanged(params)
+        check_updates(updates, trained)
+        updates, own = optimizer.update(updates, own, params, **extra_args)
         moves, pull_state = pulls.update(like(trained, updates), pull_state, trained, **extra_args)
         updates = merged(moves, updates)
         if pull_state.failed is not None:
@@ -545,14 +549,17 @@ _own, _all = (list(inspect.signature(function).parameters.values()) for function
 lsgd.__signature__ = inspect.Signature(_own[:-1] + _all[2:])  # type: ignore[attr-defined]
 
 
-def init_losses(window: int, params: optax.Params) -> tuple[Float[Array, " window"], Float[Array, ""]]:
+def init_losses(
+    window: int, params: optax.Params, axis_name: AxisName
+) -> tuple[Float[Array, " window"], Float[Array, ""]]:
     """The last losses and their mean, the score, before any has been seen.
 
     Args:
       window: how many losses are kept.
       params: a worker's; arrays that vary over the same axes are made.
+      axis_name: the axis, or the axes, on which the workers lie.
     """
-    score = scalar_like(params, jnp.inf, float)
+    score = scalar_like(params, jnp.inf, float, axis_names(axis_name))
     return jnp.zeros_like(score, shape=window), score
 
 
@@ -607,13 +614,14 @@ def pulled(
     return select(follows, moved(updates, params, towards(x, leader_x, strength), step), updates)
 
 
-def _unknown_leader(params: optax.Params, *, stores: bool, waits: bool) -> LeaderState:
+def _unknown_leader(params: optax.Params, worker_axes: tuple[str, ...], *, stores: bool, waits: bool) -> LeaderState:
+    scalar = partial(scalar_like, params, axis_name=worker_axes)
     return LeaderState(
-        position=scalar_like(params, NOBODY, jnp.int32),
-        distance=scalar_like(params, 0, float),
-        exchanges=scalar_like(params, 0, jnp.int32),
+        position=scalar(NOBODY, jnp.int32),
+        distance=scalar(0, float),
+        exchanges=scalar(0, jnp.int32),
         stored=jax.tree.map(jnp.zeros_like, params) if stores else None,
-        has_stored=scalar_like(params, False, bool),
+        has_stored=scalar(False, bool),
         waiting=jax.tree.map(jnp.zeros_like, params) if waits else None,
     )
 
@@ -652,14 +660,13 @@ def _overwrite(x: optax.Params, updates: optax.Updates, overwritten: optax.Param
 def _forgotten(state: LeaderPullState, params: optax.Params, x: optax.Params) -> LeaderPullState:
     """The state of a worker that, if it was revived from these params, has no losses and waits at its new point x."""
     revived = state.revived
-    losses, score = init_losses(len(state.losses), params)
     leaders = state.leaders
     if leaders[0].waiting is not None:
         leaders = tuple(leader._replace(waiting=select(revived, x, leader.waiting)) for leader in leaders)
     return state._replace(
-        losses=jnp.where(revived, losses, state.losses),
+        losses=jnp.where(revived, 0, state.losses),
         seen=jnp.where(revived, 0, state.seen),
-        score=jnp.where(revived, score, state.score),
+        score=jnp.where(revived, jnp.inf, state.score),
         overwritten=_overwritten(params, revived),
         leaders=leaders,
     )

@@ -37,6 +37,23 @@ def merged(masked: Any, tree: Any) -> Any:
     return jax.tree.map(lambda m, x: x if _is_masked(m) else m, masked, tree, is_leaf=_is_masked)
 
 
+def check_updates(updates: Any, params: Any) -> None:
+    """Raise ValueError unless updates have the structure and shapes of parameters where these are not masked."""
+
+    def shapes(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree.leaves_with_path(tree, is_leaf=_is_masked)
+        return {jax.tree_util.keystr(path): None if _is_masked(x) else jnp.shape(x) for path, x in leaves}
+
+    wanted, got = shapes(params), shapes(updates)
+    for name in wanted | got:
+        shape, other = wanted.get(name, "nothing"), got.get(name, "nothing")
+        if shape is not None and shape != other:
+            raise ValueError(
+                "updates must have the structure and the shapes of the parameters,"
+                f" but at {name or 'the root'} they have {other} in place of {shape}."
+            )
+
+
 def exchanged_with(optimizer: optax.GradientTransformation) -> Callable[[Any], Any]:
     """A function that masks in a tree of parameters whatever is not exchanged if this optimizer trains it.
 
@@ -49,7 +66,7 @@ def exchanged_with(optimizer: optax.GradientTransformation) -> Callable[[Any], A
     def exchanged(params: Any) -> Any:
         params = inexact(params)
         leaves, treedef = jax.tree.flatten(params)
-        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
         key = (treedef, tuple((x.shape, x.dtype) for x in shapes))
         if key not in answers:
             answers[key] = _trains(optimizer, jax.tree.unflatten(treedef, shapes))
@@ -75,10 +92,16 @@ def _trains(optimizer: optax.GradientTransformation, params: Any) -> list[bool]:
     return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
 
 
-def scalar_like(tree: Any, value: Any, dtype: Any) -> Array:
-    """A scalar that, under `jax.shard_map`, varies over the same axes as the arrays of a tree, if it has any."""
+def scalar_like(tree: Any, value: Any, dtype: Any, axis_name: str | tuple[str, ...]) -> Array:
+    """A scalar that `jax.shard_map` types as the arrays of a tree, or as a worker's own if there are none."""
     leaves = jax.tree.leaves(inexact(tree))
-    return jnp.full_like(leaves[0], value, dtype, shape=()) if leaves else jnp.asarray(value, dtype)
+    if leaves:
+        return jnp.full_like(leaves[0], value, dtype, shape=())
+    scalar = jnp.asarray(value, dtype)
+    try:
+        return select(lax.axis_index(axis_name) >= 0, scalar, scalar)
+    except NameError:  # Outside of the axes, where only `update` has to be within them.
+        return scalar
 
 
 def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:
@@ -86,7 +109,7 @@ def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:
 
     def choose(x: Array, y: Array) -> Array:
         # `jnp.where` makes a constant of arrays without numbers, which `jax.shard_map` types as equal on all.
-        return lax.select(jnp.broadcast_to(condition, y.shape), x.astype(y.dtype), y)
+        return lax.select(condition, x.astype(y.dtype), y)
 
     return jax.tree.map(choose, chosen, otherwise)
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from lsgd_jax import leader_pull, leader_sgd, lsgd, trees
+from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd, trees
 from lsgd_jax.collectives import collectives
 from lsgd_jax.methods import METHODS
 from tests.mapping import GROUPS, WORKERS, mapped, over_workers
@@ -61,6 +63,86 @@ def test_state_can_be_mapped_over_as_optax_does(name):
     assert len(of_params) >= 4  # Two moments for each array.
     assert all((leaf == leaf.ndim).all() for leaf in of_params)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
+
+
+def steps_in_a_scan(tx):
+    """What `jax.lax.scan` takes only if all types, shardings among them, are after an update as at the start."""
+
+    def train(x, loss):
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), state, x, value=loss)
+            return (optax.apply_updates(x, updates), state), None
+
+        return jax.lax.scan(step, (x, tx.init(x)), length=2)[0][0]
+
+    return train
+
+
+@pytest.mark.parametrize("x", [{"nothing": None}, {"count": jnp.zeros((GROUPS, WORKERS, 3), jnp.int32)}], ids=list)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_the_state_keeps_its_types_if_nothing_is_exchanged(name, x):
+    program = mapped(steps_in_a_scan(TRANSFORMATIONS[name](optax.sgd(0.1))), "shard_map")
+    after = jax.eval_shape(program, x, jnp.zeros((GROUPS, WORKERS)))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), x)
+
+
+def over_spread_workers(function, kind):
+    """A function and a mesh for 4 workers of 2 devices each, of which it sees one with its arrays sharded over both."""
+    mesh = jax.make_mesh((1, 4, 2), (*AXES, "model"), axis_types=(AxisType.Auto, AxisType.Auto, kind))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P(*AXES), out_specs=P(*AXES), axis_names=set(AXES))
+    def on_devices(*stacked):
+        return jax.tree.map(lambda x: x[None, None], function(*jax.tree.map(lambda x: x[0, 0], stacked)))
+
+    return jax.jit(on_devices), mesh
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_arrays_may_be_sharded_over_an_explicit_axis(name, dtype):
+    program, mesh = over_spread_workers(steps_in_a_scan(TRANSFORMATIONS[name](optax.sgd(0.1))), AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        x = {"w": jax.device_put(jnp.ones((1, 4, 3, 2), dtype), NamedSharding(mesh, P(*AXES, None, "model")))}
+        after = jax.eval_shape(program, x, jnp.zeros((1, 4)))
+    assert (after["w"].shape, after["w"].dtype) == (x["w"].shape, dtype)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sums_of_bfloat16_where_a_worker_is_spread_over_devices(kind):
+    """XLA's own, on CPUs, end the process."""
+    program, mesh = over_spread_workers(lambda x: (exchange.total(x, AXES), exchange.mean(x, AXES)), kind)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8, dtype=jnp.bfloat16).reshape(1, 4, 2), NamedSharding(mesh, P(*AXES, "model")))
+        total, mean = program(x)
+    assert total.dtype == mean.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(total[0], np.float32), np.tile([12, 16], (4, 1)))
+    np.testing.assert_array_equal(np.asarray(mean[0], np.float32), np.tile([3, 4], (4, 1)))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_parameters_may_be_numbers_of_python_at_the_start(name):
+    tx = TRANSFORMATIONS[name](optax.sgd(0.1))
+    of_numbers, of_arrays = (tx.init(x) for x in ({"w": 1.0, "n": 2}, {"w": jnp.ones(()), "n": jnp.array(2)}))
+    assert jax.tree.structure(of_numbers) == jax.tree.structure(of_arrays)
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMATIONS if name not in ("independent", "data_parallel")])
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"w": 3}, r"at \['b'\] they have nothing in place of \(2,\)"),
+        ({"w": 3, "b": None}, r"at \['b'\] they have nothing in place of \(2,\)"),
+        ({"w": 3, "b": 1}, r"at \['b'\] they have \(1,\) in place of \(2,\)"),
+        ({"w": 3, "b": 2, "c": 2}, r"at \['c'\] they have \(2,\) in place of nothing"),
+    ],
+    ids=str,
+)
+def test_gradients_of_another_structure_are_one_sentence(name, grads, message):
+    tx, x = TRANSFORMATIONS[name](optax.sgd(0.1)), {"w": jnp.ones(3), "b": jnp.ones(2), "n": jnp.array(1)}
+    grads = jax.tree.map(jnp.ones, grads) | {"n": None}
+    with pytest.raises(ValueError, match=f"the structure and the shapes of the parameters, but {message}"):
+        tx.update(grads, tx.init(x), x, value=jnp.float32(1))
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)

@@ -6,13 +6,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.exchange import AxisName, axis_names, mean, when
+from lsgd_jax.exchange import AxisName, axis_names, mean, total, when
 from lsgd_jax.leader import has_failed
-from lsgd_jax.trees import exchanged_with, inexact, like, merged, moved, promoted, scalar_like
+from lsgd_jax.trees import check_updates, exchanged_with, inexact, like, merged, moved, promoted, scalar_like
 
 
 class MethodState(NamedTuple):
@@ -63,7 +62,8 @@ def exchange_every(
     def init(params: optax.Params) -> MethodState:
         own, params = optimizer.init(params), jax.tree.map(jnp.asarray, exchanged(params))
         shared = share(params, params) if share else None
-        return MethodState(jnp.zeros((), jnp.int32), own, shared, scalar_like(params, 0, jnp.int32))
+        exchanges = scalar_like(params, 0, jnp.int32, axis_names(axis_name))
+        return MethodState(jnp.zeros((), jnp.int32), own, shared, exchanges)
 
     def update(
         updates: optax.Updates,
@@ -77,6 +77,7 @@ def exchange_every(
         if params is None:
             raise ValueError("this method moves parameters: pass them, update(updates, state, params).")
         x = exchanged(params)
+        check_updates(updates, x)
         if share is not None:
             begun = when(state.step == 0, lambda _: share(mean(x, axis_name), x), state.shared, axis_name)
             state = state._replace(shared=begun)
@@ -111,8 +112,8 @@ def mean_of_workers(params: optax.Params, state: Any, axis_name: AxisName) -> op
     exchanged, are the worker's own.
     """
     floats, counts = inexact(params), ~has_failed(params, state)
-    number = lax.psum(counts.astype(int), axis_names(axis_name))
-    sums = lax.psum(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_names(axis_name))
+    number = total(counts.astype(int), axis_name)
+    sums = total(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_name)
     return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)
 
 

@@ -20,11 +20,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Float
 
 from lsgd_jax.checks import check_strengths
-from lsgd_jax.exchange import AxisName, axis_names
+from lsgd_jax.exchange import AxisName, total
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
 from lsgd_jax.trees import norm
 
@@ -98,7 +97,7 @@ def _grawa(
     prox: float,
 ) -> optax.GradientTransformationExtraArgs:
     check_strengths(pull=pull, prox=prox)
-    sum_of = partial(lax.psum, axis_name=axis_names(axis_name))
+    sum_of = partial(total, axis_name=axis_name)
 
     def weight(norm: Float[Array, ""]) -> Float[Array, ""]:
         # A gradient of zero has all the weight there is, not an infinite one.

@@ -42,7 +42,7 @@ def independent(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> IndependentState:
-        losses, score = init_losses(window, params)
+        losses, score = init_losses(window, params, axis_name)
         return IndependentState(jnp.zeros((), jnp.int32), optimizer.init(params), losses, score)
 
     def update(
