@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.trees import inexact, select
+from lsgd_jax.trees import inexact, select, wide
 
 AxisName: TypeAlias = str | tuple[str, ...]
 BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "chain", "hierarchical"]
@@ -402,27 +402,22 @@ def _is_float(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _wide(x: Array) -> Array:
-    """Floats of at least 32 bits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _saturated(x: Array, dtype: Any) -> Array:
     """Round floats to a dtype; what lies beyond its largest number, infinities too, becomes that."""
     largest = float(jnp.finfo(dtype).max)
-    return jnp.clip(_wide(x), -largest, largest).astype(dtype)
+    return jnp.clip(wide(x), -largest, largest).astype(dtype)
 
 
 def _difference(x: Array, r: Array) -> Array:
     """Half of x - r, which is finite wherever they are; for integers and booleans, the bits that differ."""
-    return _wide(x) / 2 - _wide(r) / 2 if _is_float(x) else x ^ r
+    return wide(x) / 2 - wide(r) / 2 if _is_float(x) else x ^ r
 
 
 def _reconstructed(r: Array, numbers: Array, scales: Array | None) -> Array:
     """What `_difference`, rounded, was taken from."""
     if scales is None:
         return r ^ numbers
-    return _saturated(2 * (_wide(r) / 2 + _spread(scales, r.shape) * numbers.astype(scales.dtype)), r.dtype)
+    return _saturated(2 * (wide(r) / 2 + _spread(scales, r.shape) * numbers.astype(scales.dtype)), r.dtype)
 
 
 def _in_int8(x: Array, scales: Array) -> Array:

@@ -51,6 +51,7 @@ from lsgd_jax.trees import (
     like,
     merged,
     moved,
+    norm,
     promoted,
     scalar_like,
     select,
@@ -63,6 +64,8 @@ Pull: TypeAlias = chex.Numeric | Callable[[chex.Numeric], chex.Numeric]
 """A strength in [0, 1], a schedule of the step, or an array with the shape of the worker axes."""
 PULL = 0.1
 """The paper's strength of either pull."""
+ARRIVED = 0.01
+"""How far from its leader, relative to the leader's norm, a worker may be after a revival."""
 MISSING_PARAMS = "leader_pull moves parameters: pass them, update(updates, state, params, value=loss)."
 
 
@@ -156,7 +159,7 @@ def leader_pull(
       optax applies updates by adding them.
     - A worker may be spread over further mesh axes, as a sharded model is. Where these are `Auto` axes, as for GSPMD,
       or `Explicit` ones, nothing changes. Where they are manual as well, each device is judged finite, and its distance
-      taken, by its own piece.
+      taken, by its own piece, which is wrong; workers can't be revived then.
     - Arrays of floats and complex numbers are exchanged; integers, booleans and PRNG keys are left alone. Parameters of
       16 bits move by stochastic rounding, since a pull by less than half their last place would be lost.
     - Only parameters are exchanged: momentum and other optimizer state stay the worker's own.
@@ -188,7 +191,7 @@ def leader_pull(
         for half the bytes of float32, "int8" for a quarter, as differences to the last leader that was received, of
         which every group and all together keep one of their own.
       delay: 1 puts off each pull to the next exchange: then x moves by :math:`-pull \, (x_k - \tilde x_k)`, the worker
-        and its leader as they were at the end of the last exchange k. The leader of then is not moved. What is sent is
+        and its leader as they were at the end of the last exchange k. The worker that led that exchange is not moved. What is sent is
         known a period before it is needed, so that a compiler may send it while the workers compute, where period and
         exchange are one straight program.
       revive: "from_leader" restarts a worker that has failed from the leader at the next exchange that has one. A
@@ -309,7 +312,7 @@ def leader_pull(
                 stale = strength(level.stale_pull) / level.period
                 x = point(updates, revived)
                 updates = pulled(updates, params, x, leader.stored, stale, leader.has_stored, step)
-        able: Bool[Array, ""] | bool = True
+        able, failed = ~revived, revived
         if state.failed is not None:
             failed = state.failed | ~all_finite(optax.apply_updates(params, updates))
             updates = select(failed, jax.tree.map(jnp.zeros_like, updates), updates)
@@ -319,8 +322,8 @@ def leader_pull(
         def elected(x: optax.Params, revived: Bool[Array, ""], level: _Level) -> Int[Array, ""]:
             return elect(score, level.axis_names, eligible=all_finite(x) & able & ~revived)
 
-        def exchange(level: _Level, before: tuple[optax.Updates, Array, LeaderState]) -> tuple:
-            updates, revived, leader = before
+        def exchange(level: _Level, before: tuple[optax.Updates, Array, Array, LeaderState]) -> tuple:
+            updates, failed, revived, leader = before
             x = now = point(updates, revived)
             if delay:
                 position, leader_x = leader.position, leader.waiting
@@ -336,17 +339,28 @@ def leader_pull(
             if revives:
                 restarts = (position != NOBODY) & ~revived & (failed | ~jnp.isfinite(score) | ~all_finite(now))
                 updates = select(restarts, _arrival(leader_x, params), updates)
-                revived |= restarts
+                # From very far away the difference to the leader is rounded too coarsely: once more, from nearer by.
+                arrived = distance(point(updates, restarts), leader_x) <= ARRIVED * norm(leader_x)
+                failed, revived = failed | restarts, revived | (restarts & arrived)
             if delay:
                 x = point(updates, revived)
                 leader = leader._replace(position=elected(x, revived, level), waiting=x)
-            return updates, revived, leader
+            return updates, failed, revived, leader
 
         leaders = []
         for level, leader in zip(levels, state.leaders, strict=True):
             due = (step + 1) % level.period == 0
-            updates, revived, leader = when(due, partial(exchange, level), (updates, revived, leader), worker_axes)
+            before = (updates, failed, revived, leader)
+            updates, failed, revived, leader = when(due, partial(exchange, level), before, worker_axes)
             leaders.append(leader)
+        if revives and delay:  # A revived worker is pulled from where it is now; who leads is pulled to where it was.
+            x = point(updates, revived)
+            leaders = [
+                leader._replace(
+                    waiting=select(revived & (leader.position != worker_index(level.axis_names)), x, leader.waiting)
+                )
+                for level, leader in zip(levels, leaders, strict=True)
+            ]
         state = state._replace(
             step=optax.safe_increment(state.step),
             losses=losses,
@@ -356,7 +370,7 @@ def leader_pull(
             leaders=tuple(leaders),
         )
         if revives:
-            state = _forgotten(state._replace(failed=failed & ~revived), params, point(updates, revived))
+            state = _forgotten(state._replace(failed=failed & ~revived), params)
         return merged(updates, all_updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -425,7 +439,8 @@ def leader_sgd(
         delay=delay,
         revive=revive,
     )
-    return _chained(optimizer, pulls)
+    axes = axis_names(axis_name) if group_axis_name is None else axis_names(group_axis_name) + axis_names(axis_name)
+    return _chained(optimizer, pulls, axes)
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates, state: optax.OptState) -> optax.Params:
@@ -464,10 +479,12 @@ def links(state: optax.OptState) -> list[LeaderPullState]:
 
 
 def _chained(
-    optimizer: optax.GradientTransformation, pulls: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation,
+    pulls: optax.GradientTransformationExtraArgs,
+    worker_axes: tuple[str, ...],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.chain`, but only what the optimizer trains is exchanged, and a revived worker's optimizer is reset."""
-    exchanged, optimizer = exchanged_with(optimizer), optax.with_extra_args_support(optimizer)
+    exchanged, optimizer = exchanged_with(optimizer, worker_axes), optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> tuple:
         return optimizer.init(params), pulls.init(exchanged(params))
@@ -657,18 +674,14 @@ def _overwrite(x: optax.Params, updates: optax.Updates, overwritten: optax.Param
     return jax.tree.map(lambda x, u, there: jnp.where(there, u.astype(x.dtype), x), x, updates, overwritten)
 
 
-def _forgotten(state: LeaderPullState, params: optax.Params, x: optax.Params) -> LeaderPullState:
-    """The state of a worker that, if it was revived from these params, has no losses and waits at its new point x."""
+def _forgotten(state: LeaderPullState, params: optax.Params) -> LeaderPullState:
+    """The state of a worker that, if it was revived from these params, has no losses."""
     revived = state.revived
-    leaders = state.leaders
-    if leaders[0].waiting is not None:
-        leaders = tuple(leader._replace(waiting=select(revived, x, leader.waiting)) for leader in leaders)
     return state._replace(
         losses=jnp.where(revived, 0, state.losses),
         seen=jnp.where(revived, 0, state.seen),
         score=jnp.where(revived, jnp.inf, state.score),
         overwritten=_overwritten(params, revived),
-        leaders=leaders,
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 Tree = TypeVar("Tree")
@@ -54,42 +55,113 @@ def check_updates(updates: Any, params: Any) -> None:
             )
 
 
-def exchanged_with(optimizer: optax.GradientTransformation) -> Callable[[Any], Any]:
+def exchanged_with(optimizer: optax.GradientTransformation, axis_name: str | tuple[str, ...]) -> Callable[[Any], Any]:
     """A function that masks in a tree of parameters whatever is not exchanged if this optimizer trains it.
 
-    An update that depends on nothing, neither gradients nor state nor parameters, is that of a frozen parameter, as
-    `optax.set_to_zero` makes it within `optax.partition`. An optimizer that can't be traced by itself, since it calls
-    collectives or asks for extra arguments, is taken to train everything.
-    """
-    answers: dict[Any, list[bool]] = {}  # `init` and `update` must agree, though only `update` may have the axes bound.
+    Parameters are frozen if their update is zero whatever the gradients, the state and the parameters are, as
+    `optax.set_to_zero` makes it within `optax.partition`. An optimizer that can't be traced by itself, since its
+    `update` asks for extra arguments other than `value`, is taken to train everything.
 
-    def exchanged(params: Any) -> Any:
-        params = inexact(params)
-        leaves, treedef = jax.tree.flatten(params)
+    Args:
+      optimizer: the worker's own.
+      axis_name: the axis, or the axes, on which the workers lie.
+    """
+
+    def trains(jaxpr: Jaxpr) -> list[bool]:
+        return [not zero for zero in _zeros(jaxpr, [False] * len(jaxpr.invars))]
+
+    return _masking(optimizer, axis_name, trains)
+
+
+def read_by(optimizer: optax.GradientTransformation, axis_name: str | tuple[str, ...]) -> Callable[[Any], Any]:
+    """A function that masks in a tree of gradients whatever this optimizer does not look at.
+
+    Args:
+      optimizer: the worker's own.
+      axis_name: the axis, or the axes, on which the workers lie.
+    """
+
+    def reads(jaxpr: Jaxpr) -> list[bool]:
+        used = {v for equation in jaxpr.eqns for v in equation.invars if not isinstance(v, Literal)}
+        used |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+        return [v in used for v in jaxpr.invars]
+
+    return _masking(optimizer, axis_name, reads)
+
+
+def _masking(
+    optimizer: optax.GradientTransformation, axis_name: str | tuple[str, ...], keeps: Callable[[Jaxpr], list[bool]]
+) -> Callable[[Any], Any]:
+    """A function that masks a tree, by which of the first leaves of the optimizer's program are kept."""
+    answers: dict[Any, list[bool]] = {}
+
+    def masked(tree: Any) -> Any:
+        tree = inexact(tree)
+        leaves, treedef = jax.tree.flatten(tree)
         shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
         key = (treedef, tuple((x.shape, x.dtype) for x in shapes))
         if key not in answers:
-            answers[key] = _trains(optimizer, jax.tree.unflatten(treedef, shapes))
-        kept = [x if trains else optax.MaskedNode() for x, trains in zip(leaves, answers[key], strict=True)]
+            jaxpr = _program(optimizer, jax.tree.unflatten(treedef, shapes), axis_name)
+            answers[key] = [True] * len(leaves) if jaxpr is None else keeps(jaxpr)[: len(leaves)]
+        kept = [x if keep else optax.MaskedNode() for x, keep in zip(leaves, answers[key], strict=True)]
         return jax.tree.unflatten(treedef, kept)
 
-    return exchanged
+    return masked
 
 
-def _trains(optimizer: optax.GradientTransformation, params: Any) -> list[bool]:
+def _program(optimizer: optax.GradientTransformation, params: Any, axis_name: str | tuple[str, ...]) -> Jaxpr | None:
+    """The optimizer's update, from gradients, state and parameters; None if it needs more than that."""
+
     def update(grads: Any, state: Any, params: Any) -> Any:
         return optax.with_extra_args_support(optimizer).update(grads, state, params, value=jnp.zeros(()))[0]
 
-    count = len(jax.tree.leaves(params))
+    # A worker alone on its axes, wherever this is called: `init` and `update` have to agree.
+    for name in (axis_name,) if isinstance(axis_name, str) else axis_name:
+        update = jax.vmap(update, axis_name=name, axis_size=1, in_axes=None, out_axes=None)
     try:
-        jaxpr = jax.make_jaxpr(update)(params, jax.eval_shape(optimizer.init, params), params).jaxpr
-    except Exception:  # Whatever is wrong with it, its real update will say.
-        return [True] * count
-    depends = set(jaxpr.invars)
+        return jax.make_jaxpr(update)(params, jax.eval_shape(optimizer.init, params), params).jaxpr
+    except Exception:
+        return None
+
+
+def _zeros(jaxpr: Jaxpr, inputs: list[bool]) -> list[bool]:
+    """Which outputs of a program are zero because of what it computes, given which of its inputs are."""
+    zero = {v for v, is_zero in zip(jaxpr.invars, inputs, strict=True) if is_zero}
+
+    def is_zero(v: Any) -> bool:
+        return not np.any(v.val) if isinstance(v, Literal) else v in zero
+
     for equation in jaxpr.eqns:
-        if any(not isinstance(v, Literal) and v in depends for v in equation.invars):
-            depends.update(equation.outvars)
-    return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
+        operands, name = [is_zero(v) for v in equation.invars], equation.primitive.name
+        if name in ("jit", "pjit"):
+            results = _zeros(equation.params["jaxpr"].jaxpr, operands)
+        elif name == "mul":  # Not by a number that happens to be 0, as a learning rate can.
+            results = [
+                any(
+                    zero_operand and getattr(v.aval, "shape", ())
+                    for zero_operand, v in zip(operands, equation.invars, strict=True)
+                )
+            ]
+        elif name in ("div", "select_n"):
+            results = [operands[0] if name == "div" else all(operands[1:])]
+        else:
+            results = [name in _ZERO_OF_ZEROS and all(operands)] * len(equation.outvars)
+        zero.update(v for v, result in zip(equation.outvars, results, strict=True) if result)
+    return [is_zero(v) for v in jaxpr.outvars]
+
+
+_ZERO_OF_ZEROS = {
+    "add",
+    "add_any",
+    "sub",
+    "neg",
+    "convert_element_type",
+    "broadcast_in_dim",
+    "reshape",
+    "squeeze",
+    "copy",
+}
+"""Operations that make zeros of zeros."""
 
 
 def scalar_like(tree: Any, value: Any, dtype: Any, axis_name: str | tuple[str, ...]) -> Array:
@@ -121,12 +193,12 @@ def promoted(updates: Any, params: Any) -> Any:
 
 def norm(tree: Any) -> Float[Array, ""]:
     """The Euclidean norm of all numbers in a tree, at least in float32, which float16 would overflow early."""
-    return optax.tree.norm(jax.tree.map(_wide, tree))
+    return optax.tree.norm(jax.tree.map(wide, tree))
 
 
 def distance(x: optax.Params, y: optax.Params) -> Float[Array, ""]:
     """||x - y||, over all arrays."""
-    return norm(jax.tree.map(lambda x, y: _wide(x) - _wide(y), x, y))
+    return norm(jax.tree.map(lambda x, y: wide(x) - wide(y), x, y))
 
 
 def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, step: Int[ArrayLike, ""]) -> optax.Updates:
@@ -139,7 +211,7 @@ def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, ste
     Args:
       updates: of one worker, no narrower than the params.
       params: to which they will be added.
-      move: to be added, too.
+      move: from the point to which the updates alone lead.
       step: the number of the update.
 
     Returns:
@@ -152,29 +224,30 @@ def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, ste
             results.append((u + m).astype(u.dtype))
             continue
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
-        arrival = _rounded(_wide(p) + _wide(u) + _wide(m), p.dtype, key)
-        results.append((_wide(arrival) - _wide(p)).astype(u.dtype))
+        arrival = _rounded(wide((p + u).astype(p.dtype)) + wide(m), p.dtype, key)
+        results.append((wide(arrival) - wide(p)).astype(u.dtype))
     return jax.tree.unflatten(treedef, results)
 
 
-def towards(x: optax.Params, point: optax.Params, strength: ArrayLike) -> optax.Updates:
+def towards(x: optax.Params, point: optax.Params, strength: ArrayLike = 1.0) -> optax.Updates:
     """The move -strength (x - point), at least in float32."""
 
     def move(x: Array, point: Array) -> Array:
-        x, point = _wide(x), _wide(point)
+        x, point = wide(x), wide(point)
         return -(jnp.asarray(strength).astype(x.dtype) * (x - point))
 
     return jax.tree.map(move, x, point)
 
 
-def _wide(x: Array) -> Array:
+def wide(x: Array) -> Array:
+    """An array in at least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _rounded(x: Float[Array, "*shape"], dtype: Any, key: PRNGKeyArray) -> Float[Array, "*shape"]:
     """Round to one of the two neighbors in a narrower dtype, so that the mean over keys is x."""
     nearest = x.astype(dtype)
-    error = x - _wide(nearest)
+    error = x - wide(nearest)
     other = jnp.nextafter(nearest, jnp.copysign(jnp.inf, error).astype(dtype))
-    gap = jnp.abs(_wide(other) - _wide(nearest))
+    gap = jnp.abs(wide(other) - wide(nearest))
     return jnp.where(jax.random.uniform(key, x.shape) * gap < jnp.abs(error), other, nearest)

@@ -189,13 +189,99 @@ def test_a_frozen_parameter_is_neither_moved_nor_sent_nor_stored(name):
 def test_an_optimizer_that_can_not_be_traced_alone_trains_everything():
     params = {"w": jnp.ones(2), "n": jnp.arange(2)}
 
-    def needs_an_axis(updates, state, params=None):
-        return jax.tree.map(lambda u: jax.lax.pmean(u, "worker"), updates), state
+    def update(updates, state, params=None, *, temperature, **_):
+        return jax.tree.map(lambda u: 0 * temperature * u, updates), state
 
-    optimizer = optax.GradientTransformation(optax.init_empty_state, needs_an_axis)
-    exchanged = trees.exchanged_with(optimizer)(params)
+    optimizer = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    exchanged = trees.exchanged_with(optimizer, "worker")(params)
     assert isinstance(exchanged["n"], optax.MaskedNode)
     np.testing.assert_array_equal(exchanged["w"], params["w"])
+
+
+FREEZE = optax.partition({"train": optax.sgd(0.1), "frozen": optax.set_to_zero()}, {"lora": "train", "base": "frozen"})
+LORA = {"lora": jnp.ones(2), "base": jnp.ones((3, 2))}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(
+            optax.clip_by_global_norm(1.0), FREEZE, optax.scale_by_learning_rate(lambda count: 1 / (1 + count))
+        ),
+        optax.GradientTransformation(FREEZE.init, jax.jit(FREEZE.update)),
+        optax.inject_hyperparams(lambda rate: optax.chain(FREEZE, optax.scale(rate)))(0.5),
+        optax.chain(optax.stateless(lambda u, _: jax.lax.pmean(u, "worker")), FREEZE),
+    ],
+    ids=["chained", "jitted", "injected", "with a collective"],
+)
+def test_what_is_frozen_is_found_whatever_comes_before_and_after(optimizer):
+    """The same within the axes and outside of them, since `init` may be called here or there."""
+    trained = [trees.exchanged_with(optimizer, "worker")(LORA)]
+    worker = jax.tree.map(lambda x: x[None], LORA)
+    jax.vmap(lambda x: trained.append(trees.exchanged_with(optimizer, "worker")(x)), axis_name="worker")(worker)
+    assert [isinstance(tree["base"], optax.MaskedNode) for tree in trained] == [True, True]
+    assert not any(isinstance(tree["lora"], optax.MaskedNode) for tree in trained)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(FREEZE, optax.add_decayed_weights(0.1)),
+        optax.sgd(0.0),
+        optax.sgd(lambda count: 0.0, momentum=0.9),
+        optax.adamw(0.0),
+    ],
+    ids=["decay", "sgd", "schedule", "adamw"],
+)
+def test_decay_trains_what_is_frozen_and_a_learning_rate_of_zero_freezes_nothing(optimizer):
+    assert jax.tree.structure(trees.exchanged_with(optimizer, "worker")(LORA)) == jax.tree.structure(LORA)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_data_parallel_averages_what_the_optimizer_reads(clips):
+    """A norm of all gradients has those of frozen parameters in it, and workers have to stay together."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), FREEZE) if clips else FREEZE
+    tx = METHODS["data_parallel"].build(optimizer, axis_name="worker")
+    grads = {"lora": jnp.ones((4, 2)), "base": jnp.arange(24.0).reshape(4, 3, 2)}
+
+    def update(grads):
+        return tx.update(grads, tx.init(LORA), LORA)[0]
+
+    step = jax.vmap(update, axis_name="worker")
+    np.testing.assert_array_equal(step(grads)["lora"], jnp.broadcast_to(step(grads)["lora"][:1], (4, 2)))
+    read = trees.read_by(optimizer, "worker")(LORA)
+    assert isinstance(read["base"], optax.MaskedNode) is not clips
+
+
+@pytest.mark.parametrize("name", ["local_sgd", "downpour", "diloco"])
+def test_workers_of_16_bits_that_go_to_one_point_agree(name):
+    tx = METHODS[name].build(optax.sgd(0.01), axis_name="worker", period=1)
+    x = jax.random.normal(jax.random.key(0), (4, 1000)).astype(jnp.bfloat16)
+
+    def train(x):
+        state = tx.init(x)
+        for step in range(2):
+            updates, state = tx.update(x.astype(jnp.float32), state, x, value=jnp.float32(0), step=step)
+            x = optax.apply_updates(x, updates)
+        return x
+
+    after = jax.vmap(train, axis_name="worker")(x)
+    np.testing.assert_array_equal(after, jnp.broadcast_to(after[:1], after.shape))
+
+
+def test_independent_reports_keys_and_integers_of_its_own():
+    tx = METHODS["independent"].build(optax.sgd(0.1), axis_name="worker")
+
+    def center(x, loss):
+        _, state = tx.update({"w": x["w"]}, tx.init({"w": x["w"]}), {"w": x["w"]}, value=loss)
+        return METHODS["independent"].center(x, state, "worker")
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = {"w": jnp.arange(3.0), "n": jnp.arange(3), "key": keys}
+    found = jax.vmap(center, axis_name="worker")(x, jnp.array([2.0, 1.0, 3.0]))
+    np.testing.assert_array_equal(found["w"], [1, 1, 1])
+    np.testing.assert_array_equal(found["n"], [0, 1, 2])
+    assert (found["key"] == keys).all()
 
 
 def test_masks_go_in_and_out():

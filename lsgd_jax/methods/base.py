@@ -57,7 +57,7 @@ def exchange_every(
       ValueError: if the period is no whole number of updates, or at `update` if the params are missing.
     """
     check_whole("period", period, "updates")
-    exchanged, optimizer = exchanged_with(optimizer), optax.with_extra_args_support(optimizer)
+    exchanged, optimizer = exchanged_with(optimizer, axis_name), optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> MethodState:
         own, params = optimizer.init(params), jax.tree.map(jnp.asarray, exchanged(params))

@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.trees import exchanged_with, merged
+from lsgd_jax.trees import merged, read_by
 
 
 def data_parallel(
@@ -20,13 +20,13 @@ def data_parallel(
       optimizer: takes the mean gradient; every worker's copy of it does the same.
       axis_name: the axis, or the axes, on which the workers lie.
     """
-    exchanged, optimizer = exchanged_with(optimizer), optax.with_extra_args_support(optimizer)
+    read, optimizer = read_by(optimizer, axis_name), optax.with_extra_args_support(optimizer)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         extra_args.pop("step", None)  # There is nothing to time.
-        updates = merged(mean(exchanged(updates), axis_name), updates)
+        updates = merged(mean(read(updates), axis_name), updates)
         return optimizer.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)

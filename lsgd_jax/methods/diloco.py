@@ -16,6 +16,7 @@ import optax
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, shared_center
+from lsgd_jax.trees import towards
 
 
 def diloco(
@@ -48,7 +49,7 @@ def diloco(
         center, outer_state = shared
         updates, outer_state = outer.update(difference(center, mean(x, axis_name)), outer_state, center)
         new_center = optax.apply_updates(center, updates)
-        return difference(new_center, x), (new_center, outer_state)
+        return towards(x, new_center), (new_center, outer_state)
 
     return exchange_every(
         period,

@@ -17,6 +17,7 @@ import optax
 
 from lsgd_jax.exchange import AxisName, mean, worker_count
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.trees import towards
 
 
 def downpour(
@@ -40,7 +41,7 @@ def downpour(
         center, came_from = shared
         sums = scaled(worker_count(axis_name), mean(difference(x, came_from), axis_name))
         new_center = jax.tree.map(lambda c, d: c + d, center, sums)
-        return difference(new_center, x), (new_center, new_center)
+        return towards(x, new_center), (new_center, new_center)
 
     return exchange_every(period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: (center, start))
 

@@ -17,6 +17,7 @@ import optax
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean, worker_count
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.trees import towards
 
 
 def easgd(
@@ -53,7 +54,7 @@ def easgd(
         alpha, beta = strengths(pull, center_pull, worker_count(axis_name))
         towards_mean = difference(mean(x, axis_name), center)
         new_center = jax.tree.map(lambda c, d: c + d, center, scaled(beta, towards_mean))
-        return scaled(-alpha, difference(x, center)), new_center
+        return towards(x, center, alpha), new_center
 
     return exchange_every(
         period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, pull_at=pull_at

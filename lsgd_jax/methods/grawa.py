@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, total
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled
-from lsgd_jax.trees import norm
+from lsgd_jax.methods.base import MethodState, exchange_every
+from lsgd_jax.trees import norm, towards
 
 
 def mgrawa(
@@ -107,10 +107,10 @@ def _grawa(
     def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
         weights = jax.tree.map(weight, norms_of(grads))
         center = jax.tree.map(lambda x, w: sum_of(w.astype(x.dtype) * x), x, weights)
-        return scaled(-pull, difference(x, center)), center
+        return towards(x, center, pull), center
 
     def draw(x: optax.Params, state: MethodState) -> optax.Updates:
-        drawn = scaled(-prox / period, difference(x, state.shared))
+        drawn = towards(x, state.shared, prox / period)
         return jax.tree.map(lambda d: jnp.where(state.exchanges > 0, d, 0), drawn)
 
     return exchange_every(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from lsgd_jax.checks import check_whole
 from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect
 from lsgd_jax.leader import init_losses, record_loss
+from lsgd_jax.trees import inexact, merged
 
 
 class IndependentState(NamedTuple):
@@ -65,4 +66,4 @@ def independent(
 def center(params: optax.Params, state: IndependentState, axis_name: AxisName) -> optax.Params:
     """The parameters of the best worker who is finite; the first worker's if nobody is."""
     best = elect(state.score, axis_name, eligible=all_finite(params))
-    return broadcast_from(params, jnp.maximum(best, 0), axis_name, method="all_reduce")
+    return merged(broadcast_from(inexact(params), jnp.maximum(best, 0), axis_name, method="all_reduce"), params)

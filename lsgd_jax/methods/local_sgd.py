@@ -6,7 +6,8 @@ Stich, "Local SGD converges fast and communicates little", https://arxiv.org/abs
 import optax
 
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.methods.base import difference, exchange_every
+from lsgd_jax.methods.base import exchange_every
+from lsgd_jax.trees import towards
 
 
 def local_sgd(
@@ -26,6 +27,6 @@ def local_sgd(
     """
 
     def exchange(x: optax.Params, shared: None, grads: optax.Updates) -> tuple[optax.Updates, None]:
-        return difference(mean(x, axis_name), x), shared
+        return towards(x, mean(x, axis_name)), shared
 
     return exchange_every(period, optimizer, exchange, axis_name=axis_name)

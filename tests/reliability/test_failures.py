@@ -179,6 +179,40 @@ def test_injected_hyperparameters_go_on_through_a_revival():
     assert np.isfinite(injected.inner_state[0].mu[1, 3:]).all()
 
 
+def test_a_worker_that_has_run_far_away_arrives_at_the_second_exchange():
+    """Its difference to the leader is that to zero, up to rounding; until it has arrived it takes no steps."""
+    x, losses, gradients = nan_gradient()
+    x[1] = 1e30
+    tx = leader_sgd(optax.sgd(0.1), axis_name="worker", period=2, revive="from_leader")
+    path, (_, pulls) = updated(tx, x, losses, gradients)
+    assert np.argwhere(pulls.revived).tolist() == [[1, 3]]
+    np.testing.assert_array_equal(pulls.failed[1], [False, True, True, False, False, False, False, False])
+    np.testing.assert_array_equal(path[1, 3], path[0, 3])
+
+
+def test_a_revival_leaves_alone_where_a_delayed_leader_was():
+    """The leader of all fails before its pull is due, and its group revives it; what was elected is what all follow."""
+    x, losses, gradients = problem(16)
+    losses[1, 0] = 0.5
+    losses[1, 0, 11] = np.nan
+    tx = leader_sgd(
+        optax.sgd(0.1),
+        period=2,
+        pull=0.0,
+        global_period=8,
+        global_pull=1.0,
+        delay=1,
+        window=1,
+        revive="from_leader",
+        **GROUPED,
+    )
+    path, _, revived, _ = trained(tx, x, losses, gradients)
+    assert np.argwhere(revived).tolist() == [[1, 0, 11]]
+    before_pull = path[0, 0, 14] - 0.1 * gradients[0, 0, 15]
+    expected = before_pull - (path[0, 0, 7] - path[1, 0, 7])
+    np.testing.assert_allclose(path[0, 0, 15], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("period", [1, 4])
 def test_only_what_is_exchanged_is_revived(period):
     """Two links with revival in one optimizer, and parameters that are frozen or step alone."""
@@ -290,6 +324,8 @@ def test_a_worker_is_healed_by_the_first_exchange_that_has_a_leader(options, rec
     failed = [0, 1] if delay and periods[0] == 2 else [0, 1, 2]
     assert np.argwhere(revived).tolist() == [[i, 0, 2, first] for i in failed]
     assert np.isfinite(path[:, 0, 2, first:]).all()
+    if delay == 0 and wire is None and periods[0] != periods[1] and pull_at == "after_step":
+        np.testing.assert_allclose(path[:, 0, 2, first], path[:, 0, 1, first], rtol=1e-5)  # Its group's leader.
     record_property("failures healed", 3)
 
 
