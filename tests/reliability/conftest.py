@@ -15,7 +15,9 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     if hasattr(config, "workerinput"):  # Of pytest-xdist.
         return
     passed = terminalreporter.stats.get("passed", [])
-    for told in sorted({name for report in passed for name, _ in report.user_properties if name.startswith("not tried")}):
+    for told in sorted(
+        {name for report in passed for name, _ in report.user_properties if name.startswith("not tried")}
+    ):
         terminalreporter.write_line(told)
     if not SOAK or exitstatus != 0:
         return

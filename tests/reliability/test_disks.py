@@ -80,7 +80,9 @@ def test_a_small_disk_is_one_sentence(kind, number, unlimited, tmp_path, record_
         commands.assert_one_sentence(code, errors, f"{name} with {kind}={limit}")
         commands.assert_no_process_in(tmp_path)
         if disk_times := [file.stat().st_mtime for file in disk.path.rglob("*")]:
-            print(f"{name}, {kind}={limit}: {code}, {ended - max(disk_times):.1f} s after the last write: {errors[-1:]}")
+            print(
+                f"{name}, {kind}={limit}: {code}, {ended - max(disk_times):.1f} s after the last write: {errors[-1:]}"
+            )
         check_what_is_saved(name, out)
         disk.make_room()
         code, errors = commands.done(*WRITING[name], out, cwd=tmp_path)

@@ -26,7 +26,7 @@ KINDS = {
     "launched with restarts": [*LAUNCH, "--restarts", "2", "--", *commands.TRAIN, *SAVED, "--resume"],
     "that decodes images": [*IMAGENET, "DATA", "--checkpoint-every", "100000"],
 }
-LONGEST = 15.0 if faults.SOAK else 4.0
+LONGEST = 10.0 if faults.SOAK else 4.0
 """Seconds after which a run is stopped that has not ended."""
 
 
