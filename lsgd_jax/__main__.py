@@ -1,10 +1,18 @@
 """`python -m lsgd_jax` is the `lsgd` command."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> int:
     """Run the `lsgd` command; returns its exit code."""
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in stops}
+    for number in stops:
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
         import jax  # noqa: F401 - it reads its variables of the environment.
     except ValueError as error:
@@ -12,7 +20,16 @@ def main() -> int:
         return 2
     from lsgd_jax import cli
 
+    signal.signal(signal.SIGINT, before[signal.SIGINT])  # With which commands remove what they have half written.
     return cli.main()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Say in a sentence that a signal stops this process, and end it at once, also while JAX is imported."""
+    told_by_first = "LSGD_LAUNCHER" in os.environ and os.environ.get("LSGD_PROCESS") != "0"
+    if not told_by_first:
+        os.write(2, f"lsgd: stopped by {signal.Signals(number).name}.\n".encode())
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

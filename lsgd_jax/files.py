@@ -22,6 +22,8 @@ LOCK = ".lock"
 """The file that a process locks while it writes a folder; it stays there."""
 LARGEST_NUMBER = 1e39
 """Beyond float32, in which a run computes; sums and percentages of such numbers are still finite in float64."""
+MOST_TEXT = 2**30
+"""Bytes of a text that is read: a file may claim more than there is memory."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without locks answer."""
 
@@ -124,7 +126,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_text(path: Path, most: int | None = None) -> str:
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
     """What a file holds, as UTF-8.
 
     Args:
@@ -136,7 +138,7 @@ def read_text(path: Path, most: int | None = None) -> str:
       ValueError: if it is not text.
     """
     with reading(path) as file:
-        if most is not None and os.fstat(file.fileno()).st_size > most:
+        if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
         return file.read().decode()
 

@@ -106,6 +106,8 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
     for thread in forwarding:
         thread.join()
     if received:
+        if not started or started[0].returncode < 0:  # Before it could say so.
+            print(f"lsgd: stopped by {signal.Signals(received[0]).name}.", file=sys.stderr)
         return _Code(128 + received[0], failed=False)
     failed = code not in (0, 2)  # With 2, the process has said why.
     if failed:

@@ -191,9 +191,9 @@ def leader_pull(
         for half the bytes of float32, "int8" for a quarter, as differences to the last leader that was received, of
         which every group and all together keep one of their own.
       delay: 1 puts off each pull to the next exchange: then x moves by :math:`-pull \, (x_k - \tilde x_k)`, the worker
-        and its leader as they were at the end of the last exchange k. The worker that led that exchange is not moved. What is sent is
-        known a period before it is needed, so that a compiler may send it while the workers compute, where period and
-        exchange are one straight program.
+        and its leader as they were at the end of the last exchange k. The worker that led that exchange is not moved.
+        What is sent is known a period before it is needed, so that a compiler may send it while the workers compute,
+        where period and exchange are one straight program.
       revive: "from_leader" restarts a worker that has failed from the leader at the next exchange that has one. A
         worker fails if its step would make its parameters NaN or infinite, which it then does not take, nor any other
         until its revival, or if its score is not finite when an exchange is due. A revived worker's losses are

@@ -213,8 +213,8 @@ def _all_failed(progress: Progress, every: int) -> str:
     worker = min(steps, key=steps.__getitem__)
     kept = "; checkpoints from before are kept" if every else ""
     return (
-        f"all workers have failed, since their steps lead to parameters that are NaN or infinite: worker {worker} first, by step"
-        f" {steps[worker]}, and the last by step {max(steps.values())}{kept}."
+        "all workers have failed, since their steps lead to parameters that are NaN or infinite:"
+        f" worker {worker} first, by step {steps[worker]}, and the last by step {max(steps.values())}{kept}."
     )
 
 

@@ -124,3 +124,11 @@ def test_whether_a_folder_can_be_written_is_seen_without_a_trace(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".written"]
     with pytest.raises(UsageError, match=r"\.written can't be written \(File exists\): name another out folder\.$"):
         files.check_writable(tmp_path / ".written")
+
+
+def test_a_text_that_is_larger_than_any_is_not_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(OSError, match="it has more than 1,073,741,824 bytes"):
+        files.read_text(path)

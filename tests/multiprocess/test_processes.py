@@ -232,3 +232,10 @@ def test_an_interrupt_and_a_termination_end_all(number, training):
     launcher, processes, _ = training
     launcher.send_signal(number)
     assert_all_end(launcher, processes, 128 + number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_launcher_tells_of_a_stop_that_its_processes_can_not(number, tmp_path):
+    stopped = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(300)"
+    done = launch(1, sys.executable, "-c", stopped, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + number, f"lsgd: stopped by {number.name}.\n")

@@ -12,11 +12,17 @@ SUMMARY = Path(__file__).parents[2] / "benchmarks" / "reliability" / "results" /
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """Keep what a soak has tried that has passed: the numbers that its tests have recorded, and the cases of each."""
-    in_worker = hasattr(config, "workerinput")  # Of pytest-xdist.
-    if not SOAK or in_worker or exitstatus != 0:
+    if hasattr(config, "workerinput"):  # Of pytest-xdist.
+        return
+    passed = terminalreporter.stats.get("passed", [])
+    for told in sorted(
+        {name for report in passed for name, _ in report.user_properties if name.startswith("not tried")}
+    ):
+        terminalreporter.write_line(told)
+    if not SOAK or exitstatus != 0:
         return
     tried, cases = Counter(), Counter()
-    for report in terminalreporter.stats["passed"]:
+    for report in passed:
         cases[report.nodeid.split("::")[-1].split("[")[0]] += 1
         for name, count in report.user_properties:
             tried[name] += count

@@ -136,3 +136,20 @@ def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared,
     assert code == 128 + signal.SIGINT, errors
     [line] = errors.splitlines()
     assert line.startswith("lsgd: stopped by SIGINT after step ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_while_jax_is_imported_is_one_sentence(number, tmp_path):
+    """The module that stands for it is imported first."""
+    (tmp_path / "jax.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep({faults.HANG})")
+    process = subprocess.run(
+        [*LSGD, *TRAIN, "run"],
+        capture_output=True,
+        text=True,
+        timeout=faults.HANG,
+        check=False,
+        cwd=tmp_path,
+        env=faults.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(faults.ROOT)])},
+    )
+    assert process.returncode == 128 + number
+    assert process.stderr == f"lsgd: stopped by {number.name}.\n"
