@@ -1,12 +1,14 @@
 """Commands as they are given, in processes that need not import JAX anew, and what ends they may come to."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,8 +22,15 @@ COMPARE = ["compare", "digits", "--width", ".1", "--batch-size", "8", "--groups"
 COMPARE += ["--methods", "lsgd,independent", "--seeds", "0", "--steps", "12", "--eval-every", "4"]
 
 
+def _end_with_tests():
+    """Leave no process, even if the tests are killed."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _main_here(arguments, cwd, output):
     """What the process does that `started` starts."""
+    threading.Thread(target=_end_with_tests, daemon=True).start()
     os.setsid()
     os.chdir(cwd)
     os.environ["JAX_PLATFORMS"] = "cpu"
