@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
+from lsgd_jax import files
 from lsgd_jax.exchange import BroadcastMethod, Wire
 from lsgd_jax.leader import Revive, default_global_period
 from lsgd_jax.methods import METHODS
@@ -332,7 +333,7 @@ class Config:
     @staticmethod
     def load(run: Path | str) -> "Config":
         """The configuration in a run's folder."""
-        return Config.from_json((Path(run) / "config.json").read_text())
+        return Config.from_json(files.read_text(Path(run) / "config.json"))
 
 
 class _Rule(NamedTuple):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -241,3 +242,9 @@ def test_a_run_goes_on_with_one_group_without_global_options_and_back(tmp_path):
             folder.go_on(0)
     with pytest.raises(UsageError, match="can't go on with another global_period: 16, not 8"):
         RunFolder(tmp_path / "run", dataclasses.replace(BASE, global_period=16), resume=True)
+
+
+def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(OSError, match=r"config\.json"):
+        Config.load(tmp_path)

@@ -28,7 +28,7 @@ def check_what_is_saved(name, path):
     """It can be read, and is a whole of what was begun."""
     if name.startswith("train") and (path / "config.json").exists() and (path / "metrics.jsonl").exists():
         read_metrics(path)
-        assert not list(path.rglob("*.npz.new"))
+        assert not list(path.rglob("*.new"))
     if name == "compare":
         for run in path.glob("*/seed-0"):
             curves([run])
