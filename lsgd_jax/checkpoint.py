@@ -163,6 +163,7 @@ class Checkpoints:
                     for part in ("state", "progress"):
                         (new / part).mkdir(parents=True)
             except OSError as problem:
+                shutil.rmtree(new, ignore_errors=True)
                 raise UsageError(self._unwritten(problem)) from None
         told = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
         about = json.dumps({"progress": told, "arrays": _arrays(state), "error": error})

@@ -505,6 +505,8 @@ def _run(arguments: list[str] | None) -> int | None:
         return 1
     except Interrupted as stop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process at once, here too.
+        for number in (signal.SIGTERM, signal.SIGHUP):  # As the launcher sends it when another process has stopped.
+            signal.signal(number, signal.SIG_IGN)
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
