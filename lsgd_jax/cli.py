@@ -17,13 +17,13 @@ import tyro
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.config import Config
+from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
-from lsgd_jax.interruption import stopped_at_once
 from lsgd_jax.methods import METHODS
-from lsgd_jax.output import Output
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
+from lsgd_jax.tracking.output import Output
 
 MOST_SEEDS = 10_000
 """Of a comparison."""
@@ -315,7 +315,8 @@ def figure(
       model: the network that F4 to F8 look for; by default the paper's.
       dataset: the data that F4 to F8 look for; by default the paper's.
     """
-    from lsgd_jax.figures import analytic, networks
+    from lsgd_jax.figures import analytic
+    from lsgd_jax.paper import networks
 
     of_networks = name in networks.FIGURES
     without_effect: dict[str, Any] = {} if of_networks else {"model": model, "dataset": dataset}
@@ -328,7 +329,7 @@ def figure(
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
         return
     if name == "theory":
-        from lsgd_jax.figures import theory
+        from lsgd_jax.paper import theory
 
         print(f"{theory.make(out, runs)}see {out / 'theory.png'}")
         return
@@ -386,7 +387,7 @@ def launch(
       devices_per_process: simulated devices of each; by default one for each of its workers.
       restarts: how often the run is brought back from its last checkpoint after a process was killed or crashed.
     """
-    from lsgd_jax.launch import launch as run_processes
+    from lsgd_jax.distributed.launch import launch as run_processes
 
     if command[:1] != ("train",):
         raise UsageError(
@@ -412,7 +413,7 @@ def info(
       bytes: a preset: for each method, what a worker sends in an exchange and a step, before anything is run.
     """
     if bytes is None:
-        from lsgd_jax.run_folder import environment
+        from lsgd_jax.tracking.run_folder import environment
 
         for name, value in environment().items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
@@ -420,8 +421,8 @@ def info(
         return
     if bytes not in PRESETS:
         raise UsageError(f"there is no preset {bytes!r}; there are {', '.join(PRESETS)}.")
-    from lsgd_jax.compile_ahead import parameter_shapes
-    from lsgd_jax.ledger import table
+    from lsgd_jax.costs.ledger import table
+    from lsgd_jax.train.compile_ahead import parameter_shapes
 
     print(table(PRESETS[bytes], parameter_shapes(PRESETS[bytes])))
 
@@ -436,7 +437,8 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
       topology: the kind of TPU and its chips along each axis, like v5e:16x16.
       text: a file to write the compiled program's text (HLO) to.
     """
-    from lsgd_jax import compile_ahead, distributed
+    from lsgd_jax import distributed
+    from lsgd_jax.train import compile_ahead
 
     if options.asynchronous is not None:
         raise UsageError("compile is for workers in step: asynchronous is for train.")
@@ -456,7 +458,7 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
             text.write_text(compiled.as_text() or "")
     except OSError as error:
         raise UsageError(f"{text} can't be written ({error.strerror}).") from None
-    steps, kind = compile_ahead.steps_at_once(placed), devices[0].device_kind
+    steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
     print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
     print(f"groups: {groups}, workers in each: {workers}")
     print(compile_ahead.report(compiled))

@@ -19,12 +19,13 @@ from scipy import stats
 from lsgd_jax import files
 from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.config import Config
+from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
 from lsgd_jax.leader import default_global_period
-from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
-from lsgd_jax.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
-from lsgd_jax.train import prepare, train_and_evaluate
+from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
+from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.train.setup import prepare
 
 RATES = (0.3, 1.0, 3.0)
 """Learning rates that tuning tries, as multiples of the preset's, with both values of the method's own option."""

@@ -8,16 +8,16 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lsgd_jax.checkpoint import Checkpoints
 from lsgd_jax.checks import check_path
-from lsgd_jax.compile_ahead import blank_feed
 from lsgd_jax.distributed import SHARED, STACKED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.base import mean_of_workers
-from lsgd_jax.run_folder import read_config
-from lsgd_jax.step import TrainState, in_mode, state_shapes
-from lsgd_jax.train import make_model, make_optimizer
+from lsgd_jax.tracking.run_folder import read_config
+from lsgd_jax.train.checkpoint import Checkpoints
+from lsgd_jax.train.compile_ahead import blank_feed
+from lsgd_jax.train.setup import make_model, make_optimizer
+from lsgd_jax.train.step import TrainState, in_mode, state_shapes
 
 
 class Trained(NamedTuple):

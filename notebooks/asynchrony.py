@@ -32,10 +32,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.figures.simulation import draw_errors, draw_staleness, draw_timeline, table, with_own_rate
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 # %matplotlib inline
 small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the pictures is of full size.
@@ -98,8 +98,8 @@ def train(cluster):
     }
 
 
-logs, courses = train(Cluster(slow=((0, 10.0),)))
-draw_timeline({name: logs[name] for name in ways}, courses)
+logs, histories = train(Cluster(slow=((0, 10.0),)))
+draw_timeline({name: logs[name] for name in ways}, histories)
 
 # %% [markdown]
 # Stars tell who led. Posted, every worker has exchanges of its own, and each its leader. The slow worker, who has learned least, hardly
@@ -122,7 +122,7 @@ draw_staleness({name: sums[name] for name in ways})
 # What does it cost in error? On the left against virtual time, on the right against steps.
 
 # %%
-draw_errors(courses, target)
+draw_errors(histories, target)
 
 # %% [markdown]
 # Against steps LSGD's three curves lie together: on this easy problem staleness does no harm that could be seen. Against time they part by
@@ -138,7 +138,7 @@ def reached(course):
 
 
 rows = ["| method | all alike | one at a tenth |", "|---|---|---|"]
-rows += [f"| {name} | {reached(even[name])} | {reached(courses[name])} |" for name in names]
+rows += [f"| {name} | {reached(even[name])} | {reached(histories[name])} |" for name in names]
 Markdown("virtual seconds to 5 % test error, one seed\n\n" + "\n".join(rows))
 
 # %% [markdown]

@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from lsgd_jax.objectives import quadratic
+from lsgd_jax.paper.objectives import quadratic
 
 for name, method in METHODS.items():
     options = list(inspect.signature(method.build).parameters)[2:]

@@ -38,12 +38,12 @@ from flax import nnx
 from IPython.display import Markdown
 from jax.sharding import AxisType, PartitionSpec
 
-from lsgd_jax import ledger
-from lsgd_jax.collectives import collectives
-from lsgd_jax.compile_ahead import parameter_shapes
+from lsgd_jax.costs import ledger
+from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.data import BatchIndices, load
 from lsgd_jax.models import MODELS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 # The CPU acts as four devices, for the compiled programs below. It has to be said before JAX is used.
 jax.config.update("jax_num_cpu_devices", 4)
@@ -122,7 +122,7 @@ plt.show()
 #
 # ## What is sent, by formula
 #
-# Before anything is run, `lsgd_jax.ledger` tells what each worker sends. `lsgd info --bytes mnist1d` prints the same table.
+# Before anything is run, `lsgd_jax.costs.ledger` tells what each worker sends. `lsgd info --bytes mnist1d` prints the same table.
 
 # %%
 preset = PRESETS["mnist1d"]
@@ -138,7 +138,7 @@ print(ledger.table(preset, shapes))
 #
 # ## What is sent, as compiled
 #
-# A formula may be wrong. `lsgd_jax.collectives` reads the collective operations from the text of a compiled program. Here is one
+# A formula may be wrong. `lsgd_jax.costs.collectives` reads the collective operations from the text of a compiled program. Here is one
 # exchange among 2 groups of 2 workers, each on a device of its own, with 100,000 parameters |x|, for each way to send.
 
 # %%
@@ -242,8 +242,8 @@ def seconds_to(target, course):
 
 figure, ax = plt.subplots(figsize=(9, 4))
 names = list(measured["links"]["200"])
-for offset, (megabits, courses) in enumerate(measured["links"].items()):
-    times = np.array([seconds_to(measured["target"], courses[name]) for name in names])
+for offset, (megabits, histories) in enumerate(measured["links"].items()):
+    times = np.array([seconds_to(measured["target"], histories[name]) for name in names])
     ax.barh(
         np.arange(len(names)) + 0.27 * (offset - 1),
         times / times[names.index("data parallel")],

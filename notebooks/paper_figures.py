@@ -22,7 +22,7 @@
 
 # %%
 try:
-    from lsgd_jax.figures import descent, matrix_completion, networks, nonconvex
+    from lsgd_jax.paper import descent, matrix_completion, networks, nonconvex
 except ModuleNotFoundError:
     raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
 
@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from lsgd_jax.objectives import bowl, sinc_rings
+from lsgd_jax.paper.objectives import bowl, sinc_rings
 from lsgd_jax.presets import PRESETS
 
 small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the pictures is of full size.

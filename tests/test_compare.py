@@ -15,7 +15,7 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import comparison
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability import faults
 
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)

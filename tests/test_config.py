@@ -8,7 +8,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import RunFolder
+from lsgd_jax.tracking.run_folder import RunFolder
 
 BASE = PRESETS["mnist1d"]  # 2 groups of 4.
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsgd_jax import NOBODY, broadcast_from, elect
-from lsgd_jax.collectives import collectives
+from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.exchange import broadcast_rounded, chosen_broadcast, mean
 from tests import oracle
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from lsgd_jax import leader_sgd
-from lsgd_jax.collectives import collectives
+from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.leader import links
 from tests.test_docs import ROOT, sections
 

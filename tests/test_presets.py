@@ -11,7 +11,7 @@ from flax import nnx
 from lsgd_jax import presets, train
 from lsgd_jax.models import MODELS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 
 MODULES = [importlib.import_module(f"lsgd_jax.presets.{info.name}") for info in pkgutil.iter_modules(presets.__path__)]
 

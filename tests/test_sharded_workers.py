@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lsgd_jax import broadcast_from, leader_pull
-from lsgd_jax.collectives import collectives
+from lsgd_jax.costs.collectives import collectives
 
 WORKERS, SHARDS, STEPS = 4, 2, 3
 SPECS = {"a": P("worker", None, "model"), "b": P("worker", "model"), "c": P("worker"), "d": P("worker", "model")}

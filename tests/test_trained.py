@@ -13,7 +13,7 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import report
 from lsgd_jax.figures.run import draw
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.trained import load_trained
 
 SMALL = dataclasses.replace(PRESETS["digits"], width=0.1, groups=2, workers=2, steps=12, eval_every=4)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd, trees
-from lsgd_jax.collectives import collectives
+from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.methods import METHODS
 from tests.mapping import GROUPS, WORKERS, mapped, over_workers
 

@@ -30,14 +30,14 @@ import jax
 import numpy as np
 
 from benchmarks.asynchronous.simulated import METHODS, NEARLY_EQUAL, RESULTS, for_method, straggler_config
-from lsgd_jax import train
-from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import Placement, simulate_devices
 from lsgd_jax.errors import RunFailed
-from lsgd_jax.run_folder import RunFolder, environment, read_metrics
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, event_log
 from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.tracking.run_folder import RunFolder, environment, read_metrics
+from lsgd_jax.train import loop, setup
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 WORKERS = 8
 SLOWDOWNS = {
@@ -76,15 +76,15 @@ def predicted(method: str, config: Config, cluster: Cluster, network: Network, t
 
 def in_step(config: Config, step_seconds: float, target: float) -> Seconds:
     """What a run takes whose steps take so many seconds."""
-    rounds = train.rounds
+    rounds = setup.rounds
 
     def slow_rounds(feed: Any, placement: Placement, steps: int, at_once: int, first: int) -> Iterator[Any]:
         for batches in rounds(feed, placement, steps, at_once, first):
             yield batches  # What follows is done while the devices compute.
             time.sleep(at_once * step_seconds)
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(train, "rounds", slow_rounds):
-        train.train_and_evaluate(config, Path(folder) / "run", lines=False)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "rounds", slow_rounds):
+        loop.train_and_evaluate(config, Path(folder) / "run", lines=False)
         evaluations = read_metrics(Path(folder) / "run", "evaluation")
     return Seconds(evaluations[-1]["seconds"], _seconds_to(target, evaluations))
 
@@ -101,7 +101,7 @@ def asynchronously(config: Config, steps: int, target: float) -> Seconds:
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunFolder, "log", log_until_the_end):
         with contextlib.suppress(RunFailed):
-            train.train_and_evaluate(config, Path(folder) / "run", lines=False)
+            loop.train_and_evaluate(config, Path(folder) / "run", lines=False)
         return Seconds(min(ends), _seconds_to(target, read_metrics(Path(folder) / "run", "evaluation")))
 
 

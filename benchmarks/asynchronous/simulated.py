@@ -25,13 +25,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
 from lsgd_jax.figures.output import write
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import environment
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
-from lsgd_jax.simulate.training import Course, Network, train_on
+from lsgd_jax.simulate.training import History, Network, train_on
+from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("lsgd", "lsgd-joined", "lsgd-posted", "easgd", "downpour", "data_parallel")
@@ -107,7 +107,7 @@ def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figu
     params = parameter_shapes(base)
     summary: dict[str, Any] = {name: {method: [] for method in METHODS} for name in STRAGGLERS}
     rows: list[list] = []
-    first: dict[tuple[str, str], Course] = {}
+    first: dict[tuple[str, str], History] = {}
     for seed in range(seeds):
         seeded = dataclasses.replace(base, seed=seed)
         of_downpour, of_others = Network(for_method(seeded, "downpour")), Network(seeded)

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.speed.input import BATCH, step_program
 from lsgd_jax import distributed
-from lsgd_jax.launch import launch
-from lsgd_jax.run_folder import environment
+from lsgd_jax.distributed.launch import launch
+from lsgd_jax.tracking.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "step_count.json"
 PROCESSES = 4
@@ -26,7 +26,7 @@ PROCESSES = 4
 def count(times: int, out: Path) -> None:
     """Write what each count has taken in this process."""
     distributed.initialize()
-    distributed.of_first_process(0.0)  # All are there.
+    distributed.from_process_zero(0.0)  # All are there.
     steps, ends = distributed.StepCount(), [time.perf_counter()]
     for _ in range(times):
         steps.add()

@@ -23,9 +23,10 @@ import numpy as np
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, simulate_devices
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import environment, read_metrics
-from lsgd_jax.step import init_state, local_steps
-from lsgd_jax.train import prepare, rounds, step_key, train_and_evaluate
+from lsgd_jax.tracking.run_folder import environment, read_metrics
+from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.train.setup import prepare, rounds, step_key
+from lsgd_jax.train.step import init_state, local_steps
 
 RESULTS = Path(__file__).parent / "results" / "straggler.json"
 WORKERS, SLOWDOWN = 8, 10.0

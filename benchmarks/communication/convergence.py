@@ -16,11 +16,11 @@ import numpy as np
 from scipy import stats
 
 from lsgd_jax import distributed
-from lsgd_jax.compile_ahead import parameter_shapes
-from lsgd_jax.ledger import bytes_sent
+from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import environment
+from lsgd_jax.tracking.run_folder import environment
 from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results" / "convergence.json"
 SENDING: dict[str, dict[str, Any]] = {

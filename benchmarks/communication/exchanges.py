@@ -26,10 +26,10 @@ from jax.experimental import multihost_utils
 
 from benchmarks.communication.network import bytes_out, hosts
 from lsgd_jax import distributed
+from lsgd_jax.costs.ledger import rounded_collectives
 from lsgd_jax.distributed import SHARED, STACKED, Placement, place
 from lsgd_jax.exchange import broadcast_rounded, mean
-from lsgd_jax.ledger import rounded_collectives
-from lsgd_jax.run_folder import environment
+from lsgd_jax.tracking.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "exchanges.json"
 WAYS: dict[str, dict[str, Any]] = {

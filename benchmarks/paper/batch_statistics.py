@@ -13,14 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lsgd_jax import train
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, simulate_devices
-from lsgd_jax.evaluate import BatchStatistics, evaluation
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import environment
-from lsgd_jax.step import init_state, local_steps
+from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.train import setup
+from lsgd_jax.train.evaluate import BatchStatistics, evaluation
+from lsgd_jax.train.step import init_state, local_steps
 
 POLICIES: tuple[BatchStatistics, ...] = ("own", "mean", "leader", "reestimate")
 STEPS = (25, 50, 100, 200, 400)
@@ -32,10 +32,10 @@ CONFIG = dataclasses.replace(
 
 def errors(config: Config) -> dict[str, list[float]]:
     """The test error of the center by policy, and the workers' mean, at every step in `STEPS`."""
-    placement, feed, model, optimizer = train.prepare(config)
+    placement, feed, model, optimizer = setup.prepare(config)
     program = local_steps(model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
-    key = train.step_key(config.seed)
+    key = setup.step_key(config.seed)
     policies = [policy for policy in POLICIES if policy != "leader" or config.method == "lsgd"]
     evaluations = {
         policy: evaluation(
@@ -50,7 +50,7 @@ def errors(config: Config) -> dict[str, list[float]]:
         for policy in policies
     }
     found: dict[str, list[float]] = {name: [] for name in [*policies, "workers"]}
-    for step, batch in enumerate(train.rounds(feed, placement, config.steps, 1)):
+    for step, batch in enumerate(setup.rounds(feed, placement, config.steps, 1)):
         state, _ = program(state, shared, batch, np.int32(step), np.float32(1), key)
         placement.wait_for(state)
         if step + 1 in STEPS:

@@ -27,11 +27,14 @@ import numpy as np
 
 from lsgd_jax import cli
 from lsgd_jax.distributed import process_index
-from lsgd_jax.progress import RunProgress
-from lsgd_jax.run_folder import environment
+from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
-LAUNCH = "import sys; from lsgd_jax.launch import launch; sys.exit(launch(sys.argv[1:], processes=2, restarts=1))"
+LAUNCH = (
+    "import sys; from lsgd_jax.distributed.launch import launch;"
+    " sys.exit(launch(sys.argv[1:], processes=2, restarts=1))"
+)
 TRAIN = [sys.executable, "-m", "benchmarks.reliability.recovery", "train", "mnist1d", "--run-dir"]
 ENDS = {"detection": "was killed by SIGKILL", "restart": "restoring", "restoring": "compiling", "compiling": "training"}
 """The parts, in order, and what is printed at the end of each."""

@@ -23,7 +23,7 @@ from benchmarks.speed.interleaved import ratio, report, time_interleaved
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import simulate_devices
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.progress import RunProgress
+from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.train import train_and_evaluate
 
 RUNS = {

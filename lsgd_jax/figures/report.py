@@ -24,7 +24,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as figures
 from lsgd_jax.figures.run import logged_positions
-from lsgd_jax.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
+from lsgd_jax.tracking.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
 
 MOST_POINTS = 2000
 """In the lines of a chart; more are drawn as pixels."""

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write_picture
-from lsgd_jax.run_folder import making_sense_of, read_config, read_metrics
+from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metrics
 
 MOST_WORKERS = 2**16
 """In a picture."""

@@ -16,13 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lsgd_jax.checks import check_names
-from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY
 from lsgd_jax.figures.output import write
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
-from lsgd_jax.simulate.training import Course, Network, train_on
+from lsgd_jax.simulate.training import History, Network, train_on
+from lsgd_jax.train.compile_ahead import parameter_shapes
 
 MOST_LOGGED = 64
 """Workers up to which a simulation has a log, a timeline and training."""
@@ -72,7 +72,7 @@ def make(
     else:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
     logs: dict[str, EventLog] = {}
-    courses: dict[str, Course] = {}
+    histories: dict[str, History] = {}
     sums: dict[str, Totals] = {}
     networks: dict[Config, Network] = {}
     for name in names:
@@ -89,10 +89,10 @@ def make(
         if target_error is not None:
             alone = of_method.replace(method="independent")  # Methods share what is compiled for local steps.
             networks[alone] = networks.get(alone) or Network(alone, data_dir)
-            courses[name] = train_on(logs[name], schedule, of_method, networks[alone])
+            histories[name] = train_on(logs[name], schedule, of_method, networks[alone])
 
     summary: dict[str, Any] = {"cluster": _plain(cluster), "methods": {name: of.summary() for name, of in sums.items()}}
-    for name, course in courses.items():
+    for name, course in histories.items():
         summary["methods"][name] |= {
             "final_error": float(course.center_error[-1]),
             f"seconds_to_{target_error:g}": course.seconds_to(target_error or 0),
@@ -101,10 +101,10 @@ def make(
     write(out, "staleness", draw_staleness(sums), ["method", "steps", "times"], stale_rows, summary)
     if logs:
         columns = ["method", "seconds", "event", "level", "workers", "since", "until"]
-        write(out, "timeline", draw_timeline(logs, courses), columns, _log_rows(logs), summary)
+        write(out, "timeline", draw_timeline(logs, histories), columns, _log_rows(logs), summary)
     if target_error is not None:
         columns = ["method", "seconds", "steps", "center_error"]
-        write(out, "error", draw_errors(courses, target_error), columns, _error_rows(courses), summary)
+        write(out, "error", draw_errors(histories, target_error), columns, _error_rows(histories), summary)
     return table(summary["methods"]) + f"\nsee {out}"
 
 
@@ -134,7 +134,7 @@ def table(methods: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |" for row in rows)
 
 
-def draw_timeline(logs: dict[str, EventLog], courses: dict[str, Course]) -> Figure:
+def draw_timeline(logs: dict[str, EventLog], histories: dict[str, History]) -> Figure:
     """The first periods of every method, a row a worker; with a course, who led."""
     [first, *_] = logs.values()
     shown = PERIODS_SHOWN * _typical_period(logs) / SECOND
@@ -142,7 +142,7 @@ def draw_timeline(logs: dict[str, EventLog], courses: dict[str, Course]) -> Figu
     figure = Figure(figsize=(13, height * len(logs) + 0.8), layout="constrained")
     panels = figure.subplots(len(logs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (name, log) in zip(panels, logs.items(), strict=True):
-        _draw_log(axes, log, courses.get(name), shown)
+        _draw_log(axes, log, histories.get(name), shown)
         axes.set_title(name, loc="left", fontsize=10)
         axes.set_ylabel("worker", fontsize=9)
     panels[0].set(xlim=(0, shown), ylim=(first.workers - 0.5, -0.5), yticks=range(0, first.workers, 2))
@@ -151,7 +151,7 @@ def draw_timeline(logs: dict[str, EventLog], courses: dict[str, Course]) -> Figu
         Patch(facecolor=color, label=label)
         for color, label in ((COMPUTES, "a step"), (WAITS, "waits"), (EXCHANGES, "exchanges"), (AWAY, "away"))
     ]
-    if any(course.leaders for course in courses.values()):
+    if any(course.leaders for course in histories.values()):
         legend.append(Line2D([], [], color=LEADS, marker="*", linestyle="", label="leads"))
     figure.legend(handles=legend, ncols=len(legend), loc="outside upper right", frameon=False, fontsize=9)
     return figure
@@ -171,7 +171,7 @@ def _typical_period(logs: dict[str, EventLog]) -> float:
     return float(max(gaps)) or max(log.end for log in logs.values()) / PERIODS_SHOWN
 
 
-def _draw_log(axes: Axes, log: EventLog, course: Course | None, shown: float) -> None:
+def _draw_log(axes: Axes, log: EventLog, course: History | None, shown: float) -> None:
     bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
 
     def bar(worker: int, color: str, start: int, end: int) -> None:
@@ -222,12 +222,12 @@ def draw_staleness(sums: dict[str, Totals]) -> Figure:
     return figure
 
 
-def draw_errors(courses: dict[str, Course], target: float) -> Figure:
+def draw_errors(histories: dict[str, History], target: float) -> Figure:
     """Test error of each method's center against virtual time and against steps."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
-    for (name, course), color in zip(courses.items(), colors, strict=False):
+    for (name, course), color in zip(histories.items(), colors, strict=False):
         for axes, x in zip(panels, (course.seconds, course.steps), strict=True):
             axes.plot(x, 100 * course.center_error, color=color, linewidth=1.4, label=name)
     for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
@@ -248,8 +248,8 @@ def _log_rows(logs: dict[str, EventLog]) -> Any:
             yield [name, f"{event.time / SECOND:.9f}", event.kind, event.level, who, since, f"{event.end / SECOND:.9f}"]
 
 
-def _error_rows(courses: dict[str, Course]) -> Any:
-    for name, course in courses.items():
+def _error_rows(histories: dict[str, History]) -> Any:
+    for name, course in histories.items():
         for seconds, steps, error in zip(course.seconds, course.steps, course.center_error, strict=True):
             yield [name, f"{seconds:.9f}", f"{steps:g}", f"{error:.6f}"]
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from lsgd_jax.collectives import Collective
 from lsgd_jax.config import Config
+from lsgd_jax.costs.collectives import Collective
+from lsgd_jax.costs.ledger import exchanges
 from lsgd_jax.errors import UsageError
-from lsgd_jax.ledger import exchanges
 
 SECOND = 1_000_000_000
 """Nanoseconds of virtual time."""
@@ -192,7 +192,7 @@ class ExchangeCost(NamedTuple):
 
 
 def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
-    r"""What exchanges among workers who wait for each other cost: in a group first, as `lsgd_jax.ledger` counts them.
+    r"""Costs of exchanges among workers that wait for each other, groups first, by `lsgd_jax.costs.ledger`.
 
     An all-reduce of S bytes among n workers takes :math:`2 \lceil \log_2 n \rceil` messages one after the other and
     :math:`2 (n - 1) / n \, S` bytes over every worker's link (recursive halving and doubling), scattering and

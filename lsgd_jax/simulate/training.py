@@ -1,7 +1,7 @@
 """Training in virtual time: workers' steps and exchanges in the order of an event log.
 
-Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`, with no
-step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
+Steps are those of `lsgd_jax.train.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`,
+with no step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
 """
 
 import functools
@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import Placement, place
 from lsgd_jax.errors import UsageError
-from lsgd_jax.evaluate import evaluation
 from lsgd_jax.exchange import NOBODY, mean
 from lsgd_jax.leader import leader_sgd
 from lsgd_jax.methods import downpour, easgd, mean_of_workers
@@ -27,8 +26,10 @@ from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.local_sgd import local_sgd
 from lsgd_jax.simulate.cluster import SECOND
 from lsgd_jax.simulate.events import Event, EventLog, Schedule
-from lsgd_jax.step import TrainState, init_state, leaders_in, local_steps
-from lsgd_jax.train import learning_rate_factor, make_feed, make_model, make_optimizer, step_key
+from lsgd_jax.train.evaluate import evaluation
+from lsgd_jax.train.learning_rates import learning_rate_factor
+from lsgd_jax.train.setup import make_feed, make_model, make_optimizer, step_key
+from lsgd_jax.train.step import TrainState, init_state, leaders_in, local_steps
 
 _AXIS = "worker"
 _elastic, _adding = jax.jit(easgd.meet_center), jax.jit(downpour.meet_center)
@@ -67,7 +68,7 @@ class Problem(Protocol):
         ...
 
 
-class Course(NamedTuple):
+class History(NamedTuple):
     """What came of training along an event log."""
 
     seconds: Float[np.ndarray, " evaluations"]
@@ -88,7 +89,7 @@ class Course(NamedTuple):
         return float(self.seconds[reached[0]]) if len(reached) else None
 
 
-def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem) -> Course:
+def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem) -> History:
     """Train along an event log.
 
     The same arguments give the same bits on the same platform and versions. Evaluations come every
@@ -131,7 +132,7 @@ class _Replay:
             nothing = problem.start()
             self.board = [(nothing.params, _score(nothing))] * log.workers
 
-    def run(self) -> Course:
+    def run(self) -> History:
         evaluations: list[tuple[float, float, float, np.ndarray]] = []
         every, due = self.config.eval_every * self.log.workers, 0
         happens: dict[str, Callable[[Event], None]] = {"step": self.step, "leave": self.leave, "join": self.join}
@@ -142,7 +143,7 @@ class _Replay:
                 due = (self.total // every + 1) * every
                 evaluations.append((event.time / SECOND, self.total / self.log.workers, *self.test()))
         seconds, steps, center, workers = (np.array(of) for of in zip(*evaluations, strict=True))
-        return Course(seconds, steps, center, workers, self.leaders, self.states)
+        return History(seconds, steps, center, workers, self.leaders, self.states)
 
     def progress(self, event: Event) -> tuple[float, float]:
         return self.total / self.log.workers, event.time / SECOND

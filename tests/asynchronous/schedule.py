@@ -5,7 +5,7 @@ from functools import cache
 import jax
 import numpy as np
 
-from lsgd_jax.asynchronous import Model, Told, Worker, life
+from lsgd_jax.asynchronous import Model, StepReport, Worker, life
 
 
 def drive(workers, exchanges, turns):
@@ -38,7 +38,7 @@ def drive_in_step(workers, exchanges):
                     del lives[i]
 
 
-def scripted(position, steps, told=lambda step: Told(0.0, 0.0, True), moves=None):
+def scripted(position, steps, told=lambda step: StepReport(0.0, 0.0, True), moves=None):
     """A worker that starts at 0, moves by its step's entry of `moves` and tells what the script says."""
 
     def take_step(step, model, optimizer):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgd_jax import board
-from lsgd_jax.board import Post, SharedBoard
+from lsgd_jax.asynchronous import board
+from lsgd_jax.asynchronous.board import Post, SharedBoard
 from lsgd_jax.errors import UsageError
 
 LIKE = {"w": jax.ShapeDtypeStruct((1, 1, 3), jnp.float32)}

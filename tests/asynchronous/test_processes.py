@@ -6,9 +6,9 @@ import sys
 import jax
 import numpy as np
 
-from lsgd_jax.compile_ahead import parameter_shapes
 from lsgd_jax.config import Config
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
+from lsgd_jax.train.compile_ahead import parameter_shapes
 from tests.multiprocess.test_processes import LSGD, launch, run
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
@@ -54,7 +54,8 @@ def test_a_worker_that_fails_ends_all_processes(tmp_path):
 
 LISTENING = """
 import sys
-from lsgd_jax import board, cli
+from lsgd_jax import cli
+from lsgd_jax.asynchronous import board
 from tests.multiprocess import listening
 
 close = board.SharedBoard.close

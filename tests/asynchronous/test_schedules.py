@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lsgd_jax.asynchronous import Centred, Joined, Level, Posted, Told
-from lsgd_jax.board import Board
+from lsgd_jax.asynchronous import Centred, Joined, Level, Posted, StepReport
+from lsgd_jax.asynchronous.board import Board
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.methods import downpour, easgd
 from tests.asynchronous.schedule import drive, scripted, zero
@@ -53,7 +53,7 @@ def test_posted_workers_never_follow_who_is_not_finite_or_too_old():
         nan = rng.integers(size)
         finite[nan] = False
         workers = [
-            scripted(i, steps[i], lambda step, i=i: Told(scores[i, step], scores[i, step], finite[i, step]))
+            scripted(i, steps[i], lambda step, i=i: StepReport(scores[i, step], scores[i, step], finite[i, step]))
             for i in range(size)
         ]
         events, count = [], StepCount()
@@ -84,7 +84,7 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
     """Worker 1 posts after every other step; worker 2 is the best at first, and then not finite."""
     losses = np.array([[3, 3, 3, 3], [2, 1, 0, 0], [1, np.nan, np.nan, np.nan]], np.float32)
     workers = [
-        scripted(i, 4, lambda step, of=of: Told(of[step], of[step], np.isfinite(of[step])))
+        scripted(i, 4, lambda step, of=of: StepReport(of[step], of[step], np.isfinite(of[step])))
         for i, of in enumerate(losses)
     ]
     for i, worker in enumerate(workers):
@@ -107,7 +107,7 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
 
 
 def test_a_worker_who_has_missed_exchanges_is_pulled_once():
-    workers = [scripted(0, 9, lambda step: Told(1.0, 1.0, True)), scripted(1, 9)]
+    workers = [scripted(0, 9, lambda step: StepReport(1.0, 1.0, True)), scripted(1, 9)]
     workers[0].move(jax.device_put(np.full((1, 1), 8.0, np.float32)))
     events, count = [], StepCount()
     board = Posted(count, [Level(2, 2, 0.5)], Board(2), workers=2, log=lambda name, **values: events.append(values))

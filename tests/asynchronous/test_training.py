@@ -7,19 +7,22 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from lsgd_jax import asynchronous, cli, distributed, train
-from lsgd_jax import train_asynchronously as loop
+import lsgd_jax.asynchronous.workers as driving
+from lsgd_jax import asynchronous, cli, distributed
 from lsgd_jax.asynchronous import Joined, Threads
-from lsgd_jax.board import Board
+from lsgd_jax.asynchronous.board import Board
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, STACKED, StepCount
 from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.progress import RunProgress
-from lsgd_jax.run_folder import RunFolder, read_metrics
-from lsgd_jax.step import init_state, local_steps
+from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
+from lsgd_jax.train import asynchronous as loop
+from lsgd_jax.train import setup
+from lsgd_jax.train.step import init_state, local_steps
 from tests.asynchronous.schedule import drive_in_step, scripted
 
 SMALL = dataclasses.replace(
@@ -40,7 +43,7 @@ DEADLINE = 60
 def run_of(config, folder):
     posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
     kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
-    return kind(config, train.prepare(config), folder, RunProgress(config.steps, log=folder.log, lines=False))
+    return kind(config, setup.prepare(config), folder, RunProgress(config.steps, log=folder.log, lines=False))
 
 
 def params_of(run):
@@ -55,7 +58,7 @@ def synchronous(run):
     """All workers take each step with the same compiled step, and then exchange at once by `leader_pull`."""
     config, placement = run.config, run.placement
     every_time = dataclasses.replace(config, asynchronous="joined", period=1, global_period=2, window=1)
-    pulls = train.make_method(every_time, placement, train.optax.identity())
+    pulls = setup.make_method(every_time, placement, optax.identity())
     state = init_state(run.model, pulls, placement).optimizer
     exchange, found = loop.exchange_of_all(pulls, placement), []
     for step in range(1, config.steps + 1):
@@ -121,12 +124,12 @@ def test_synchronous_training_is_the_same_up_to_rounding(in_step):
     """Its program has step and pull in one."""
     (expected, leaders), _, _ = in_step
     config = dataclasses.replace(SMALL, asynchronous=None)
-    placement, feed, model, optimizer = train.prepare(config)
+    placement, feed, model, optimizer = setup.prepare(config)
     program = local_steps(model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
-    for step, batch in enumerate(train.rounds(feed, placement, config.steps, 1)):
+    for step, batch in enumerate(setup.rounds(feed, placement, config.steps, 1)):
         state, metrics = jax.block_until_ready(
-            program(state, shared, batch, np.int32(step), np.float32(1), train.step_key(config.seed))
+            program(state, shared, batch, np.int32(step), np.float32(1), setup.step_key(config.seed))
         )
     np.testing.assert_array_equal(metrics.leaders.positions, leaders[-1].positions)
     for params, other in zip(jax.device_get(placement.parts(state.params)), expected, strict=True):
@@ -145,7 +148,7 @@ def test_a_step_takes_the_least_time_that_it_may():
 def dying(step):
     if step == 3:
         raise ZeroDivisionError("as the test wants it\nand no more")
-    return asynchronous.Told(0.0, 0.0, True)
+    return asynchronous.StepReport(0.0, 0.0, True)
 
 
 def test_a_worker_that_fails_ends_those_who_wait_for_it():
@@ -170,7 +173,7 @@ def test_what_the_user_has_to_change_is_not_taken_for_a_failure():
 
 
 def test_a_worker_that_hangs_does_not_keep_the_run_from_ending(monkeypatch):
-    monkeypatch.setattr(asynchronous, "GRACE", 0.5)
+    monkeypatch.setattr(driving, "GRACE", 0.5)
     released = threading.Event()
     hanging = scripted(0, 10, lambda step: released.wait(DEADLINE))
     joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, most=0)

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from lsgd_jax.learning_rates import rate_factors, scale_by_worker
 from lsgd_jax.methods import METHODS
+from lsgd_jax.train.learning_rates import rate_factors, scale_by_worker
 from tests import oracle
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
 

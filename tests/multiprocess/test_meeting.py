@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from lsgd_jax import cli, distributed, meeting
+from lsgd_jax import cli, distributed
+from lsgd_jax.distributed import meeting, processes
+from lsgd_jax.distributed.launch import _free_port
 from lsgd_jax.errors import UsageError
-from lsgd_jax.launch import _free_port
 from tests.multiprocess.test_processes import LSGD, environment, run
 
 HANG = 120
@@ -145,7 +146,7 @@ def test_whatever_else_answers_is_no_process_0(capsys):
     ],
 )
 def test_an_ip_address_is_where_process_0_listens(coordinator, listens_at):
-    assert distributed._named_place(coordinator, "2", "0").listens_at == listens_at
+    assert processes._named_place(coordinator, "2", "0").listens_at == listens_at
 
 
 BY_HAND = """
@@ -223,7 +224,7 @@ def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interru
 def test_one_process_trains_alone_wherever_it_is(variables, processes, monkeypatch):
     for name, value in (SLURM | variables).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "meet", None)
+    monkeypatch.setattr(processes, "meet", None)
     distributed.initialize(processes)
     assert distributed.process_count() == 1
 

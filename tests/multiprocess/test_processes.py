@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from lsgd_jax.methods import METHODS
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from tests.multiprocess.methods import BROADCASTS
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
-LAUNCH = "import sys; from lsgd_jax.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
+LAUNCH = "import sys; from lsgd_jax.distributed.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 DEADLINE = 10
 """Seconds in which all have to end when one has."""
 

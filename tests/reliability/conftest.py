@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from lsgd_jax.run_folder import environment
+from lsgd_jax.tracking.run_folder import environment
 from tests.reliability.faults import SOAK
 
 SUMMARY = Path(__file__).parents[2] / "benchmarks" / "reliability" / "results" / "soak.json"

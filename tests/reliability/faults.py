@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgd_jax import distributed, train
+from lsgd_jax import distributed
 from lsgd_jax import files as lsgd_files
+from lsgd_jax.distributed.launch import _free_port
 from lsgd_jax.exchange import worker_index
-from lsgd_jax.launch import _free_port
+from lsgd_jax.train import loop, setup
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -41,7 +42,7 @@ def train_here(config, path, resume, processes, process, address):
         os.environ |= dict(zip(names, (address, address, str(processes), str(process)), strict=True))
         distributed.initialize()
     distributed.simulate_devices(config.groups * config.workers)
-    train.train_and_evaluate(config, path, lines=False, resume=resume)
+    loop.train_and_evaluate(config, path, lines=False, resume=resume)
     if processes > 1:
         jax.distributed.shutdown()
 
@@ -93,12 +94,12 @@ def stop_after(monkeypatch, programs, number):
         calls = itertools.count(1)
         yield lambda: number if next(calls) >= programs else None
 
-    monkeypatch.setattr(train, "deferred_signals", deferred_signals)
+    monkeypatch.setattr(loop, "deferred_signals", deferred_signals)
 
 
 def poison(monkeypatch, steps, workers):
     """Let the gradients of some workers be NaN on some steps, counted from 0."""
-    make_optimizer = train.make_optimizer
+    make_optimizer = setup.make_optimizer
 
     def poisoned(config, placement):
         optimizer = make_optimizer(config, placement)
@@ -110,7 +111,7 @@ def poison(monkeypatch, steps, workers):
 
         return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
-    monkeypatch.setattr(train, "make_optimizer", poisoned)
+    monkeypatch.setattr(setup, "make_optimizer", poisoned)
 
 
 def files(folder):

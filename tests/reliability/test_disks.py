@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lsgd_jax.compare import curves
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability import commands, faults
 from tests.reliability.runs import metrics
 

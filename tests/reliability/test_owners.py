@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability import commands, faults
 
 RACES = 20 if faults.SOAK else 1

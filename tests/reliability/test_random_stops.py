@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lsgd_jax.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability import commands, faults
 from tests.reliability.runs import assert_same
 from tests.reliability.test_processes import IMAGENET

@@ -17,16 +17,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax import checkpoint, train
-from lsgd_jax.checkpoint import Checkpoints, Progress
+from lsgd_jax import train
 from lsgd_jax.config import Config
 from lsgd_jax.data import InMemory
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.figures.run import draw
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import RunFolder, read_metrics
-from lsgd_jax.step import state_shapes
+from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
+from lsgd_jax.train import checkpoint, setup
+from lsgd_jax.train.checkpoint import Checkpoints, Progress
+from lsgd_jax.train.step import state_shapes
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, assert_same, metrics
 
@@ -383,7 +384,7 @@ def newest(finished, tmp_path_factory):
     """A folder of checkpoints, a function that reads what that of step 24 holds, and what it held."""
     folder = tmp_path_factory.mktemp("damaged") / "checkpoints"
     shutil.copytree(finished / "checkpoints", folder)
-    placement, _, model, optimizer = train.prepare(SMALL)
+    placement, _, model, optimizer = setup.prepare(SMALL)
     checkpoints, shapes = Checkpoints(folder, placement, 9), state_shapes(model, optimizer, placement)
 
     def read():
@@ -445,7 +446,7 @@ def test_a_progress_that_no_run_has_made_is_refused(changed):
 @pytest.fixture(scope="module")
 def to_save(finished):
     """The workers of a run, their state, and its progress, at step 24."""
-    placement, _, model, optimizer = train.prepare(SMALL)
+    placement, _, model, optimizer = setup.prepare(SMALL)
     checkpoints = Checkpoints(finished / "checkpoints", placement, 9)
     return placement, checkpoints.restore(24, state_shapes(model, optimizer, placement)), checkpoints.progress(24)
 

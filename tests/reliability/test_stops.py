@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from lsgd_jax import interruption
-from lsgd_jax.launch import _free_port
+from lsgd_jax.distributed import interruption
+from lsgd_jax.distributed.launch import _free_port
 from tests.reliability import faults
 from tests.reliability.faults import LSGD, running, wait_for_step
 from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN, ending

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
-from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, StepTimes, event_log, throughput, totals
 

@@ -10,11 +10,11 @@ import pytest
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods.independent import independent
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.run_folder import read_metrics
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log
 from lsgd_jax.simulate.training import Network, train_on
-from lsgd_jax.step import TrainState
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.train.step import TrainState
 from tests import oracle
 
 CONFIG = dataclasses.replace(

@@ -1,0 +1,1 @@
+"""What a method sends: by formula, and as read from compiled programs."""

@@ -1,0 +1,38 @@
+"""Processes, devices, and the mesh that the workers lie on."""
+
+from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
+from lsgd_jax.distributed.processes import (
+    COORDINATOR,
+    LAUNCHER,
+    PROCESS,
+    PROCESSES,
+    StepCount,
+    failing_together,
+    from_process_zero,
+    initialize,
+    of_all_processes,
+    process_count,
+    process_index,
+    simulate_devices,
+    to_first_process,
+)
+
+__all__ = [
+    "COORDINATOR",
+    "LAUNCHER",
+    "PROCESS",
+    "PROCESSES",
+    "SHARED",
+    "STACKED",
+    "Placement",
+    "StepCount",
+    "failing_together",
+    "from_process_zero",
+    "initialize",
+    "of_all_processes",
+    "place",
+    "process_count",
+    "process_index",
+    "simulate_devices",
+    "to_first_process",
+]

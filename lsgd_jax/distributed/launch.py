@@ -1,0 +1,176 @@
+"""Several processes on this machine, that train together as several hosts do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from types import FrameType
+from typing import IO, Any, BinaryIO, NamedTuple
+
+from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
+from lsgd_jax.distributed.interruption import stop_signals
+
+STOPPED = {code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for code in (128 + number, -number)}
+"""Exit codes of a process that a signal has asked to stop, before it could say so or after."""
+
+
+def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
+    """Run a command in several processes, which find each other over loopback by `lsgd_jax.distributed.initialize`.
+
+    What they print is passed on, each line after the number of its process. When one fails, all are killed; and they
+    end by themselves should the launcher be killed. When the launcher or one of them gets SIGINT, SIGTERM or SIGHUP,
+    all are asked to stop, by SIGTERM; when the launcher gets a second one, they are killed. Call it from the main
+    thread.
+
+    Args:
+      command: the program and its arguments.
+      processes: how many.
+      devices_per_process: that the CPU acts as in each, if it is told.
+      restarts: how often all are started again, with --resume, after one has failed; not if it ended with 2, having
+        said what is wrong.
+
+    Returns:
+      0 if all processes ended with 0, otherwise the code of the first that did not, which is
+      128 + the signal if it was killed; 128 + the signal, too, that has asked the launcher or a process to stop.
+    """
+    code = _launch_once(command, processes, devices_per_process)
+    for restart in range(1, restarts + 1):
+        if not code.failed:
+            break
+        print(f"lsgd: the run goes on from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
+        again = command if "--resume" in command else [*command, "--resume"]
+        code = _launch_once(again, processes, devices_per_process)
+    return code.number
+
+
+class _Code(NamedTuple):
+    """How the processes ended."""
+
+    number: int
+    failed: bool
+    """Whether one was killed or crashed."""
+
+
+def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
+    address = f"127.0.0.1:{_free_port()}"
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ
+    environment |= {COORDINATOR: address, "JAX_COORDINATOR_BIND_ADDRESS": address, PROCESSES: str(processes)}
+    environment |= {"PYTHONUNBUFFERED": "1"}
+    if devices_per_process is not None:
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
+    watched, held = os.pipe()  # Held by the launcher alone: the kernel closes it when the launcher ends.
+    started: list[subprocess.Popen] = []
+    ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    forwarding: list[threading.Thread] = []
+    with _passing_on_signals(started) as received:
+        try:
+            for number in range(processes):
+                if received:
+                    break
+                process = subprocess.Popen(
+                    command,
+                    env=environment | {PROCESS: str(number), LAUNCHER: str(watched)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=[watched],
+                    start_new_session=True,
+                )
+                started.append(process)
+                forwarding += [
+                    _in_thread(_forward, number, process.stdout, sys.stdout.buffer),
+                    _in_thread(_forward, number, process.stderr, sys.stderr.buffer),
+                ]
+                _in_thread(lambda number, process: ended.put((number, process.wait())), number, process)
+            if received:  # Perhaps by a process that was just being started.
+                _ask_to_stop(started)
+            for _ in started:
+                number, code = ended.get()
+                if code in STOPPED:
+                    if not received:
+                        received.append(abs(code) % 128)
+                        _ask_to_stop(started)
+                elif code != 0:
+                    break
+        finally:
+            _kill(started)
+            for process in started:
+                process.wait()
+            os.close(held)
+            os.close(watched)
+    for thread in forwarding:
+        thread.join()
+    if received:
+        if not started or started[0].returncode < 0:  # Before it could say so.
+            print(f"lsgd: stopped by {signal.Signals(received[0]).name}.", file=sys.stderr)
+        return _Code(128 + received[0], failed=False)
+    failed = code not in (0, 2)  # With 2, the process has said why.
+    if failed:
+        how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+        print(f"lsgd: process {number} {how}; the others were stopped.", file=sys.stderr)
+    return _Code(code if code >= 0 else 128 - code, failed)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def _passing_on_signals(started: list[subprocess.Popen]) -> Iterator[list[int]]:
+    """Ask all processes to stop when a signal asks this one to, and kill them at the second one.
+
+    Yields:
+      The signals received.
+    """
+    received: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            _ask_to_stop(started)
+        else:
+            _kill(started)
+
+    before = {number: signal.signal(number, take) for number in stop_signals()}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ask_to_stop(started: list[subprocess.Popen]) -> None:
+    for process in started:
+        process.terminate()
+
+
+def _kill(started: list[subprocess.Popen]) -> None:
+    """Kill the processes with all that they have started."""
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
+    """Pass on what a process prints; when it can't be written, close the pipe, by which the process knows."""
+    of_gloo = False
+    with lines, suppress(OSError):
+        for line in lines:
+            # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
+            rest = of_gloo and (not line.strip() or line.strip().isdigit())
+            of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
+            if not of_gloo:
+                to.write(b"[%d] %s\n" % (number, line.rstrip(b"\n")))
+                to.flush()

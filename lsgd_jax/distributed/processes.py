@@ -1,0 +1,283 @@
+"""The processes of a run: how they find each other, agree and fail together."""
+
+import ipaddress
+import itertools
+import json
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src.clusters import ClusterEnv
+from jax._src.distributed import global_state  # What is public wakes the devices, whose number is set before.
+from jax._src.lib import _jax
+from jax._src.xla_bridge import make_cpu_client
+from jax.experimental import multihost_utils
+from jax.extend.backend import register_backend_factory
+
+from lsgd_jax.distributed.meeting import LONGEST, host_and_port, meet
+from lsgd_jax.errors import AgreedError, UsageError
+
+COORDINATOR, PROCESSES, PROCESS = "LSGD_COORDINATOR", "LSGD_PROCESSES", "LSGD_PROCESS"
+"""Environment variables: the address of process 0 (host:port), how many processes there are, and which this one is."""
+MOST_SIMULATED = 512
+"""Devices that the CPUs of one host may act as: each takes threads and its own part of every program."""
+LAUNCHER = "LSGD_LAUNCHER"
+"""The environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
+_JAX_ADDRESS, _JAX_LISTENS_AT = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
+"""Environment variables of JAX's own: the address of process 0 in a cluster, and another at which it listens."""
+
+
+def initialize(processes: int | None = None) -> None:
+    """Connect this process with the others of its run, if there are any; call it before JAX is used.
+
+    There are others if the environment has `COORDINATOR`, `PROCESSES` and `PROCESS`, as `lsgd launch` sets them, or if
+    JAX detects a cluster: a TPU pod, a job of SLURM or Open MPI, Kubernetes. `PROCESSES` alone may be 1: then there are
+    none, whatever JAX would detect. Who is missing is named on standard error.
+
+    Args:
+      processes: what `PROCESSES` would be; None: that, or what JAX detects.
+
+    Raises:
+      UsageError: if the environment has only some of the variables or wrong ones, or the processes can't meet.
+    """
+    if LAUNCHER in os.environ:
+        _end_with_launcher(os.environ[LAUNCHER])
+    # It would take every SIGTERM; `lsgd_jax.distributed.interruption` stops runs.
+    jax.config.update("jax_enable_preemption_service", False)
+    address, count, number = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
+    if processes is not None:
+        if count not in ("", str(processes)):
+            raise UsageError(f"--processes {processes} contradicts {PROCESSES}={count}: leave out one of them.")
+        count = str(processes)
+    if count == "1" and number in ("", "0"):
+        return
+    place = _named_place(address, count, number) if address or count or number else _detected_place()
+    if place.processes == 1:
+        return
+    # The launcher's processes start together, but slowly where they share few cores.
+    patience = 60 if LAUNCHER in os.environ else 5
+    meet(place.address, place.processes, place.process, place.listens_at, patience)
+    try:
+        jax.distributed.initialize(
+            place.address,
+            place.processes,
+            place.process,
+            cluster_detection_method=None if place.is_detected else "deactivate",  # Of each process's devices, too.
+            coordinator_bind_address=place.listens_at,
+        )
+    except ValueError as error:
+        raise UsageError(f"JAX can't connect process {place.process} with the others: {error}.") from None
+    host, _ = host_and_port(place.address)
+    if (ip := _ip_address(host)) is not None and ip.is_loopback:
+        _keep_collectives_on_loopback()
+
+
+class _Place(NamedTuple):
+    """A process's place among those of its run."""
+
+    address: str
+    """Address of process 0, host:port."""
+    processes: int
+    process: int
+    listens_at: str
+    """Where process 0 listens, host:port; the host [::] stands for all of its addresses."""
+    is_detected: bool
+
+
+def _named_place(address: str, count: str, number: str) -> _Place:
+    """The place that the environment variables name."""
+    try:
+        host, port = host_and_port(address)
+    except ValueError:
+        host, port = "", 0
+    if not (host and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise UsageError(
+            f"{COORDINATOR}, {PROCESSES} and {PROCESS} must be host:port, a number and a lower number,"
+            f" got {address!r}, {count!r} and {number!r}."
+        )
+    # A host's name often leads itself to another address than the other hosts, so that it listens at all of them.
+    listens_at = _listens_at(address if _ip_address(host) else f"[::]:{port}")
+    return _Place(address, int(count), int(number), listens_at, is_detected=False)
+
+
+def _detected_place() -> _Place:
+    """The place in the cluster that JAX detects; outside of one, that of a process alone."""
+    try:
+        address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get(_JAX_ADDRESS) or None, None, None, None, None, LONGEST
+        )
+        if address is None:
+            return _Place("", 1, 0, "", is_detected=True)
+        _, port = host_and_port(address)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"JAX can't tell this process's place in its cluster: {error}.") from None
+    if count is None or number is None:
+        raise UsageError(
+            f"{_JAX_ADDRESS} is set, but JAX detects no cluster: set {COORDINATOR}, {PROCESSES} and {PROCESS} instead."
+        )
+    return _Place(address, count, number, _listens_at(f"[::]:{port}"), is_detected=True)
+
+
+def _listens_at(default: str) -> str:
+    """Where process 0 listens, unless JAX's own variable says otherwise."""
+    address = os.environ.get(_JAX_LISTENS_AT) or default
+    try:
+        host_and_port(address)
+    except ValueError as error:
+        raise UsageError(f"{_JAX_LISTENS_AT}: {error}.") from None
+    return address
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is named by; None if it is by another name than localhost."""
+    try:
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
+
+
+def _keep_collectives_on_loopback() -> None:
+    """Let CPUs exchange over loopback; by itself Gloo listens at the address to which the machine's name leads."""
+
+    def make_client() -> Any:
+        return make_cpu_client(_jax.make_gloo_tcp_collectives(global_state.client, hostname="127.0.0.1"))
+
+    if jax.config.jax_cpu_collectives_implementation == "gloo":  # type: ignore[attr-defined]
+        register_backend_factory("cpu", make_client, fail_quietly=False)
+
+
+def _end_with_launcher(pipe_number: str) -> None:
+    """Kill this process and those that it has started when the launcher has ended."""
+    try:
+        pipe = int(pipe_number)
+        is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
+    except (ValueError, OverflowError, OSError):
+        is_pipe = False
+    if not is_pipe:
+        raise UsageError(f"{LAUNCHER} is for lsgd launch to set, to a pipe's number, got {pipe_number!r}: unset it.")
+
+    def watch() -> None:
+        os.read(pipe, 1)  # Nothing is ever written: it returns when the other end is closed.
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def process_count() -> int:
+    """The number of processes of this run."""
+    return global_state.num_processes
+
+
+def process_index() -> int:
+    """Which of them this one is; the first, 0, writes and prints."""
+    return global_state.process_id
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise a `UsageError` of one process on all of them, which would wait for it for ever.
+
+    Raises:
+      UsageError: its own in a run of one process.
+      AgreedError: of several, the first process's that has one.
+    """
+    message = ""
+    try:
+        yield
+    except UsageError as error:
+        if process_count() == 1:
+            raise
+        message = str(error)
+    if any(messages := of_all_processes(message)):
+        raise AgreedError(next(filter(None, messages)))
+
+
+def from_process_zero(value: float) -> float:
+    """The first process's value, on all of them; in single precision where they are several."""
+    return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if process_count() > 1 else value
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process has, in their order, on all of them: anything that JSON can hold; all have to call it."""
+    if process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(own)))))
+    padded = np.full(1 << most.bit_length(), ord(" "), np.uint8)  # A program is compiled for each size.
+    padded[: len(own)] = own
+    return [json.loads(bytes(of_one)) for of_one in multihost_utils.process_allgather(padded)]
+
+
+def to_first_process(name: str, message: str) -> list[str]:
+    """Send the first process a message, from threads, in which collectives would mix with training.
+
+    Args:
+      name: of the messages, the same on all processes and never used before.
+      message: any text.
+
+    Returns:
+      The messages of all processes, in their order, once they have come; on other processes than the first, none.
+    """
+    if process_count() == 1:
+        return [message]
+    client = global_state.client
+    assert client is not None  # Where there are several processes, they are connected.
+    names = [f"lsgd_jax/{name}/{process}" for process in range(process_count())]
+    client.key_value_set(names[process_index()], json.dumps(message))
+    if process_index() > 0:
+        return []
+    forever = 2**31 - 1  # In milliseconds; JAX ends the process if another one dies.
+    messages = [json.loads(client.blocking_key_value_get(of_one, forever)) for of_one in names]
+    for of_one in names:
+        client.key_value_delete(of_one)
+    return messages
+
+
+class StepCount:
+    """The local steps that all workers of all processes have taken together; all processes make theirs in one order."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self._name = f"lsgd_jax/steps/{next(self._numbers)}"
+        self.total = 0
+        """As far as this process knows: in one process, up to now; in several, since it added last."""
+        self._lock = threading.Lock()
+
+    def add(self) -> int:
+        """Count one step more; returns the total. Among processes it costs a message to the first and back."""
+        if process_count() > 1:
+            assert global_state.client is not None  # Where there are several processes, they are connected.
+            total = global_state.client.key_value_increment(self._name, 1)
+            with self._lock:  # Answers to two threads may overtake each other.
+                self.total = max(self.total, total)
+        else:
+            with self._lock:
+                self.total = total = self.total + 1
+        return total
+
+
+def simulate_devices(count: int) -> None:
+    """Let the CPUs of all processes act as that many devices, unless the user's environment says how many each is.
+
+    Call it before JAX is used: the number is fixed once a device has been asked for. GPUs and TPUs stay what they are.
+
+    Raises:
+      UsageError: if they would be more than a host can act as.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        of_process = -(-count // process_count())
+        if of_process > MOST_SIMULATED:
+            raise AgreedError(
+                f"a process simulates at most {MOST_SIMULATED} devices, one for each worker, got {of_process} workers:"
+                " lower groups or workers, or set JAX_NUM_CPU_DEVICES to let workers share devices."
+            )
+        jax.config.update("jax_num_cpu_devices", of_process)

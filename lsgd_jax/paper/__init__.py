@@ -1,0 +1,1 @@
+"""The paper's objectives, bounds and figures, and a verdict on each of its claims."""

@@ -1,0 +1,411 @@
+r"""The paper's theory as functions: what it promises, and under which conditions.
+
+f is m-strongly convex with an M-Lipschitz gradient and the minimum f*, :math:`\kappa = M / m`; gradients are unbiased
+with variance :math:`\sigma^2`; z is the leader. The pull is that of the objective, eq. 1: a step of size eta pulls by
+eta lambda,
+
+.. math:: x_+ = x - \eta (g(x) + \lambda (x - z)).
+
+`lsgd figure theory` measures all of it.
+
+Teng, Gao, Chalus, Choromanska, Goldfarb, Weller, "Leader Stochastic Gradient Descent for Distributed Training of Deep
+Learning Models: Extension", https://arxiv.org/abs/1905.10395.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from lsgd_jax.paper.objectives import Quadratic
+
+Objective = Callable[[Float[Array, " d"]], Float[Array, ""]]
+
+
+def leader_objective(
+    f: Objective, lam: float, *, through_leader: bool = False
+) -> Callable[[Float[Array, "workers d"]], Float[Array, ""]]:
+    r"""The objective of LSGD with one group (eq. 1), :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - \tilde x\|^2`.
+
+    Where the best worker is unique, it is :math:`\tilde x` in a neighbourhood, and its own pull is zero. With the
+    leader held fixed, as in the update (eq. 2), its gradient is that of f alone, so that at a stationary point
+    :math:`\nabla f(\tilde x) = 0` (the paper's theorem on stationary points). This is not so for the derivative that
+    also goes through :math:`\tilde x`: the followers' pulls act back on the leader.
+
+    Args:
+      f: of one worker's point.
+      lam: lambda.
+      through_leader: whether derivatives go through the leader, too.
+
+    Returns:
+      A function of all workers' points, the worker axis first.
+
+    Example:
+      >>> workers = jnp.array([[1.0], [3.0]])
+      >>> jax.grad(leader_objective(lambda x: x @ x, lam=0.5))(workers).tolist()
+      [[2.0], [7.0]]
+      >>> jax.grad(leader_objective(lambda x: x @ x, lam=0.5, through_leader=True))(workers).tolist()
+      [[1.0], [7.0]]
+    """
+
+    def objective(x: Float[Array, "workers d"]) -> Float[Array, ""]:
+        values = jax.vmap(f)(x)
+        leader = x[jnp.argmin(values)]
+        if not through_leader:
+            leader = jax.lax.stop_gradient(leader)
+        return jnp.sum(values) + lam / 2 * jnp.sum((x - leader[None]) ** 2)
+
+    return objective
+
+
+def elastic_objective(f: Objective, lam: float) -> Callable[[Float[Array, "workers d"]], Float[Array, ""]]:
+    r"""The objective of elastic averaging, :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - c\|^2`, at the best centre c.
+
+    That centre is the workers' mean, so that stationary points of this function are those of the objective in the
+    workers and the centre. No worker need be stationary for f there: for :math:`f(x) = (x^2 - 1)^2` and two workers see
+    `elastic_counterexample`.
+
+    Args:
+      f: of one worker's point.
+      lam: lambda.
+
+    Returns:
+      A function of all workers' points, the worker axis first.
+
+    Example:
+      >>> jax.grad(elastic_objective(lambda x: x @ x, lam=0.5))(jnp.array([[1.0], [3.0]])).tolist()
+      [[1.5], [6.5]]
+    """
+
+    def objective(x: Float[Array, "workers d"]) -> Float[Array, ""]:
+        return jnp.sum(jax.vmap(f)(x)) + lam / 2 * jnp.sum((x - x.mean(0, keepdims=True)) ** 2)
+
+    return objective
+
+
+def elastic_counterexample(lam: float) -> float:
+    r"""Where elastic averaging rests although no worker's gradient vanishes.
+
+    For :math:`f(x) = (x^2 - 1)^2`, two workers at :math:`\pm a` and the centre 0 are stationary if
+    :math:`4 a (a^2 - 1) + \lambda a = 0`, that is :math:`a^2 = 1 - \lambda / 4`; there
+    :math:`f'(\pm a) = \mp \lambda a`. It is a minimum of the objective for lambda < 8/3.
+
+    Args:
+      lam: lambda, in (0, 4).
+
+    Returns:
+      a.
+
+    Raises:
+      ValueError: if lambda is out of range.
+
+    Example:
+      >>> round(elastic_counterexample(1.0), 4)
+      0.866
+    """
+    if not 0 < lam < 4:
+        raise ValueError(f"lam must lie in (0, 4), got {lam}.")
+    return (1 - lam / 4) ** 0.5
+
+
+def bound_applies(
+    eta: ArrayLike, lam: ArrayLike, *, strong_convexity: float, smoothness: float
+) -> Bool[np.ndarray, "..."]:
+    r"""Whether the bounds hold for a step: :math:`\eta \le 1/(2M)` and :math:`\eta \lambda \le 1/(2\kappa)`.
+
+    With :math:`\|a + b\|^2 \le 2 \|a\|^2 + 2 \|b\|^2`, M-smoothness gives
+
+    .. math:: E f(x_+) \le f(x) - \eta (1 - \eta M) \|\nabla f(x)\|^2 - \eta \lambda \nabla f(x)^T (x - z)
+              + \eta^2 M \lambda^2 \|x - z\|^2 + \tfrac12 \eta^2 M \sigma^2 .
+
+    Strong convexity gives :math:`\nabla f(x)^T (x - z) \ge f(x) - f(z) + \frac m2 \|x - z\|^2` and
+    :math:`\|\nabla f(x)\|^2 \ge 2 m (f(x) - f^*)`. The first condition leaves at least half of the gradient's term,
+    which makes `one_step_bound`'s :math:`m \eta`; the second lets :math:`\eta \lambda \frac m2 \|x - z\|^2` outweigh
+    :math:`\eta^2 M \lambda^2 \|x - z\|^2`.
+
+    Args:
+      eta: the step's size, >= 0.
+      lam: lambda, >= 0.
+      strong_convexity: m.
+      smoothness: M.
+
+    Raises:
+      ValueError: if the numbers are not 0 < m <= M.
+
+    Example:
+      >>> bool(bound_applies(0.05, 1.0, strong_convexity=1.0, smoothness=10.0))
+      True
+    """
+    _check(strong_convexity, smoothness)
+    eta, lam = np.asarray(eta), np.asarray(lam)
+    rounding = 1 + 1e-12  # At the limit, the conditions hold.
+    return (2 * smoothness * eta <= rounding) & (2 * smoothness / strong_convexity * eta * lam <= rounding)
+
+
+def one_step_bound(
+    gap: ArrayLike,
+    leader_gap: ArrayLike,
+    eta: ArrayLike,
+    lam: ArrayLike,
+    *,
+    strong_convexity: float,
+    smoothness: float,
+    noise: float,
+) -> Float[np.ndarray, "..."]:
+    r"""What a step leaves at most (the paper's lemma on one step), where `bound_applies`.
+
+    .. math:: E f(x_+) - f^* \le (1 - m \eta) (f(x) - f^*) - \eta \lambda (f(x) - f(z)) + \tfrac12 \eta^2 M \sigma^2
+
+    Args:
+      gap: f(x) - f*.
+      leader_gap: f(z) - f*.
+      eta: the step's size.
+      lam: lambda.
+      strong_convexity: m.
+      smoothness: M.
+      noise: sigma.
+
+    Raises:
+      ValueError: if the numbers are not 0 < m <= M, or the noise is negative.
+
+    Example:
+      >>> constants = {"strong_convexity": 1.0, "smoothness": 10.0, "noise": 1.0}
+      >>> print(f"{one_step_bound(2.0, 1.0, eta=0.05, lam=1.0, **constants):.4f}")
+      1.8625
+    """
+    _check(strong_convexity, smoothness, noise=noise)
+    gap, leader_gap, eta, lam = (np.asarray(each) for each in (gap, leader_gap, eta, lam))
+    return (1 - strong_convexity * eta) * gap - eta * lam * (gap - leader_gap) + eta**2 * smoothness / 2 * noise**2
+
+
+def decreasing_step(
+    k: ArrayLike, *, strong_convexity: float, smoothness: float, scale: float = 2.0
+) -> Float[np.ndarray, "..."]:
+    r"""The sizes :math:`\eta_k = \frac{s}{m (k + 2 \kappa s)}` of steps k = 0, 1, ..., the first being 1/(2M).
+
+    Args:
+      k: the step.
+      strong_convexity: m.
+      smoothness: M.
+      scale: s; `decreasing_steps_bound` needs more than 1.
+
+    Raises:
+      ValueError: if the numbers are not 0 < m <= M and s > 0.
+
+    Example:
+      >>> decreasing_step(np.array([0, 40]), strong_convexity=1.0, smoothness=10.0).tolist()
+      [0.05, 0.025]
+    """
+    _check(strong_convexity, smoothness)
+    if scale <= 0:
+        raise ValueError(f"scale must be positive, got {scale}.")
+    return scale / (strong_convexity * (np.asarray(k) + 2 * smoothness / strong_convexity * scale))
+
+
+def decreasing_steps_bound(
+    k: ArrayLike,
+    gap: float,
+    *,
+    strong_convexity: float,
+    smoothness: float,
+    noise: float,
+    scale: float = 2.0,
+    lam: float = 0.0,
+    workers: int = 1,
+    loss_noise: float = 0.0,
+) -> Float[np.ndarray, "..."]:
+    r"""After k steps of sizes `decreasing_step`: O(1/k) (the paper's theorems on convergence).
+
+    Since the leader is no worse, `one_step_bound` gives :math:`a_{k+1} \le (1 - m \eta_k) a_k + B \eta_k^2` for the
+    expected gap :math:`a_k`, with :math:`B = \frac12 M \sigma^2`. With s > 1, by induction,
+
+    .. math:: a_k \le \frac{1}{k + 2 \kappa s} \max\left(\frac{s^2 B}{m^2 (s - 1)}, \; 2 \kappa s \, a_0\right) .
+
+    A leader elected on noisy losses adds at most :math:`4 \eta_k \lambda_k \sqrt p \sigma_f` to a step (see
+    `limit_bound`). With lambda_k proportional to eta_k, :math:`\lambda_k = 2 M \lambda_0 \eta_k`, this too is of the
+    order of :math:`\eta_k^2`, and the same bound holds with :math:`8 M \lambda_0 \sqrt p \sigma_f` more in B.
+
+    Args:
+      k: steps done.
+      gap: of the start, f(x_0) - f*.
+      strong_convexity: m.
+      smoothness: M.
+      noise: sigma.
+      scale: s > 1.
+      lam: lambda, or lambda_0 where losses are noisy; at most m, so that every `bound_applies`.
+      workers: p.
+      loss_noise: sigma_f.
+
+    Raises:
+      ValueError: if a number is out of range.
+
+    Example:
+      >>> constants = {"strong_convexity": 1.0, "smoothness": 10.0, "noise": 1.0}
+      >>> decreasing_steps_bound(np.array([0, 40]), gap=1.0, **constants).tolist()
+      [1.0, 0.5]
+    """
+    _check(strong_convexity, smoothness, noise=noise, loss_noise=loss_noise)
+    if scale <= 1 or not 0 <= lam <= strong_convexity:
+        raise ValueError(f"the rate needs scale > 1 and lam in [0, {strong_convexity}], got {scale} and {lam}.")
+    delay = 2 * smoothness / strong_convexity * scale
+    of_step = smoothness * noise**2 / 2 + 8 * smoothness * lam * workers**0.5 * loss_noise
+    return max(scale**2 * of_step / (strong_convexity**2 * (scale - 1)), delay * gap) / (np.asarray(k) + delay)
+
+
+def limit_bound(
+    eta: float,
+    lam: float,
+    *,
+    strong_convexity: float,
+    smoothness: float,
+    noise: float,
+    workers: int = 1,
+    loss_noise: float = 0.0,
+) -> float:
+    r"""Where steps of one size end at most (the paper's theorem on a stochastic leader), where `bound_applies`.
+
+    .. math:: \limsup_k E f(x_k) - f^* \le \tfrac12 \eta \kappa \sigma^2 + \frac4m \lambda \sqrt p \, \sigma_f
+
+    The leader is elected on unbiased estimates of the losses with variance :math:`\sigma_f^2`. The p estimates' largest
+    error has a mean of at most :math:`\sqrt p \sigma_f`, so that E f(z) exceeds f(x) by no more. The limit of
+    :math:`a \leftarrow (1 - m \eta) a + \eta \lambda \sqrt p \sigma_f + \frac12 \eta^2 M \sigma^2` is the bound, even
+    with 1 in place of the paper's 4.
+
+    Args:
+      eta: the steps' size.
+      lam: lambda.
+      strong_convexity: m.
+      smoothness: M.
+      noise: sigma.
+      workers: p.
+      loss_noise: sigma_f.
+
+    Raises:
+      ValueError: if a number is out of range, or no such step is promised anything.
+
+    Example:
+      >>> constants = {"strong_convexity": 1.0, "smoothness": 10.0, "noise": 1.0}
+      >>> print(f"{limit_bound(0.05, 1.0, workers=4, loss_noise=0.1, **constants):.3f}")
+      1.050
+    """
+    _check(strong_convexity, smoothness, noise=noise, loss_noise=loss_noise)
+    if not bound_applies(eta, lam, strong_convexity=strong_convexity, smoothness=smoothness):
+        raise ValueError(f"the bound needs eta <= 1/(2M) and eta lam <= m/(2M), got eta {eta} and lam {lam}.")
+    of_leader = 4 / strong_convexity * lam * workers**0.5 * loss_noise
+    return eta * smoothness / strong_convexity * noise**2 / 2 + of_leader
+
+
+def sample_candidates(
+    key: PRNGKeyArray, problem: Quadratic, x: Float[Array, " d"], count: int
+) -> Float[Array, "count d"]:
+    """Candidate leaders, uniform by volume in the ellipsoid {z : f(z) <= f(x)} of a quadratic.
+
+    Args:
+      key: for the candidates.
+      problem: the quadratic.
+      x: where the worker is.
+      count: how many.
+
+    Example:
+      >>> from lsgd_jax.paper.objectives import quadratic
+      >>> problem = quadratic(jax.random.key(0), 3)
+      >>> z = sample_candidates(jax.random.key(1), problem, jnp.ones(3), 100)
+      >>> bool((jax.vmap(problem.value)(z) <= problem.value(jnp.ones(3))).all())
+      True
+    """
+    of_direction, of_radius = jax.random.split(key)
+    direction = jax.random.normal(of_direction, (count, x.size), x.dtype)
+    radius = jax.random.uniform(of_radius, (count, 1), x.dtype) ** (1 / x.size)
+    ball = radius * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
+    # f(z) = |L^T (z - x*)|^2 / 2 with the Hessian's Cholesky factor L: the ellipsoid is a ball, stretched linearly.
+    factor = jnp.linalg.cholesky(problem.hessian)
+    stretched = jax.scipy.linalg.solve_triangular(factor, ball.T, trans=1, lower=True).T
+    return problem.minimiser[None] + jnp.sqrt(2 * problem.value(x)) * stretched
+
+
+def improves_direction(
+    problem: Quadratic, x: Float[Array, " d"], leaders: Float[Array, "count d"], lam: ArrayLike
+) -> Bool[Array, " count"]:
+    r"""Whether candidate leaders turn the step towards Newton's (the condition of the paper's theorem on directions).
+
+    .. math:: \angle(d_N, -\nabla f(x) + \lambda (z - x)) \le \angle(d_N, -\nabla f(x)), \qquad
+              d_N = -\nabla^2 f(x)^{-1} \nabla f(x)
+
+    Args:
+      problem: a quadratic, whose Newton step leads to the minimiser.
+      x: where the worker is.
+      leaders: z.
+      lam: lambda.
+
+    Example:
+      >>> from lsgd_jax.paper.objectives import Quadratic
+      >>> problem = Quadratic(jnp.diag(jnp.array([1.0, 10.0])), jnp.zeros(2), 1.0, 10.0, 0.0)
+      >>> improves_direction(problem, jnp.ones(2), jnp.array([[0.0, 0.0], [1.0, -1.0]]), lam=1.0).tolist()
+      [True, False]
+    """
+    newton, descent = problem.minimiser - x, -jax.grad(problem.value)(x)
+    step = descent[None] + lam * (leaders - x[None])
+
+    def cosine(a: Float[Array, "... d"]) -> Float[Array, "..."]:
+        return jnp.matmul(a, newton, precision="highest") / jnp.linalg.norm(a, axis=-1)
+
+    return cosine(step) >= cosine(descent)
+
+
+def promised_pull(problem: Quadratic, x: Float[Array, " d"]) -> tuple[float, float]:
+    r"""Up to which lambda at least half of the candidate leaders improve a step's direction, and the angle there.
+
+    The theorem speaks of a small lambda or a large angle theta between :math:`d_N` and :math:`-g`, g the gradient. In
+    numbers, with x* = 0, a the longest half-axis of the ellipsoid :math:`\{z : f(z) \le f(x)\}` and d the unit vector
+    along :math:`d_N`:
+
+    - Small lambda. Let w be what of d is orthogonal to g. Half of the candidates have :math:`w^T z \ge 0`, and thus
+      :math:`w^T u \ge \|x\| \sin^2 \theta` with u = z - x. Since
+      :math:`\|\lambda u - g\| \le \|g\| + (\frac12 \lambda^2 \|u\|^2 - \lambda g^T u) / \|g\|`, they improve the
+      direction if :math:`\lambda \le 2 \|g\| \|x\| \sin^2 \theta / (\cos \theta (\|x\| + a)^2)`.
+    - Large angle. Directions no farther from d than -g is form a convex cone. Half of the candidates have
+      :math:`x^T z \le 0`; if :math:`\tan \theta \ge a / \|x\|`, for all of these z - x is in that cone, and so is
+      :math:`\lambda (z - x) - g`, whatever lambda.
+
+    Args:
+      problem: the quadratic.
+      x: where the worker is.
+
+    Returns:
+      The largest lambda, infinite where the angle is large and 0 where it is 0, and the angle in degrees.
+
+    Raises:
+      ValueError: if x is the minimiser, where there is no angle.
+
+    Example:
+      >>> from lsgd_jax.paper.objectives import Quadratic
+      >>> problem = Quadratic(jnp.diag(jnp.array([1.0, 10.0])), jnp.zeros(2), 1.0, 10.0, 0.0)
+      >>> lam, angle = promised_pull(problem, jnp.array([2.0, 0.1]))
+      >>> print(f"{lam:.3f} at {angle:.0f} degrees")
+      0.097 at 24 degrees
+      >>> promised_pull(problem, jnp.array([1.0, 10**-0.5]))[0]
+      inf
+    """
+    newton, gradient = np.asarray(problem.minimiser - x, float), np.asarray(jax.grad(problem.value)(x), float)
+    distance, slope = np.linalg.norm(newton), np.linalg.norm(gradient)
+    if distance == 0:
+        raise ValueError("x must not be the minimiser.")
+    cosine = min(float(-newton @ gradient / (distance * slope)), 1.0)
+    half_axis = np.sqrt(distance * slope * cosine / problem.strong_convexity)  # 2 f(x) = x^T g.
+    angle = float(np.degrees(np.arccos(cosine)))
+    if np.sqrt(1 - cosine**2) * distance >= cosine * half_axis:
+        return np.inf, angle
+    return float(2 * slope * distance * (1 - cosine**2) / (cosine * (distance + half_axis) ** 2)), angle
+
+
+def _check(strong_convexity: float, smoothness: float, **noises: float) -> None:
+    if not 0 < strong_convexity <= smoothness:
+        raise ValueError(
+            f"the bounds need 0 < strong_convexity <= smoothness, got {strong_convexity} and {smoothness}."
+        )
+    for name, noise in noises.items():
+        if noise < 0:
+            raise ValueError(f"{name} must be at least 0, got {noise}.")

@@ -1,0 +1,161 @@
+"""Figures 4 to 8, drawn from folders of runs: test error of the center against wall-clock, and who led."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lsgd_jax.checks import check_path
+from lsgd_jax.compare import curves
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.figures.output import write
+from lsgd_jax.figures.run import draw_leaders, draw_shares, leaders_of
+from lsgd_jax.tracking.run_folder import read_config, read_metrics
+
+
+class Layout(NamedTuple):
+    """Of which runs a figure is made."""
+
+    model: str
+    dataset: str
+    workers: tuple[int, ...]
+    """One row of panels each."""
+    methods: tuple[str, ...] = ("data_parallel", "downpour", "easgd", "lsgd")
+    """One curve each."""
+
+
+FIGURES = {
+    "F4": Layout("cnn7", "cifar10", (4, 16)),
+    "F5": Layout("resnet20", "cifar10", (4, 16)),
+    "F6": Layout("vgg16", "cifar10", (4,)),
+    "F7": Layout("resnet50", "imagenet2012", (4,), ("downpour", "easgd", "lsgd")),
+    "F8": Layout("resnet20", "cifar10", (4,), ("lsgd",)),
+}
+LABELS = {"data_parallel": "SGD (data parallel)", "downpour": "DOWNPOUR", "easgd": "EASGD", "lsgd": "LSGD"}
+COLORS = {"data_parallel": "tab:gray", "downpour": "tab:green", "easgd": "tab:orange", "lsgd": "tab:blue"}
+
+
+def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = None, dataset: str | None = None) -> str:
+    """Draw a figure from all finished runs in a folder and the folders in it.
+
+    A cell of a figure is a method with a number of workers. It is drawn from the runs that differ in nothing but the
+    seed; where there are several sets of such runs, from the longest runs, and of these from the largest set.
+
+    Args:
+      name: F4 to F8.
+      runs: where to look.
+      out: the folder to write to.
+      model: in place of the paper's.
+      dataset: in place of the paper's.
+
+    Returns:
+      What was found, in a few lines, with the cells that are missing.
+
+    Raises:
+      UsageError: if there is not one run for the figure.
+    """
+    layout, runs = FIGURES[name], check_path("runs", runs)
+    layout = layout._replace(model=model or layout.model, dataset=dataset or layout.dataset)
+    wanted = [(workers, method) for workers in layout.workers for method in layout.methods]
+    cells = {cell: found for cell in wanted if (found := _runs_of(layout, *cell, runs))}
+    missing = [f"{workers} workers, {LABELS[method]}" for workers, method in wanted if (workers, method) not in cells]
+    if not cells:
+        raise UsageError(
+            f"{runs} holds no finished run of {layout.model} on {layout.dataset} with"
+            f" {' or '.join(map(str, layout.workers))} workers by {' or '.join(layout.methods)}:"
+            " make some with lsgd compare, or name another runs folder."
+        )
+    figure, columns, rows, lines = (_leaders if name == "F8" else _errors)(layout, cells)
+    summary = {
+        "model": layout.model,
+        "dataset": layout.dataset,
+        "missing": missing,
+        "cells": [
+            {"workers": workers, "method": method, "config": dataclasses.asdict(read_config(found[0]))}
+            for (workers, method), found in cells.items()
+        ],
+    }
+    write(out, name, figure, columns, rows, summary)
+    return "\n".join(lines + [f"missing: {cell}" for cell in missing])
+
+
+def _runs_of(layout: Layout, workers: int, method: str, root: Path) -> list[Path]:
+    """The run folders of a cell."""
+    found: dict[Config, list[Path]] = {}
+    for path in sorted(root.rglob("config.json")):
+        try:
+            config = read_config(path.parent)
+        except UsageError:  # Another program's file.
+            continue
+        is_cell = (config.model, config.dataset, config.method) == (layout.model, layout.dataset, method)
+        if is_cell and config.groups * config.workers == workers and not config.validation and _finished(path.parent):
+            found.setdefault(dataclasses.replace(config, seed=0), []).append(path.parent)
+    return max(found.items(), key=lambda runs: (runs[0].steps, len(runs[1])), default=(None, []))[1]
+
+
+def _finished(run: Path) -> bool:
+    try:
+        return read_metrics(run, "evaluation")[-1]["step"] == read_config(run).steps
+    except (UsageError, LookupError):
+        return False
+
+
+Drawn: TypeAlias = tuple[Figure, list[str], list[list], list[str]]
+"""A figure, its columns and rows, and what it tells in a few lines."""
+
+
+def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
+    """The whole curves on the left and their ends on the right, a row for each number of workers."""
+    figure = Figure(figsize=(12, 4.2 * len(layout.workers)), layout="constrained")
+    panels = figure.subplots(len(layout.workers), 2, squeeze=False)
+    lines, rows = [], []
+    for workers, (whole, zoomed) in zip(layout.workers, panels, strict=True):
+        ends = []
+        for method in layout.methods:
+            if (workers, method) not in cells:
+                continue
+            found = cells[workers, method]
+            of = curves(found)
+            error, seconds = 100 * of["center_error"], np.median(of["seconds"], axis=0)
+            for axes in (whole, zoomed):
+                axes.plot(seconds, np.median(error, axis=0), color=COLORS[method], label=LABELS[method], linewidth=1.3)
+                axes.fill_between(seconds, error.min(0), error.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
+            ends.append((error[:, -1].max(), error.min()))
+            for run, *values in zip(found, of["step"], of["seconds"], of["center_error"], strict=True):
+                seed = read_config(run).seed
+                rows += [[workers, method, seed, *map(float, each)] for each in zip(*values, strict=True)]
+            lines.append(
+                f"{workers} workers, {LABELS[method]}: {np.median(error[:, -1]):.2f} % (median of {len(found)} seeds,"
+                f" {error[:, -1].min():.2f} to {error[:, -1].max():.2f})"
+            )
+        whole.set(title=f"{layout.model} on {layout.dataset}, {workers} workers", ylabel="test error of the center (%)")
+        zoomed.set_title("the same, zoomed")
+        if ends:
+            worst, best = (np.array(ends)[:, i] for i in (0, 1))
+            zoomed.set_ylim(best.min() - 0.2, min(worst.max(), 3 * best.min()) + 0.5)
+            whole.legend()
+        for axes in (whole, zoomed):
+            axes.set_xlabel("seconds of training")
+            axes.grid(alpha=0.2)
+    return figure, ["workers", "method", "seed", "step", "seconds", "center_error"], rows, lines
+
+
+def _leaders(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
+    """The leader's rank against the step on the left, and how often each worker led on the right."""
+    [((workers, _), found)] = cells.items()
+    steps, leaders = leaders_of(found[0])
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    identity, share = figure.subplots(1, 2)
+    draw_leaders(identity, steps, leaders, workers)
+    draw_shares(share, leaders, workers)
+    identity.set_title("who led all")
+    share.set_title(f"how often each led, of {len(leaders)}")
+    figure.suptitle(f"{layout.model} on {layout.dataset}, {workers} workers, seed {read_config(found[0]).seed}")
+    led = Counter(leaders.tolist())
+    counts = ", ".join(f"{led[worker]}" for worker in range(workers))
+    rows = [list(row) for row in zip(steps.tolist(), leaders.tolist(), strict=True)]
+    return figure, ["step", "leader"], rows, [f"workers 0 to {workers - 1} led {counts} of {len(leaders)} times"]

@@ -1,0 +1,83 @@
+"""How a run shows itself: a progress bar on a terminal, a plain line an evaluation otherwise."""
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lsgd_jax.distributed import process_index
+from lsgd_jax.tracking.output import Output
+
+
+class RunProgress:
+    """A context that shows a run's steps, loss, test error, leader and speed, on the first of several processes.
+
+    When standard error can't be written any more, the run goes on without, and logs an `output_lost` event.
+    """
+
+    def __init__(self, steps: int, *, log: Callable[..., None], lines: bool = True) -> None:
+        """Show nothing yet.
+
+        Args:
+          steps: of the whole run.
+          log: takes the name of an event and its values.
+          lines: whether to print a line an evaluation where there is no terminal.
+        """
+        stderr: Any = sys.stderr
+        self._output = stderr if isinstance(stderr, Output) else Output(stderr)
+        self._log, self._loss_is_logged = log, False
+        self._console = Console(file=cast(TextIO, self._output), quiet=process_index() > 0)
+        self._steps, self._lines = steps, lines
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=steps, status="starting")
+
+    def __enter__(self) -> "RunProgress":
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    def say(self, status: str) -> None:
+        """Show what the run is doing, where there is a terminal."""
+        self._bar.update(self._task, status=status)
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence, which stays."""
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
+        """Show where the run is, after an evaluation.
+
+        Args:
+          step: local steps done.
+          loss: the workers' mean training loss since the last evaluation.
+          error: the center's test error, in [0, 1].
+          leader: the position of the last leader of all, if the method has one.
+          steps_per_second: local steps of every worker.
+        """
+        led = "" if leader is None else f"leader {leader}  "
+        status = f"loss {loss:.4f}  test error {error:.2%}  {led}{steps_per_second:.0f} steps/s"
+        self._bar.update(self._task, completed=step, status=status)
+        if self._lines and not self._console.is_terminal:
+            self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)
+        problem = self._output.problem
+        if problem is not None and not self._loss_is_logged:
+            self._loss_is_logged = True
+            self._log("output_lost", step=step, reason=problem.strerror)

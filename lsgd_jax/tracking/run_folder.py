@@ -1,0 +1,334 @@
+"""A run's folder: its configuration, its environment, its metrics (one JSON line an event), its pictures.
+
+Checkpoints lie in it, too: `lsgd_jax.train.checkpoint`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsgd_jax import files
+from lsgd_jax.config import Config
+from lsgd_jax.distributed import process_count, process_index
+from lsgd_jax.errors import UsageError
+from lsgd_jax.tracking.tensorboard import EventFile
+
+MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
+"""The fields of the configuration in which a run that goes on may differ from what it was."""
+MOST_BYTES = 2**20
+"""Of a configuration or an environment."""
+_SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+"""JAX's settings that change what a run computes."""
+
+
+class RunFolder:
+    """The folder that a run writes; made anew, so that nothing already written is lost, or its own of before.
+
+    Of several processes the first writes it, and the others do nothing. No other run can write it until this one ends:
+    as a context, it gives the folder free and closes its files.
+    """
+
+    def __init__(self, path: Path, config: Config, *, resume: bool = False, tensorboard: bool = False) -> None:
+        """Make the folder and write the configuration and the environment, or see whether a run can go on in it.
+
+        Args:
+          path: of the folder.
+          config: of the run.
+          resume: whether the folder may have a run in it, which then has to be of this configuration, but for the
+            fields in `MAY_CHANGE`.
+          tensorboard: whether to write the metrics as event files for TensorBoard, too.
+
+        Raises:
+          UsageError: if another run is writing the folder, or it has other files in it or can't be made, or there is no
+            package for event files.
+        """
+        self.path, self._config = path, config
+        self._lock = threading.Lock()
+        self._event_file: EventFile | None = None
+        self._owned: io.FileIO | None = None
+        if process_index() > 0:
+            return
+        if tensorboard:
+            self._event_file = EventFile(path / "tensorboard")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._owned = files.lock(path, "name another run_dir")
+            if files.is_empty(path):
+                self._begin()
+            elif resume:
+                self._check_goes_on()
+            else:
+                raise UsageError(f"the run folder {path} is not empty: name another run_dir, or resume the run.")
+        except OSError as error:
+            self._release()
+            raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
+        except UsageError:
+            self._release()
+            raise
+
+    def __enter__(self) -> "RunFolder":
+        """Open nothing yet."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the event file and let others write the folder.
+
+        Raises:
+          UsageError: if the event file can't be written to its end.
+        """
+        try:
+            if self._event_file is not None:
+                self._event_file.close()
+        except OSError as error:
+            if kind is None:
+                raise self._unwritten(error) from None
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._owned is not None:
+            self._owned.close()
+
+    def _unwritten(self, error: OSError) -> UsageError:
+        return UsageError(f"the run folder {self.path} can't be written ({error.strerror}).")
+
+    def _begin(self) -> None:
+        """Write the first files, or none: what is empty can be begun again when there is room."""
+        contents = {
+            "config.json": self._config.to_json() + "\n",
+            "environment.json": json.dumps(environment(), indent=2) + "\n",
+            "metrics.jsonl": "",
+        }
+        try:
+            for name, content in contents.items():
+                files.write(self.path / name, content)
+        except UsageError:
+            for name in contents:
+                (self.path / name).unlink(missing_ok=True)
+            raise
+
+    def _check_goes_on(self) -> None:
+        for path in self.path.iterdir():
+            if path.is_symlink():
+                raise UsageError(f"{path} is a link, which leads the run elsewhere: replace it by a copy.")
+            if not (path.is_file() or path.is_dir()):
+                raise UsageError(f"{path} is neither a file nor a folder: remove it.")
+        before, config = read_config(self.path), self._config
+        if not before.checkpoint_period:
+            raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
+        for field in dataclasses.fields(Config):
+            if not (before.has_effect(field.name) and config.has_effect(field.name)):
+                continue
+            old, new = getattr(before, field.name), getattr(config, field.name)
+            by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
+            may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
+            if old != new and not may_change:
+                why = ", at fractions of which its learning rate drops" if field.name in MAY_CHANGE else ""
+                raise UsageError(
+                    f"the run in {self.path} can't go on with another {field.name}{why}: {new!r}, not {old!r}."
+                )
+
+    def check_seen_by_all(self) -> None:
+        """Raise UsageError on a process that does not see the folder."""
+        if not (self.path / "config.json").exists():
+            raise UsageError(
+                f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
+                " name one that all hosts share, or set checkpoint_every to 0."
+            )
+
+    def changed_settings(self) -> str:
+        """The settings that differ from those with which the run started, in words; empty if none is known to."""
+        try:
+            before = dict(json.loads(files.read_text(self.path / "environment.json", MOST_BYTES))["settings"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # It has none, or is no longer what it was.
+            return ""
+        now = environment()["settings"]
+        changed = [name for name in now if before.get(name, now[name]) != now[name]]
+        return ", ".join(f"{name} {now[name]!r} (was {before[name]!r})" for name in changed)
+
+    def check_length(self, length: int) -> None:
+        """Raise UsageError unless the metrics file has whole lines up to this length in bytes."""
+        if process_index() > 0 or length == 0:
+            return
+        try:
+            with files.reading(self.path / "metrics.jsonl") as metrics:
+                metrics.seek(length - 1)
+                if metrics.read(1) != b"\n":
+                    raise UsageError(f"no line of metrics.jsonl ends after {length} bytes")
+        except OSError as error:
+            raise UsageError(f"metrics.jsonl can't be read ({error.strerror})") from None
+
+    def go_on(self, length: int) -> None:
+        """Cut the metrics file to a length in bytes, and write the configuration with which the run goes on.
+
+        Raises:
+          UsageError: if they can't be written.
+        """
+        if process_index() > 0:
+            return
+        try:
+            with (self.path / "metrics.jsonl").open("ab") as metrics:
+                metrics.truncate(length)
+            files.write(self.path / "config.json", self._config.to_json() + "\n")
+            if self._event_file is not None:
+                with making_sense_of(self.path):
+                    for entry in read_metrics(self.path):
+                        self._event_file.add(entry)
+        except OSError as error:
+            raise self._unwritten(error) from None
+
+    def start_anew(self) -> Path | None:
+        """Move what metrics there are to a file beside them, and write the configuration with which the run starts.
+
+        Returns:
+          That file; None if there were none, and on other processes than the first.
+
+        Raises:
+          UsageError: if they can't be written.
+        """
+        metrics, beside = self.path / "metrics.jsonl", None
+        try:
+            if process_index() == 0 and metrics.exists() and metrics.stat().st_size:
+                names = (f"metrics-before-{number}.jsonl" for number in itertools.count(1))
+                beside = next(path for name in names if not (path := self.path / name).exists())
+                metrics.rename(beside)
+        except OSError as error:
+            raise self._unwritten(error) from None
+        self.go_on(0)
+        return beside
+
+    def length(self) -> int:
+        """The metrics file's bytes, which are on the disk; 0 on other processes than the first.
+
+        Raises:
+          UsageError: if it can't be written or is gone.
+        """
+        if process_index() > 0:
+            return 0
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as metrics:
+                os.fsync(metrics.fileno())
+                return metrics.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
+
+    def log(self, event: str, **values: Any) -> None:
+        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
+
+        Threads may do so at the same time.
+
+        Raises:
+          UsageError: if they can't be written or are gone.
+        """
+        if process_index() > 0:
+            return
+        line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
+        try:
+            with self._lock, open(self.path / "metrics.jsonl", "a", opener=_open_existing) as metrics:
+                metrics.write(json.dumps(line, allow_nan=False) + "\n")
+                if self._event_file is not None:
+                    self._event_file.add(line)
+        except OSError as error:
+            raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _jsonable(value: Any) -> Any:
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        array = array.astype(object)
+        array[~np.isfinite(np.asarray(value, float))] = None
+    return array.tolist()
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside the configuration: versions, machine, devices, JAX's settings, command."""
+    packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "command": _command(),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "processes": process_count(),
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
+    }
+
+
+def _command() -> str:
+    """As it can be given again, without the path of a script."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # There is none but after `python -m`.
+    program = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
+    return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
+
+
+def read_config(path: Path | str) -> Config:
+    """The configuration of a run.
+
+    Raises:
+      UsageError: if the folder is not one of a run.
+    """
+    try:
+        return Config.from_json(files.read_text(Path(path) / "config.json", MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        why = _in_a_line(error)
+        raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
+
+
+def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
+    """The events that a run has logged, all or of some kinds, in order, but for a last line that was not finished.
+
+    Raises:
+      UsageError: if the metrics can't be read.
+    """
+    try:
+        *lines, _ = files.read_text(Path(path) / "metrics.jsonl").split("\n")
+        entries = [_event(files.parse_json(line)) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the metrics in {path} can't be read ({_in_a_line(error)}).") from None
+    return [entry for entry in entries if not events or entry["event"] in events]
+
+
+def _event(entry: Any) -> dict[str, Any]:
+    if isinstance(entry, dict) and isinstance(entry.get("event"), str) and isinstance(entry.get("step"), int):
+        return entry
+    raise ValueError("a line is no event with its step")
+
+
+@contextlib.contextmanager
+def making_sense_of(path: Path) -> Iterator[None]:
+    """Say in a sentence that the metrics of a run are not what they should be, whatever that makes of their readers.
+
+    Raises:
+      UsageError: in place of the errors that values of wrong kinds and shapes lead to.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {_in_a_line(error)}"
+        raise UsageError(f"the metrics in {path} are not those of a run ({why}).") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says, whatever the file holds that it tells of."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,181 @@
+"""The training step compiled for TPUs that are not there, to read what it sends, holds and costs.
+
+libtpu compiles for a described topology on any machine; the data set need not be prepared either.
+"""
+
+import importlib.util
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Compiled, Lowered
+
+from lsgd_jax.config import Config
+from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.data import DESCRIPTIONS, BatchIndices, Dataset, Description, Feed, InMemory, Streamed
+from lsgd_jax.distributed import SHARED, STACKED, Placement
+from lsgd_jax.errors import UsageError
+from lsgd_jax.train.setup import make_model, make_optimizer, step_key, steps_per_call
+from lsgd_jax.train.step import TrainState, local_steps
+
+
+def described_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU topology, to compile for.
+
+    Call it before JAX is used: it keeps JAX from looking for TPUs of this machine's own.
+
+    Args:
+      topology: the kind of TPU and the chips along each axis, like v5e:16x16.
+
+    Raises:
+      UsageError: if there is no such topology, or libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError("compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'")
+    jax.config.update("jax_platforms", "cpu")
+    # What libtpu would else look for on this machine, which need not be a TPU's; any type will do, the topology holds.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # It locks the machine's TPUs, which are not used here.
+    }
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"there is no TPU topology {topology!r}, as v5e:2x4 and v5e:16x16 are: {error}") from None
+
+
+def lowered_steps(config: Config, placement: Placement) -> Lowered:
+    """The program that `lsgd_jax.train` runs, before it is compiled: some local steps with their exchanges.
+
+    Args:
+      config: of the run.
+      placement: of its workers, on devices that need not be there.
+
+    Raises:
+      UsageError: if the configuration does not fit the data.
+    """
+    feed = blank_feed(config)
+    model = nnx.eval_shape(lambda: make_model(config, feed))
+    optimizer = make_optimizer(config, placement)
+    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    one_worker = TrainState(params, statistics, jax.eval_shape(optimizer.init, params))
+
+    def shaped(tree: object, spec: PartitionSpec, axes: tuple[int, ...] = (), skip: int = 0) -> object:
+        sharding = NamedSharding(placement.mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(axes + x.shape[skip:], x.dtype, sharding=sharding), tree)
+
+    batch = shaped(next(feed.batches(0, 1)), STACKED, (*placement.shape, steps_per_call(config)), skip=1)
+    numbers = np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)
+    program = local_steps(model, optimizer, placement, feed)
+    state = shaped(one_worker, STACKED, placement.shape)
+    return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers)
+
+
+def compile_steps(lowered: Lowered) -> Compiled:
+    """The program compiled for its devices.
+
+    Raises:
+      UsageError: if it does not fit into their memory, or the compiler fails otherwise.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"the devices can't run it: {str(error).splitlines()[0]}") from None
+
+
+def parameter_shapes(config: Config) -> Any:
+    """The shapes and dtypes of one worker's parameters; nothing is computed.
+
+    Raises:
+      UsageError: if the network is not for such data.
+    """
+    return nnx.state(nnx.eval_shape(lambda: make_model(config, blank_feed(config))), nnx.Param)
+
+
+def blank_feed(config: Config) -> Feed:
+    """The configuration's feed as it is with the data set, but all examples are blank and take no memory.
+
+    Raises:
+      UsageError: if the data are too few for the workers and their batches.
+    """
+    about = DESCRIPTIONS[config.dataset]
+    held_out = round(config.validation * about.train)
+    train, test = about.train - held_out, held_out or about.test
+    workers, size = config.groups * config.workers, config.worker_batch_size
+    order = BatchIndices(examples=train, workers=workers, batch_size=size, sampling=config.sampling, seed=config.seed)
+    if config.dataset == "imagenet2012":
+        return _BlankStream(about, workers, size, config.image_size, test)
+    x, y = (_blank((train + test, *shape), dtype) for shape, dtype in ((about.shape, about.dtype), ((), np.int32)))
+    return InMemory(Dataset(x[:train], y[:train], x[train:], y[train:], about.classes, about.preprocessing), order)
+
+
+class _BlankStream(Streamed):
+    """A stream of blank images."""
+
+    def __init__(self, about: Description, workers: int, batch_size: int, image_size: int, test_count: int) -> None:
+        self.classes, self.shape, self.shared = about.classes, (image_size, image_size, 3), ()
+        self.test_count = test_count
+        self._batch = _blank((workers, batch_size, *self.shape), about.dtype), _blank((workers, batch_size), np.int32)
+
+    def batches(self, first: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return itertools.repeat(self._batch, end - first)
+
+
+def _blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device]) -> tuple[int, int]:
+    """Groups, and workers in each, so that every device has a worker.
+
+    Args:
+      groups: None: as many as the workers in each leave; one on every host, if these are None, too.
+      workers: in each group; None: as many as the groups leave.
+      devices: to have a worker each.
+
+    Raises:
+      UsageError: if they are not as many as the devices.
+    """
+    count = len(devices)
+    if groups is None:
+        groups = count // workers if workers else len({device.process_index for device in devices})
+    if workers is None:
+        workers = count // groups if groups > 0 else 0
+    if groups * workers != count:
+        raise UsageError(
+            f"there must be a worker on each of the {count} devices, got groups of workers {groups} x {workers}."
+        )
+    return groups, workers
+
+
+def report(compiled: Compiled) -> str:
+    """What one run of the program sends, holds and costs on each device, as text."""
+    counts = Counter((*each[:3], each.times, each.conditional) for each in collectives(compiled.as_text() or ""))
+    lines = ["collectives", f"  {'':14} {'bytes':>14} {'devices':>8} {'times':>6}"]
+    largest_first = sorted(counts.items(), key=lambda item: (-item[0][1], item[0][2]))
+    for (kind, size, among, times, conditional), count in largest_first:
+        often = "?" if times is None else times * count
+        lines.append(f"  {kind:14} {size:14,} {among:8} {often:>6}  {'at most' if conditional else ''}".rstrip())
+    memory: Any = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    on_device = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "outputs in place of arguments": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    lines += ["bytes on each device", *(f"  {name:29} {size:15,}" for name, size in on_device.items())]
+    lines.append("cost on each device, a loop's body counted once")
+    return "\n".join([*lines, *(f"  {name:29} {round(cost[name]):15,}" for name in ("flops", "bytes accessed"))])

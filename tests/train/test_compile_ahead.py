@@ -1,0 +1,213 @@
+"""`lsgd compile`, run as a user runs it, and what the training step sends on TPUs that are not there."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lsgd_jax.config import Config
+from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.distributed import SHARED, place
+from lsgd_jax.errors import UsageError
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.train.compile_ahead import blank_feed, lowered_steps, parameter_shapes, spread
+from lsgd_jax.train.setup import prepare, rounds, step_key
+from lsgd_jax.train.step import init_state, local_steps
+
+LIBTPU = Path(sys.prefix, "tpu")
+"""Out of the environment of all other tests: with libtpu in it every start of JAX looks for TPUs."""
+HOSTS = {"v5e:2x4": 2, "v5e:16x16": 64}
+"""Of 4 devices each."""
+SCALAR = 4
+SMALL = {"width": 0.25, "batch_size": 8}
+
+
+def lsgd_compile(*arguments, path=""):
+    return subprocess.run(
+        [sys.executable, "-m", "lsgd_jax", "compile", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    if not (LIBTPU / "libtpu").exists():
+        pytest.fail(f"libtpu is not in {LIBTPU}: run make tpu, which needs the network once.", pytrace=False)
+    return str(LIBTPU)
+
+
+@pytest.fixture
+def compiled(libtpu, tmp_path):
+    """What a small training step sends beside its metrics, and what the command prints."""
+
+    def compiled(topology, *arguments):
+        small = [option for name, value in SMALL.items() for option in (f"--{name.replace('_', '-')}", str(value))]
+        text = tmp_path / "hlo.txt"
+        done = lsgd_compile("mnist1d", *small, "--topology", topology, "--text", str(text), *arguments, path=libtpu)
+        assert done.returncode == 0, done.stderr
+        found = collectives(text.read_text())
+        # The metrics, that every process has all of them: of a worker no more than the loss, whether it has failed and,
+        # for two leaders, the score, positions, distances and whether it was revived. They alone are sent once in the
+        # program, outside of its loop. Of the two that are no numbers, some TPUs send 512 bytes at least.
+        metrics = [each for each in found if each.times == 1]
+        [devices] = re.findall(r", (\d+) devices", done.stdout)
+        assert sum(each.bytes for each in metrics) <= 8 * SCALAR * int(devices) + 2 * 512
+        return [each for each in found if each not in metrics], done.stdout
+
+    return compiled
+
+
+def parameter_bytes(**changes):
+    config = Config(**{"dataset": "mnist1d", "model": "conv1d", "steps": 1, "learning_rate": 0.1} | SMALL | changes)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parameter_shapes(config)))
+
+
+def sizes(found, **of):
+    """The sizes of those collectives, the scalars' apart from all others', which are added up."""
+    all_sizes = [each.bytes for each in found if all(getattr(each, name) == value for name, value in of.items())]
+    scalars = [size for size in all_sizes if size <= SCALAR]
+    return scalars, sum(all_sizes) - sum(scalars)
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_lsgd_sends_scalars_and_one_parameter_sized_sum_an_exchange_in_branches_only(topology, compiled):
+    hosts, devices = HOSTS[topology], 4 * HOSTS[topology]
+    found, printed = compiled(topology)
+    assert f"groups: {hosts}, workers in each: 4" in printed
+    assert {each.kind for each in found} == {"all-reduce"}  # Nobody gathers everybody's parameters.
+    assert all(each.conditional and each.times == 4 for each in found)  # A branch of each of the 4 steps.
+    for among in (4, devices):  # An election, and one worker's parameters.
+        assert sizes(found, group_size=among) == ([SCALAR, SCALAR], parameter_bytes())
+    assert {each.group_size for each in found} == {4, devices}
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_lsgd_in_one_group(topology, compiled):
+    devices = 4 * HOSTS[topology]
+    found, printed = compiled(topology, "--groups", "1")
+    assert f"groups: 1, workers in each: {devices}" in printed
+    assert all(each.conditional for each in found)
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", devices)}
+    assert sizes(found) == ([SCALAR, SCALAR], parameter_bytes())
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_easgd_sends_a_mean_an_exchange_and_one_of_the_starts(topology, compiled):
+    found, _ = compiled(topology, "--method", "easgd")
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", 4 * HOSTS[topology])}
+    assert all(each.conditional for each in found)
+    assert sizes(found) == ([], 2 * parameter_bytes())
+
+
+@pytest.mark.parametrize("topology", HOSTS)
+def test_data_parallel_sends_a_mean_gradient_every_step(topology, compiled):
+    found, _ = compiled(topology, "--method", "data_parallel")
+    assert {(each.kind, each.group_size) for each in found} == {("all-reduce", 4 * HOSTS[topology])}
+    assert not any(each.conditional for each in found)
+    assert all(each.times == 4 for each in found)
+    assert sizes(found) == ([], parameter_bytes())
+
+
+def test_what_is_printed(compiled):
+    found, printed = compiled("v5e:2x2", "--groups", "2")
+    assert printed.startswith("one program of 4 local steps of lsgd for v5e:2x2, 4 devices (TPU v5 lite)\n")
+    rows = re.findall(r"^  all-reduce +([\d,]+) +(\d) +(\d+)  at most", printed, re.MULTILINE)
+    assert sum(int(row[0].replace(",", "")) * int(row[2]) for row in rows) == sum(e.bytes * e.times for e in found)
+    numbers = dict(re.findall(r"^  (\w[\w ]+?) +([\d,]+)$", printed, re.MULTILINE))
+    assert {"arguments", "outputs", "temporaries", "flops", "bytes accessed"} <= set(numbers)
+    assert int(numbers["flops"].replace(",", "")) > 0
+
+
+def test_what_does_not_fit_into_the_memory(libtpu):
+    large = ["--model", "mlp", "--batch-size", "8192", "--width", "4"]
+    done = lsgd_compile("resnet50-imagenet-4", "--topology", "v5e:2x2", *large, path=libtpu)
+    assert done.returncode == 2
+    assert re.match(r"lsgd: the devices can't run it: RESOURCE_EXHAUSTED: .*available HBM.*\n$", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits", "--topology", "v5e:3x5"], "there is no TPU topology 'v5e:3x5', as v5e:2x4 and v5e:16x16 are: "),
+        (["digits", "--topology", "pod"], "there is no TPU topology 'pod'"),
+        (["digits", "--topology", "v5e:2x4", "--groups", "3"], "a worker on each of the 8 devices"),
+        (["digits", "--topology", "v5e:2x4", "--period", "0"], "period must be at least 1, got 0."),
+        (["digits", "--topology", "v5e:2x4", "--model", "conv1d"], "use mlp"),
+        (["digits", "--topology", "v5e:16x16"], "takes 4096 examples, but there are 1437"),
+        (["digits"], "--topology"),
+    ],
+)
+def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, libtpu):
+    done = lsgd_compile(*arguments, path=libtpu)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_libtpu_it_says_what_to_install():
+    done = lsgd_compile("digits", "--topology", "v5e:2x4")
+    assert done.returncode == 2
+    assert done.stderr == "lsgd: compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'\n"
+
+
+def on_hosts(hosts, each=4):
+    return [SimpleNamespace(process_index=host) for host in range(hosts) for _ in range(each)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "workers", "right"),
+    [(None, None, (3, 4)), (1, None, (1, 12)), (None, 6, (2, 6)), (4, 3, (4, 3))],
+)
+def test_what_is_not_given_is_filled_so_that_every_device_has_a_worker(groups, workers, right):
+    assert spread(groups, workers, on_hosts(3)) == right
+
+
+@pytest.mark.parametrize(("groups", "workers"), [(5, None), (None, 5), (0, None), (None, 24), (1, 4)])
+def test_workers_that_do_not_fill_the_devices(groups, workers):
+    with pytest.raises(UsageError, match="a worker on each of the 12 devices"):
+        spread(groups, workers, on_hosts(3))
+
+
+def test_what_is_compiled_is_what_train_runs():
+    config = dataclasses.replace(PRESETS["mnist1d"], **SMALL)
+    placement, feed, model, optimizer = prepare(config)
+    state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
+    [batch] = rounds(feed, placement, config.period, config.period)
+    program = local_steps(model, optimizer, placement, feed)
+    numbers = np.int32(0), np.float32(1), step_key(config.seed)
+    trained = program.lower(state, shared, batch, *numbers)
+    assert lowered_steps(config, place(config.groups, config.workers)).as_text() == trained.as_text()
+
+
+@pytest.mark.parametrize("name", ["cnn7-cifar10-16", "resnet50-imagenet-4"])
+def test_a_preset_whose_data_are_not_prepared_is_lowered(name):
+    config = dataclasses.replace(PRESETS[name], width=0.05, batch_size=2)
+    if config.dataset == "imagenet2012":
+        config = dataclasses.replace(config, image_size=32)
+    text = lowered_steps(config, place(config.groups, config.workers)).as_text()
+    assert "all_reduce" in text
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_blank_feed_of_every_preset_takes_no_memory(name):
+    config = PRESETS[name]
+    feed = blank_feed(config)
+    [batch] = feed.batches(0, 1)
+    images = config.dataset == "imagenet2012"
+    for x in jax.tree.leaves((feed.shared, batch if images else ())):
+        assert set(x.strides) == {0}
+    shape = (config.groups * config.workers, config.worker_batch_size)
+    assert all(x.shape[:2] == shape for x in jax.tree.leaves(batch))
+    x, y = jax.eval_shape(feed.training, feed.shared, jax.tree.map(lambda x: x[0], batch), jax.random.key(0))
+    assert (x.shape, y.shape) == ((shape[1], *feed.shape), shape[1:])
