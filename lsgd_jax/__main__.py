@@ -19,9 +19,13 @@ def main() -> int:
         print(f"lsgd: JAX can't read a variable of the environment ({error}): change or unset it.", file=sys.stderr)
         return 2
     from lsgd_jax import cli
+    from lsgd_jax.interruption import end_process
 
-    signal.signal(signal.SIGINT, before[signal.SIGINT])  # With which commands remove what they have half written.
-    return cli.main()
+    try:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # With which commands remove what they have half written.
+        return cli.main()
+    except KeyboardInterrupt:
+        end_process(signal.SIGINT)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

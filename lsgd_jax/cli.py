@@ -1,7 +1,6 @@
 """The `lsgd` command."""
 
 import dataclasses
-import multiprocessing
 import os
 import signal
 import sys
@@ -140,10 +139,13 @@ def train(
         distributed.initialize(processes)
         distributed.simulate_devices(config.groups * config.workers)
         error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-        if distributed.process_index() == 0:
-            from lsgd_jax.figures import run
+        with distributed.failing_together():  # The others wait for the first until it has ended.
+            if distributed.process_index() == 0:
+                from lsgd_jax.figures import run
 
-            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
+                picture = run.draw(run_dir)
+        if distributed.process_index() == 0:
+            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {picture}")
     return 0  # Even if nobody reads the line: the run is in its folder.
 
 
@@ -512,11 +514,6 @@ def _run(arguments: list[str] | None) -> int | None:
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
-        print("lsgd: interrupted.", file=sys.stderr, flush=True)
-        for process in multiprocessing.active_children():  # That decode images, and would be left.
-            process.kill()
-        os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
     except Exception as error:
         if distributed.process_count() == 1:
             raise

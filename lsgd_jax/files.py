@@ -168,8 +168,22 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+class _Locked(io.FileIO):
+    """An open file whose lock ends when the process that has opened it closes it, whatever its forks do."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "r+")
+        self._owner = os.getpid()
+
+    def close(self) -> None:
+        if not self.closed and os.getpid() == self._owner:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self, fcntl.LOCK_UN)
+        super().close()
+
+
 def lock(folder: Path, advice: str) -> io.FileIO:
-    """Be the only process that writes a folder.
+    """Be the only process that writes a folder, of those that may write it.
 
     The lock ends when the returned file is closed or the process ends, however it ends. On file systems that have no
     locks there is none.
@@ -183,7 +197,7 @@ def lock(folder: Path, advice: str) -> io.FileIO:
       OSError: if the file for the lock can't be written.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = io.FileIO(os.open(folder / LOCK, flags, 0o666), "r+")
+    file = _Locked(os.open(folder / LOCK, flags, 0o666))
     with contextlib.ExitStack() as opened:
         opened.enter_context(file)
         try:
@@ -194,6 +208,9 @@ def lock(folder: Path, advice: str) -> io.FileIO:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+        mode = os.fstat(file.fileno()).st_mode
+        with contextlib.suppress(OSError):  # Another user's file has been made wide enough by its owner.
+            os.fchmod(file.fileno(), mode | folder.stat().st_mode & 0o666)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         opened.pop_all()

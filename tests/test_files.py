@@ -100,6 +100,41 @@ def test_a_lock_ends_with_its_process(tmp_path):
     files.lock(tmp_path, "name another").close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_lock_is_its_owners_whatever_forks_do(tmp_path):
+    """A fork that ends does not give the folder free, and one that goes on does not keep it."""
+    file, (reading, writing) = files.lock(tmp_path, "name another"), os.pipe()
+    if (ended := os.fork()) == 0:
+        file.close()
+        os._exit(0)
+    os.waitpid(ended, 0)
+    with pytest.raises(UsageError, match="is being written by "):
+        files.lock(tmp_path, "name another")
+    if (going_on := os.fork()) == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    file.close()
+    files.lock(tmp_path, "name another").close()
+    os.close(writing)
+    os.waitpid(going_on, 0)
+    os.close(reading)
+
+
+def test_who_may_write_a_folder_may_lock_it(tmp_path):
+    """Whatever the umask of who has locked it first."""
+    tmp_path.chmod(0o770)
+    before = os.umask(0o077)
+    try:
+        files.lock(tmp_path, "name another").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / files.LOCK).stat().st_mode & 0o777 == 0o660
+    tmp_path.chmod(0o555)
+    files.lock(tmp_path, "name another").close()
+    assert (tmp_path / files.LOCK).stat().st_mode & 0o777 == 0o664
+
+
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.EIO, False)])
 def test_where_a_file_system_has_no_locks_there_is_none(number, goes_on, tmp_path, monkeypatch):
     def without(*_):

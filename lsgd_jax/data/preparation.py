@@ -86,7 +86,9 @@ def prepare(name: str, data_dir: Path | str | None = None) -> Path:
     except NonMatchingChecksumError as error:
         file = next(info.filename for url, info in builder_class.url_infos.items() if url in str(error))
         raise UsageError(f"{file} has not the published checksum: put an intact one into {archives}.") from None
-    except (OSError, EOFError, tarfile.TarError, zlib.error, DownloadError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, DownloadError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Failed to finalize writing" not in str(error):
+            raise  # What array_record's writers raise is of this general kind.
         raise UsageError(f"{name} can't be prepared in {data_dir}: {error}") from None
     return folder
 

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src.distributed import global_state
 
-from lsgd_jax.distributed import LAUNCHER, process_count, process_index
+from lsgd_jax.distributed import LAUNCHER, PROCESS, process_count, process_index
 
 NOTICE = 0.2
 """Seconds in which a process notices that another has to stop."""
@@ -47,21 +47,21 @@ class _Signals:
             end_process(number, self.note)
 
 
-def end_process(number: int, note: str) -> None:
+def end_process(number: int, note: str = "") -> NoReturn:
     """Say in a sentence that a signal stops this process, and end it and its children, wherever the main thread is.
 
     Args:
       number: the signal's.
-      note: the rest of the sentence, after the signal's name and a semicolon.
+      note: the rest of the sentence, after the signal's name and a semicolon, if there is one.
     """
     try:
         for process in multiprocessing.active_children():
             process.kill()
-        sentence = f"lsgd: stopped by {signal.Signals(number).name}; {note}.\n"
+        sentence = f"lsgd: stopped by {signal.Signals(number).name}{note and f'; {note}'}.\n"
         descriptor = 2  # Not through `sys.stderr`, on which another thread may be waiting.
         if os.isatty(descriptor):
             sentence = "\x1b[?25h\n" + sentence  # Below the progress bar, which has hidden the cursor.
-        told_by_first = process_index() > 0 and LAUNCHER in os.environ  # Which is stopped with this one.
+        told_by_first = LAUNCHER in os.environ and os.environ.get(PROCESS) != "0"  # Which is stopped with this one.
         if not told_by_first and select.select([], [descriptor], [], 1)[1]:
             os.write(descriptor, sentence.encode())
     finally:

@@ -109,6 +109,8 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
         if not started or started[0].returncode < 0:  # Before it could say so.
             print(f"lsgd: stopped by {signal.Signals(received[0]).name}.", file=sys.stderr)
         return _Code(128 + received[0], failed=False)
+    if any(process.returncode == 2 for process in started):
+        code = 2  # Another process may have crashed for it, and have been the first to be seen.
     failed = code not in (0, 2)  # With 2, the process has said why.
     if failed:
         how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"

@@ -69,7 +69,7 @@ class _Waiting:
         if now > self._begun + LONGEST:
             raise UsageError(f"after {LONGEST} seconds {what}: start every process of the run, or {_ALONE}.")
         if now > self._due and what != self._said:
-            print(f"lsgd: {what}; {_ALONE}.", file=sys.stderr, flush=True)
+            print(f"{what}; {_ALONE}.", file=sys.stderr, flush=True)
             self._due, self._said = now + self.patience, what
 
 

@@ -61,7 +61,7 @@ def initialize(processes: int | None = None) -> None:
     if place.processes == 1:
         return
     # The launcher's processes start together, but slowly where they share few cores.
-    patience = 60 if LAUNCHER in os.environ else 5
+    patience = 10 if LAUNCHER in os.environ else 5
     meet(place.address, place.processes, place.process, place.listens_at, patience)
     try:
         jax.distributed.initialize(

@@ -1,6 +1,7 @@
 import fcntl
 import io
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -172,6 +173,21 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "cifar10").touch()
     with pytest.raises(UsageError, match=r"cifar10 can't be prepared in .*File exists"):
         preparation.prepare("cifar10", tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_left(data_dir, monkeypatch):
+    """A limit on files' sizes, which only the examples come to."""
+    archives.make_cifar10(data_dir / "downloads" / "manual")
+    archives.accept(monkeypatch, "cifar10", data_dir / "downloads" / "manual")
+    before, (soft, hard) = files(data_dir), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, hard))
+    try:
+        with pytest.raises(UsageError, match=r"^cifar10 can't be prepared in .*: .* File too large; .*$"):
+            preparation.prepare("cifar10", data_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(data_dir) == before
+    assert preparation.prepare("cifar10", data_dir).is_dir()
 
 
 def test_a_format_that_needs_tensorflow(prepared, tmp_path):

@@ -69,11 +69,11 @@ def wait_for(sentence, capsys):
 
 def test_whoever_is_missing_is_named_until_all_have_come(address, capsys):
     second = Thread(address, 4, 2)
-    wait_for(f"lsgd: process 2 of 4 finds no process 0 at {address} (Connection refused); {ALONE}\n", capsys)
+    wait_for(f"process 2 of 4 finds no process 0 at {address} (Connection refused); {ALONE}\n", capsys)
     first = Thread(address, 4, 0)
-    wait_for(f"lsgd: process 0 of 4 waits at {address} for processes 1 and 3; {ALONE}\n", capsys)
+    wait_for(f"process 0 of 4 waits at {address} for processes 1 and 3; {ALONE}\n", capsys)
     others = [Thread(address, 4, 3)]
-    wait_for(f"lsgd: process 0 of 4 waits at {address} for process 1; {ALONE}\n", capsys)
+    wait_for(f"process 0 of 4 waits at {address} for process 1; {ALONE}\n", capsys)
     others.append(Thread(address, 4, 1))
     for process in (first, second, *others):
         process.end()
@@ -176,7 +176,7 @@ def test_processes_started_by_hand_meet_on_loopback_alone(address):
         if number == "1":
             told = process.stderr.readline()
     try:
-        assert told == f"lsgd: process 1 of 2 finds no process 0 at {address} (Connection refused); {ALONE}\n"
+        assert told == f"process 1 of 2 finds no process 0 at {address} (Connection refused); {ALONE}\n"
         for process in started:
             output, errors = process.communicate(timeout=HANG)
             assert output.endswith("2 True\n"), errors
@@ -209,7 +209,7 @@ def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interru
     )
     try:
         told = waiting.stderr.readline()
-        assert told == f"lsgd: process 0 of 4 waits at node1:{port} for processes 1, 2 and 3; {ALONE}\n"
+        assert told == f"process 0 of 4 waits at node1:{port} for processes 1, 2 and 3; {ALONE}\n"
         waiting.send_signal(signal.SIGINT)
         _, rest = waiting.communicate(timeout=HANG)
         assert rest.startswith("lsgd: stopped by SIGINT; no step was under way, and the same command resumes with")
@@ -218,6 +218,25 @@ def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interru
     finally:
         waiting.kill()
         waiting.communicate()
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_whoever_is_missing_is_named_within_10_seconds(launched, address, monkeypatch):
+    class Meeting(Exception):  # noqa: N818 - it is no error.
+        pass
+
+    def meet(address, count, number, listens_at, patience):
+        raise Meeting(patience)
+
+    monkeypatch.setattr(distributed, "meet", meet)
+    monkeypatch.setattr(distributed, "_end_with_launcher", lambda _: None)
+    for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS": "0"}.items():
+        monkeypatch.setenv(f"LSGD_{name}", value)
+    if launched:
+        monkeypatch.setenv("LSGD_LAUNCHER", "3")
+    with pytest.raises(Meeting) as met:
+        distributed.initialize()
+    assert met.value.args[0] <= 10
 
 
 @pytest.mark.parametrize(("variables", "processes"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])

@@ -178,6 +178,14 @@ def running(*command, cwd):
         process.communicate()
 
 
+def until(condition):
+    """Wait for a condition."""
+    end = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < end, "it hangs"
+        time.sleep(0.01)
+
+
 def wait_for_step(run_dir, step):
     """Until a run has logged an event of this step or of a later one."""
     metrics, end = run_dir / "metrics.jsonl", time.monotonic() + HANG

@@ -4,13 +4,14 @@ import dataclasses
 import os
 import signal
 import sys
+from queue import SimpleQueue
 
 import pytest
 
-from lsgd_jax import cli, distributed, train
+from lsgd_jax import cli, distributed, launch, train
 from lsgd_jax.presets import PRESETS
 from tests.reliability import faults
-from tests.reliability.faults import LSGD, running, wait_for_step
+from tests.reliability.faults import LSGD, running, until, wait_for_step
 from tests.reliability.runs import assert_same, metrics
 
 TRAIN = ["train", "digits", "--width", "0.1", "--batch-size", "8", "--groups", "2", "--workers", "2"]
@@ -108,8 +109,9 @@ if __name__ == "__main__":
     assert len(done.stdout.split()) == 2
 
 
-def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
-    with running(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", cwd=tmp_path) as launcher:
+def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # As `faults.trained` has it.
+    with running(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", "--steps", "400", cwd=tmp_path) as launcher:
         wait_for_step(tmp_path / "run", 240)
         os.kill(faults.children(launcher.pid)[1], signal.SIGKILL)
         code, _, errors = ending(launcher)
@@ -117,9 +119,8 @@ def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
     assert "lsgd: process 1 was killed by SIGKILL; the others were stopped.\n" in errors
     assert "lsgd: the run goes on from its last checkpoint, restart 1 of 1.\n" in errors
     assert "[0] the run goes on from step " in errors
-    whole = faults.run(*LAUNCH, "--", *TRAIN, "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    assert_same(tmp_path / "run", tmp_path / "whole", 600)
+    faults.trained(dataclasses.replace(CONFIG, steps=400), tmp_path / "whole", 2)
+    assert_same(tmp_path / "run", tmp_path / "whole", 400)
 
 
 def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
@@ -164,6 +165,30 @@ def test_a_full_disk_is_the_end_of_several_processes_too(tmp_path):
     [told] = [line for line in full.stderr.splitlines() if "lsgd: " in line]
     assert told.startswith("[0] lsgd: a checkpoint can't be written to ")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_is_the_end_of_several_processes_too(tmp_path):
+    """They end together, so that no other has anything to say."""
+    train.train_and_evaluate(dataclasses.replace(CONFIG, steps=8), tmp_path / "run", lines=False)
+    (tmp_path / "run" / "curves.png").mkdir()
+    done = faults.run(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", "--steps", "8", "--resume", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "[0] lsgd: run/curves.png can't be written (Is a directory)."
+    assert "[1] " not in done.stderr
+
+
+def test_what_one_process_has_said_is_why_all_end(monkeypatch, capfd):
+    """Even if it is seen later that it has ended than that another has crashed for it."""
+
+    class LastFirst(SimpleQueue):
+        def get(self):
+            until(lambda: self.qsize() == 2)
+            return max(super().get(), super().get())
+
+    monkeypatch.setattr(launch, "SimpleQueue", LastFirst)
+    ends = "import os, sys; sys.exit(2 + int(os.environ['LSGD_PROCESS']))"
+    assert launch.launch([sys.executable, "-c", ends], 2, restarts=1) == 2
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

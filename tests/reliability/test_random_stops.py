@@ -11,7 +11,6 @@ from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability import commands, faults
 from tests.reliability.runs import assert_same
 from tests.reliability.test_processes import IMAGENET
-from tests.reliability.test_stops import until
 
 STOPS = 20 if faults.SOAK else 1
 SAVED = ["--steps", "400", "--eval-every", "200", "--checkpoint-every", "100"]
@@ -34,7 +33,7 @@ def stopped(arguments, cwd, rng):
     """Stop a command at a random moment; returns its exit code, 0 if it was over before."""
     number, delay = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]), LONGEST * rng.random() ** 2
     with commands.started(*arguments, cwd=cwd) as command:
-        until(lambda: command.over or command.takes_signals())
+        faults.until(lambda: command.over or command.takes_signals())
         end = time.monotonic() + delay
         while time.monotonic() < end and not command.over:
             time.sleep(0.01)

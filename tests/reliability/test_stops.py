@@ -5,26 +5,18 @@ import os
 import signal
 import socket
 import subprocess
-import time
+import sys
 
 import pytest
 
 from lsgd_jax.distributed import interruption
 from lsgd_jax.distributed.launch import _free_port
 from tests.reliability import faults
-from tests.reliability.faults import LSGD, running, wait_for_step
+from tests.reliability.faults import LSGD, running, until, wait_for_step
 from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN, ending
 
 ENDLESS = ["--steps", "1000000"]
 ASYNCHRONOUS = ["--checkpoint-every", "None", "--asynchronous"]
-
-
-def until(condition):
-    """Wait for a condition."""
-    end = time.monotonic() + faults.HANG
-    while not condition():
-        assert time.monotonic() < end, "it hangs"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -136,6 +128,18 @@ def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared,
     assert code == 128 + signal.SIGINT, errors
     [line] = errors.splitlines()
     assert line.startswith("lsgd: stopped by SIGINT after step ")
+
+
+def test_an_interrupt_of_any_command_is_one_sentence(tmp_path):
+    """Of one that handles none itself, or is only reading its options."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "import signal, sys, lsgd_jax.cli\nfrom lsgd_jax.__main__ import main\n"
+        "lsgd_jax.cli._run = lambda _: signal.raise_signal(signal.SIGINT)\nsys.exit(main())\n"
+    )
+    process = faults.run(sys.executable, str(script), "info", cwd=tmp_path)
+    assert process.returncode == 128 + signal.SIGINT
+    assert process.stderr == "lsgd: stopped by SIGINT.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
