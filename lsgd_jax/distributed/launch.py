@@ -42,7 +42,7 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
     for restart in range(1, restarts + 1):
         if not code.failed:
             break
-        print(f"lsgd: the run goes on from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
+        print(f"lsgd: the run resumes from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
         again = command if "--resume" in command else [*command, "--resume"]
         code = _launch_once(again, processes, devices_per_process)
     return code.number
