@@ -27,7 +27,7 @@ class Joined:
     """
 
     def __init__(
-        self, count: StepCount, meet: Callable[[int], None], *, own_workers: int, steps_between: int, last: int
+        self, count: StepCount, meet: Callable[[int], None], *, own_workers: int, steps_between: int, most: int
     ) -> None:
         """Start before the first exchange.
 
@@ -37,10 +37,10 @@ class Joined:
             all others wait.
           own_workers: workers of this process.
           steps_between: steps of all workers together from one exchange to the next.
-          last: number of the last exchange, the same in all processes.
+          most: number of the last exchange, the same in all processes.
         """
         self._count, self._meet = count, meet
-        self._own_workers, self._steps_between, self._last = own_workers, steps_between, last
+        self._own_workers, self._steps_between, self._most = own_workers, steps_between, most
         self._lock = threading.Lock()
         self._number, self._arrived, self._met = 1, 0, threading.Event()
 
@@ -54,7 +54,7 @@ class Joined:
     def exchange(self, worker: Worker) -> Iterator[threading.Event]:
         """Wait until all workers have met, for every exchange that is due."""
         # The number changes only when all workers have joined, including this one.
-        while self._number <= self._last and (
+        while self._number <= self._most and (
             worker.finished or self._count.total >= self._number * self._steps_between
         ):
             yield self._arrive()

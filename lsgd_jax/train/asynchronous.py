@@ -232,7 +232,7 @@ class _JoinedRun(_Run):
             self._meet,
             own_workers=len(self.workers),
             steps_between=self.size * config.period,
-            last=config.steps // config.period,
+            most=config.steps // config.period,
         )
 
     def exchange_state(self) -> Any:

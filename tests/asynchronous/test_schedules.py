@@ -33,7 +33,7 @@ def test_joined_workers_never_wait_for_ever():
         def meet(number, count=count, met=met):
             met.append((number, count.total))
 
-        joined = Joined(count, meet, own_workers=len(steps), steps_between=between, last=most + beyond)
+        joined = Joined(count, meet, own_workers=len(steps), steps_between=between, most=most + beyond)
         drive(workers, joined, turns_of(rng))
         assert [worker.step for worker in workers] == list(steps)
         # Nobody goes on once the count has been reached.

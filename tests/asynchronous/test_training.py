@@ -156,7 +156,7 @@ def dying(step):
 
 def test_a_worker_that_fails_ends_those_who_wait_for_it():
     workers = [scripted(i, 10) for i in range(3)] + [scripted(3, 10, dying)]
-    joined = Joined(StepCount(), lambda number: None, own_workers=4, steps_between=8, last=5)
+    joined = Joined(StepCount(), lambda number: None, own_workers=4, steps_between=8, most=5)
     begun = time.monotonic()
     message = r"worker 3 failed after 3 steps and has ended the run \(ZeroDivisionError: as the test wants it\)\."
     with pytest.raises(RunFailed, match=message), Threads(workers, joined) as threads:
@@ -169,7 +169,7 @@ def test_what_the_user_has_to_change_is_not_taken_for_a_failure():
     def refusing(step):
         raise UsageError("the metrics can't be written.")
 
-    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, last=0)
+    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, most=0)
     workers = [scripted(0, 10), scripted(1, 10, refusing)]
     with pytest.raises(UsageError, match=r"^the metrics can't be written\.$"), Threads(workers, joined) as threads:
         threads.have_ended(DEADLINE)
@@ -179,7 +179,7 @@ def test_a_worker_that_hangs_does_not_keep_the_run_from_ending(monkeypatch):
     monkeypatch.setattr(driving, "GRACE", 0.5)
     released = threading.Event()
     hanging = scripted(0, 10, lambda step: released.wait(DEADLINE))
-    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, last=0)
+    joined = Joined(StepCount(), lambda number: None, own_workers=2, steps_between=100, most=0)
     begun = time.monotonic()
     with pytest.raises(RunFailed), Threads([hanging, scripted(1, 10, dying)], joined) as threads:
         threads.have_ended(DEADLINE)
