@@ -66,18 +66,26 @@ def test_a_checkpoint_of_other_workers_is_read(run_dir, tmp_path):
 def test_what_is_not_there_is_one_sentence(run_dir, tmp_path):
     with pytest.raises(UsageError, match=r"there is no checkpoint of step 5 in .*; there are \[8, 12\]\."):
         load_trained(run_dir, 5)
-    with pytest.raises(UsageError, match="is no folder of a run"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         load_trained(tmp_path)
     shutil.copytree(run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "state")
     with pytest.raises(UsageError, match=r"the checkpoint of step 12 in .* can't be read: its arrays can't be read"):
         load_trained(tmp_path / "run")
     told = tmp_path / "run" / "checkpoints" / "8" / "progress" / "metadata"
-    progress = json.loads(told.read_text())
-    progress["progress"] |= {"shape": [1, 0], "scores": [[]], "losses": []}
-    told.write_text(json.dumps(progress))
+    about = json.loads(told.read_text())
+    about["progress"] |= {"shape": [1, 0], "scores": [[]], "losses": []}
+    told.write_text(json.dumps(about))
     with pytest.raises(
         UsageError, match=r"the checkpoint of step 8 in .* can't be read: workers must be at least 1, got 0"
+    ):
+        load_trained(tmp_path / "run", 8)
+    about.pop("format")
+    told.write_text(json.dumps(about))
+    with pytest.raises(
+        UsageError,
+        match=r"the checkpoint of step 8 in .* can't be read: it was written by another version of lsgd_jax, without a"
+        r" format version .*: start anew in another folder, or use that version\.$",
     ):
         load_trained(tmp_path / "run", 8)
     shutil.rmtree(tmp_path / "run" / "checkpoints")

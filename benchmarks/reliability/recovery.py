@@ -43,11 +43,11 @@ ENDS = {"detection": "was killed by SIGKILL", "restart": "restoring", "restoring
 def train() -> int:
     """`lsgd train`, whose first process prints what it is doing."""
 
-    def say(progress: RunProgress, status: str) -> None:
+    def show(progress: RunProgress, status: str) -> None:
         if process_index() == 0:
             print(status, file=sys.stderr, flush=True)
 
-    with mock.patch.object(RunProgress, "say", say):
+    with mock.patch.object(RunProgress, "status", show):
         return cli.main(sys.argv[1:])
 
 

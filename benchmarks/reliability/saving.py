@@ -53,12 +53,12 @@ class Training:
         """Train in a folder that is thrown away."""
         started = 0.0
 
-        def say(progress: RunProgress, status: str) -> None:
+        def show(progress: RunProgress, status: str) -> None:
             nonlocal started
             if status == "training":
                 started = time.perf_counter()
 
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunProgress, "say", say):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunProgress, "status", show):
             train_and_evaluate(self._config, Path(folder) / "run", lines=False)
             self.seconds.append(time.perf_counter() - started)
 

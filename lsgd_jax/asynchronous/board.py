@@ -1,4 +1,4 @@
-"""The board on which workers at their own speed post themselves, and from which they take their leaders' parameters."""
+"""The board on which asynchronous workers post themselves and from which they fetch their leaders' parameters."""
 
 import itertools
 import socket
@@ -15,65 +15,65 @@ from lsgd_jax.errors import UsageError
 
 
 class Post(NamedTuple):
-    """What a worker lets the others see."""
+    """What a worker shows the others."""
 
     step: int
-    """Local steps that the worker had taken."""
+    """Local steps that the worker had taken when it posted."""
     score: float
     finite: bool
     params: optax.Params | None
-    """As in its `Model`: a reference, no copy; None if another process has them."""
+    """Those of its `Model`, by reference; None if they are in another process."""
 
 
 class Board:
-    """Of the workers of one process: nothing is copied until a worker takes its leader's parameters."""
+    """The board of one process: nothing is copied until a worker fetches its leader's parameters."""
 
     def __init__(self, workers: int) -> None:
-        """Clear the board.
+        """Start with an empty board.
 
         Args:
-          workers: how many there are.
+          workers: their number.
         """
         self._lock = threading.Lock()
         self._posts: list[Post | None] = [None] * workers
         self._steps = [0] * workers
 
     def write(self, position: int, step: int, post: Post | None) -> None:
-        """Tell the steps that a worker has taken; a post takes the place of its last one, None leaves that."""
+        """Write a worker's steps so far, and replace its last post unless `post` is None."""
         with self._lock:
             self._steps[position] = step
             if post is not None:
                 self._posts[position] = post
 
     def read(self) -> tuple[list[Post | None], list[int]]:
-        """Everybody's last post, and the steps that everybody has taken."""
+        """Every worker's last post, and the steps that every worker has taken."""
         with self._lock:
             return list(self._posts), list(self._steps)
 
     def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
-        """The parameters of what a worker has posted, on a device."""
+        """The parameters that a worker has posted, on a device."""
         return jax.device_put(post.params, device)
 
     def close(self) -> None:
-        """Take no more requests."""
+        """Serve no more requests."""
 
 
 class SharedBoard(Board):
-    """Of the workers of several processes.
+    """The board of several processes.
 
-    Posts without parameters lie in the store of JAX's coordination service. Parameters stay where they are until they
-    are asked for: a thread of the process that has them offers its transfer server the newest that the worker has
-    posted, and the asking process pulls them from there. No worker waits for another.
+    Posts without parameters are in the key-value store of JAX's coordination service. Parameters stay where they are
+    until they are requested: then a thread of the owning process offers the worker's newest posted parameters through
+    its transfer server, and the requesting process fetches them from there. No worker waits for another.
     """
 
     _numbers = itertools.count()
 
     def __init__(self, owners: Sequence[int], like: optax.Params) -> None:
-        """Clear the board and let the other processes know where this one is.
+        """Start with an empty board and publish this process's address.
 
         Args:
           owners: the process of each worker.
-          like: parameters of a worker.
+          like: one worker's parameters, or their shapes and dtypes.
 
         Raises:
           UsageError: if this JAX can't send arrays from one process to another.
@@ -82,7 +82,7 @@ class SharedBoard(Board):
         assert global_state.client is not None  # Where there are several processes, they are connected.
         self._store = global_state.client
         self._owners, self._like, self._own = owners, like, global_state.process_id
-        self._name = f"lsgd_jax/board/{next(self._numbers)}"  # All processes make theirs in one order.
+        self._name = f"lsgd_jax/board/{next(self._numbers)}"  # All processes create theirs in the same order.
         try:
             from jax.experimental.transfer import start_transfer_server
 
@@ -90,7 +90,7 @@ class SharedBoard(Board):
             self._server = start_transfer_server(jax.local_devices()[0].client, address, [address])
         except (ImportError, RuntimeError, NotImplementedError) as error:
             raise UsageError(
-                f"this JAX can't send arrays between processes as posted needs it ({error}): use joined."
+                f"this JAX can't send arrays between processes, which posted needs ({error}): use joined."
             ) from None
         self._store.key_value_set(f"{self._name}/addresses/{self._own}", self._server.address())
         self._connections: dict[int, Any] = {}
@@ -98,14 +98,14 @@ class SharedBoard(Board):
         self._serving.start()
 
     def write(self, position: int, step: int, post: Post | None) -> None:
-        """As in one process; it costs a message."""
+        """Write as in one process; costs one message."""
         super().write(position, step, post)
         last = self._posts[position]
         posted = "" if last is None else f" {last.step} {last.score!r} {int(last.finite)}"
         self._store.key_value_set(f"{self._name}/posts/{position}", f"{step}{posted}", allow_overwrite=True)
 
     def read(self) -> tuple[list[Post | None], list[int]]:
-        """As in one process; it costs a message."""
+        """Read as in one process; costs one message."""
         posts, steps = super().read()
         for key, value in self._store.key_value_dir_get(f"{self._name}/posts/"):
             position = int(key.rpartition("/")[2])
@@ -117,7 +117,7 @@ class SharedBoard(Board):
         return posts, steps
 
     def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
-        """The parameters of a worker on a device; those of another process's are the newest that it has posted."""
+        """A worker's parameters on a device; from another process, the newest that the worker has posted."""
         if post.params is not None:
             return super().take(position, post, device)
         owner = self._owners[position]
@@ -127,7 +127,7 @@ class SharedBoard(Board):
         return self._connection(owner).pull(number, shapes)
 
     def close(self) -> None:
-        """Take no more requests; call it when no worker of any process takes anything any more."""
+        """Serve no more requests; call it when no worker of any process fetches any more."""
         self._ask(self._own, "")
         self._serving.join()
 
@@ -165,7 +165,7 @@ class SharedBoard(Board):
 
 
 def _own_address() -> str:
-    """By which the other processes reach this one: where it reaches the coordination service from."""
+    """The address at which other processes reach this one: where it reaches the coordination service from."""
     host, _, port = str(global_state.coordinator_address).rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))  # Nothing is sent.

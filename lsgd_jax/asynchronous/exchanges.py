@@ -1,4 +1,4 @@
-"""How workers at their own speeds exchange: joined, posted, or with a center variable."""
+"""Exchanges of asynchronous workers: joined, posted, or with a center variable."""
 
 import math
 import threading
@@ -20,24 +20,24 @@ from lsgd_jax.trees import distance
 
 
 class Joined:
-    """All workers meet in each exchange, in order and as often in all processes, so that nobody waits for ever.
+    """All workers meet in every exchange, in order and equally often in all processes, so that nobody waits forever.
 
-    A worker joins the exchange number k when the count has reached k multiples of the workers' steps in a period, or
-    when it has finished and takes no more steps. As all steps are taken some day, all join every exchange.
+    A worker joins exchange number k when the steps of all workers have reached k times `steps_between`, or when it has
+    taken all its steps. Since every worker eventually finishes, all workers join every exchange.
     """
 
     def __init__(
         self, count: StepCount, meet: Callable[[int], None], *, own_workers: int, steps_between: int, most: int
     ) -> None:
-        """Meet nobody yet.
+        """Start before the first exchange.
 
         Args:
           count: of all workers' steps.
-          meet: the exchange with this number, from 1: called by the last of this process's workers to join, while all
-            others wait.
-          own_workers: of this process.
+          meet: runs the exchange with this number, from 1; called by the last of this process's workers to join, while
+            all others wait.
+          own_workers: workers of this process.
           steps_between: steps of all workers together from one exchange to the next.
-          most: the last exchange's number, the same in all processes.
+          most: number of the last exchange, the same in all processes.
         """
         self._count, self._meet = count, meet
         self._own_workers, self._steps_between, self._most = own_workers, steps_between, most
@@ -45,15 +45,15 @@ class Joined:
         self._number, self._arrived, self._met = 1, 0, threading.Event()
 
     def compile(self, worker: Worker) -> None:
-        """Nothing: what `meet` runs is not known here."""
+        """Do nothing: `meet` is compiled by whoever passes it."""
 
     def after_step(self, worker: Worker) -> None:
-        """Count it."""
+        """Count the step."""
         self._count.add()
 
     def exchange(self, worker: Worker) -> Iterator[threading.Event]:
-        """Wait until all have met, as often as it is due."""
-        # The number changes only when all have joined, this worker among them.
+        """Wait until all workers have met, for every exchange that is due."""
+        # The number changes only when all workers have joined, including this one.
         while self._number <= self._most and (
             worker.finished or self._count.total >= self._number * self._steps_between
         ):
@@ -71,20 +71,20 @@ class Joined:
 
 
 class Level(NamedTuple):
-    """Among whom a leader is elected, how often, and how strongly it pulls."""
+    """Which workers elect a leader, how often, and how strongly it pulls."""
 
     workers: int
-    """That follow each other: all, or those of a group."""
+    """Consecutive workers that elect together: all, or those of a group."""
     steps_between: int
     """Steps of all workers together from one exchange to the next."""
     pull: float
 
 
 class Posted:
-    """A board on which workers post themselves, and from which each takes its leader when an exchange is due for it.
+    """A board on which workers post themselves and from which each fetches its leader when an exchange is due for it.
 
-    However many multiples the count has passed since a worker's last boundary, it is pulled once: more pulls towards
-    one post would be a stronger pull.
+    However many exchanges have become due during a worker's step, it is pulled once: repeated pulls towards the same
+    post would amount to a stronger pull.
     """
 
     def __init__(
@@ -97,35 +97,35 @@ class Posted:
         staleness: int = 0,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        """Start with what is on the board.
+        """Start before the first exchange.
 
         Args:
           count: of all workers' steps.
-          levels: those in a group first.
+          levels: local exchanges first.
           board: of all workers.
-          workers: how many there are.
-          staleness: how many local steps a worker may be beyond its post: it posts after each staleness + 1 steps.
+          workers: their number.
+          staleness: local steps that a worker may be ahead of its post: it posts every staleness + 1 steps.
           log: takes the name of an event and its values.
         """
         self._count, self._levels, self._board, self._staleness, self._log = count, levels, board, staleness, log
         self._exchanges = [[0] * len(levels) for _ in range(workers)]
         self.taken = [0] * workers
-        """How often each worker has taken a leader's parameters."""
+        """How often each worker has fetched a leader's parameters."""
 
     def compile(self, worker: Worker) -> None:
-        """Elections, and pulls towards one leader or two."""
+        """Compile elections, and pulls towards one and two leaders."""
         x, pull = worker.model.params, np.float32(0)
         for i, level in enumerate(self._levels):
             self._elect(worker, [None] * level.workers)
-            jax.block_until_ready(_drawn(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
+            jax.block_until_ready(_pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
 
     def after_step(self, worker: Worker) -> None:
-        """Post it if it is time to, and count it."""
+        """Post the worker if that is due, and count the step."""
         self._write(worker, posting=worker.step % (self._staleness + 1) == 0)
         self._count.add()
 
     def exchange(self, worker: Worker) -> Iterator[None]:
-        """Pull a worker towards the best of its group, then towards the best of all, as they are due."""
+        """Pull a worker towards the best of its group and then towards the best of all, as these are due."""
         total, done = self._count.total, self._exchanges[worker.position]
         due = [total // level.steps_between for level in self._levels]
         if due == done:
@@ -148,7 +148,9 @@ class Posted:
                 params = self._board.take(first + leader, post, _device(worker))
                 follows[name] = params, np.float32(level.pull)
         if follows:
-            params, distances = _drawn(worker.model.params, *zip(*follows.values(), strict=True), np.int32(worker.step))
+            params, distances = _pulled_towards(
+                worker.model.params, *zip(*follows.values(), strict=True), np.int32(worker.step)
+            )
             worker.move(params)
             found |= {f"{name}distance": float(apart) for name, apart in zip(follows, distances, strict=True)}
             self.taken[worker.position] += len(follows)
@@ -174,10 +176,10 @@ def _elected(scores: Float[Array, " workers"], eligible: Bool[Array, " workers"]
 
 
 @jax.jit
-def _drawn(
+def _pulled_towards(
     x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...], step: Int[Array, ""]
 ) -> tuple[optax.Params, list[Array]]:
-    """The point of a worker who follows the leaders one after the other, and its distances to them before each."""
+    """A worker's parameters after pulls towards the leaders in turn, and its distance to each before that pull."""
     updates, distances = jax.tree.map(jnp.zeros_like, x), []
     for leader_x, pull in zip(leaders, pulls, strict=True):
         point = optax.apply_updates(x, updates)
@@ -186,8 +188,8 @@ def _drawn(
     return optax.apply_updates(x, updates), distances
 
 
-class Centred:
-    """A centre variable, which the workers meet one after the other, each after every `period` of its own steps."""
+class Centered:
+    """A center variable that workers meet one at a time, each every `period` of its own steps."""
 
     def __init__(
         self,
@@ -199,14 +201,14 @@ class Centred:
         period: int,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        """Put the centre at the workers' start.
+        """Start with the center at the workers' start.
 
         Args:
           count: of all workers' steps.
-          start: of all workers.
-          meet: from a worker's point, the centre and the worker's point after its last meeting, all on its device: the
-            worker's new point and the new centre.
-          workers: how many there are.
+          start: parameters of all workers at the start.
+          meet: from a worker's parameters, the center and the worker's parameters after its last meeting (in DOWNPOUR
+            the center of then), all on its device, to the worker's new parameters and the new center.
+          workers: their number.
           period: local steps from one meeting of a worker to its next.
           log: takes the name of an event and its values.
         """
@@ -214,30 +216,30 @@ class Centred:
         self._count, self._period, self._log = count, period, log
         self._meet = jax.jit(meet)
         self._lock = threading.Lock()
-        self._came_from = [start] * workers
+        self._last_centers = [start] * workers
         self.meetings = [0] * workers
-        """Of each worker with the centre."""
+        """How often each worker has met the center."""
 
     def compile(self, worker: Worker) -> None:
-        """The meeting."""
+        """Compile the meeting."""
         center = jax.device_put(self.center, _device(worker))
         jax.block_until_ready(self._meet(worker.model.params, center, worker.model.params))
 
     def after_step(self, worker: Worker) -> None:
-        """Count it."""
+        """Count the step."""
         self._count.add()
 
     def exchange(self, worker: Worker) -> Iterator[None]:
-        """Meet the centre if it is due, under its lock."""
+        """Meet the center if that is due, under its lock."""
         i = worker.position
         if worker.step // self._period == self.meetings[i]:
             return
         self.meetings[i] += 1
         device = _device(worker)
         with self._lock:
-            center, came_from = jax.device_put((self.center, self._came_from[i]), device)
-            params, self.center = jax.block_until_ready(self._meet(worker.model.params, center, came_from))
-        self._came_from[i] = params
+            center, last_center = jax.device_put((self.center, self._last_centers[i]), device)
+            params, self.center = jax.block_until_ready(self._meet(worker.model.params, center, last_center))
+        self._last_centers[i] = params
         worker.move(params)
         self._log("exchange", worker=i, worker_step=worker.step, count=self._count.total)
         yield None

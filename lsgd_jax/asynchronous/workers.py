@@ -1,4 +1,4 @@
-"""A worker, what it does, and the threads that drive all of them."""
+"""Asynchronous workers, their actions, and the threads that drive them."""
 
 import math
 import threading
@@ -13,31 +13,31 @@ from jaxtyping import Array, Bool, Float
 from lsgd_jax.errors import RunFailed, UsageError
 
 GRACE = 10.0
-"""Seconds that the other workers have to end the step at hand when one has failed, before the run ends without them."""
+"""Seconds in which the other workers may end their current step when one has failed; then the run ends without them."""
 NOTICE = 0.1
-"""Seconds in which a waiting worker notices that another has failed."""
+"""Seconds within which a waiting worker notices that another has failed."""
 
 
 class Model(NamedTuple):
-    """What others may see of a worker: arrays on its device with the axes [group, worker] of size 1, never donated."""
+    """What others may see of a worker: arrays on its device, with the axes [group, worker] of size 1, never donated."""
 
     params: optax.Params
     statistics: Any
-    """Running statistics of batch normalisation."""
+    """Running statistics of batch normalization."""
 
 
 class StepReport(NamedTuple):
-    """What a local step tells."""
+    """The metrics of a local step."""
 
     loss: Float[Array, ""]
     score: Float[Array, ""]
-    """The mean of the worker's last losses, by which leaders are elected."""
+    """Mean of the worker's last losses, by which leaders are elected."""
     finite: Bool[Array, ""]
     """Whether all parameters are finite after the step."""
 
 
 class Worker:
-    """A worker, which takes its local steps at its own speed."""
+    """A worker that takes local steps at its own speed."""
 
     def __init__(
         self,
@@ -47,27 +47,27 @@ class Worker:
         optimizer: optax.OptState,
         take_step: Callable[[int, Model, optax.OptState], tuple[Model, optax.OptState, StepReport]],
         *,
-        least_seconds: float = 0.0,
+        min_seconds: float = 0.0,
     ) -> None:
-        """Set out.
+        """Start before the first step.
 
         Args:
-          position: among all workers.
-          steps: its own number of steps, after which it has finished.
+          position: global index of the worker.
+          steps: local steps to take.
           model: at the start.
-          optimizer: the state that the steps take and give.
-          take_step: a local step, from the number of those before it, the model and the optimiser's state, which may
-            be donated.
-          least_seconds: that a step takes: the rest is slept.
+          optimizer: its state at the start.
+          take_step: takes a local step, from the number of steps before it, the model and the optimizer state, which
+            may be donated.
+          min_seconds: minimum duration of a step; the worker sleeps for the rest.
         """
         self.position, self.steps, self.model = position, steps, model
         self.step = 0
         """Local steps taken."""
         self.stepped_at = 0.0
-        """When the last was, on `time.perf_counter`'s clock."""
+        """When the last step ended, in seconds of `time.perf_counter`."""
         self.score, self.finite = math.inf, True
         self._losses: list[float] = []
-        self._optimizer, self._take_step, self._least_seconds = optimizer, take_step, least_seconds
+        self._optimizer, self._take_step, self._min_seconds = optimizer, take_step, min_seconds
 
     @property
     def finished(self) -> bool:
@@ -75,10 +75,10 @@ class Worker:
         return self.step >= self.steps
 
     def take_step(self) -> None:
-        """Take a local step, and wait for its end."""
-        end = time.perf_counter() + self._least_seconds
-        model, self._optimizer, told = self._take_step(self.step, self.model, self._optimizer)
-        loss, score, finite = jax.device_get(told)
+        """Take a local step and wait until it is computed."""
+        end = time.perf_counter() + self._min_seconds
+        model, self._optimizer, report = self._take_step(self.step, self.model, self._optimizer)
+        loss, score, finite = jax.device_get(report)
         self.model, self.score, self.finite = model, float(score), bool(finite)
         self._losses.append(float(loss))
         self.step += 1
@@ -86,12 +86,12 @@ class Worker:
         self.stepped_at = time.perf_counter()
 
     def mean_loss(self) -> float:
-        """The mean training loss since this was last asked; NaN if there has been no step."""
+        """Mean training loss of the steps since the last call; NaN if there are none."""
         losses, self._losses = self._losses, []
         return sum(losses) / len(losses) if losses else math.nan
 
     def move(self, params: optax.Params) -> None:
-        """Go to another point."""
+        """Replace the parameters."""
         self.model = self.model._replace(params=params)
 
 
@@ -99,20 +99,20 @@ class Exchanges(Protocol):
     """How workers exchange."""
 
     def compile(self, worker: Worker) -> None:
-        """Compile what exchanges run on the worker's device, so that none has to wait for it."""
+        """Compile the exchange's programs for the worker's device, so that no exchange waits for the compiler."""
         ...
 
     def after_step(self, worker: Worker) -> None:
-        """Count the step that a worker has taken, and let others know what they need."""
+        """Count a step that a worker has taken, and publish what other workers need."""
         ...
 
     def exchange(self, worker: Worker) -> Iterator[threading.Event | None]:
-        """Exchange if it is due for a worker at a boundary between its steps: a generator, as `life` is."""
+        """Exchange if an exchange is due for a worker between its steps: a generator, like `life`."""
         ...
 
 
 def life(worker: Worker, exchanges: Exchanges) -> Iterator[threading.Event | None]:
-    """What a worker does, one action a turn: an exchange if one is due for it, otherwise a local step.
+    """A worker's actions, one per turn: an exchange if one is due, otherwise a local step.
 
     Yields:
       What the worker waits for, or None if it can go on.
@@ -127,14 +127,14 @@ def life(worker: Worker, exchanges: Exchanges) -> Iterator[threading.Event | Non
 
 
 class Threads:
-    """A context in which every worker's life runs in a thread of its own; if one fails, all end."""
+    """A context in which every worker runs in its own thread; if one fails, all end."""
 
     def __init__(self, workers: Sequence[Worker], exchanges: Exchanges) -> None:
-        """Start nothing yet.
+        """Make the threads.
 
         Args:
           workers: of this process.
-          exchanges: of all of them.
+          exchanges: shared by all workers.
         """
         self._failure: tuple[Worker, BaseException] | None = None
         self._failed = threading.Event()
@@ -144,24 +144,24 @@ class Threads:
         ]
 
     def __enter__(self) -> "Threads":
-        """Start."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all; those that have not ended in time are left to end with the program."""
-        self._failed.set()  # Whatever it was that ended this context.
+        """End all threads; those that do not end in time end with the program."""
+        self._failed.set()  # Whatever has ended this context.
         end = time.monotonic() + GRACE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
     def have_ended(self, seconds: float) -> bool:
-        """Wait until all workers have finished or so many seconds have gone; tell whether they have.
+        """Wait until all workers have finished, at most this many seconds; returns whether they have.
 
         Raises:
-          UsageError: if a worker has raised one, as when what it logs can't be written.
-          RunFailed: if a worker has failed otherwise.
+          UsageError: if a worker has raised one, as when its events can't be written.
+          RunFailed: if a worker has failed in another way.
         """
         end = time.monotonic() + seconds
         while self._failure is None and (alive := [thread for thread in self._threads if thread.is_alive()]):

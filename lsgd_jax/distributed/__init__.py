@@ -1,4 +1,4 @@
-"""Processes, devices, and the mesh that the workers lie on."""
+"""Processes of a run, and placement of the workers on the devices' mesh."""
 
 from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
 from lsgd_jax.distributed.processes import (

@@ -1,4 +1,4 @@
-"""Stopping on a signal: a run that saves stops at a step on which all its processes agree, all else stops at once."""
+"""Stopping on a signal: a run with checkpoints stops at a step that all processes agree on, all else stops at once."""
 
 import itertools
 import multiprocessing
@@ -17,19 +17,19 @@ from jax._src.distributed import global_state
 from lsgd_jax.distributed import LAUNCHER, PROCESS, process_count, process_index
 
 NOTICE = 0.2
-"""Seconds in which a process notices that another has to stop."""
+"""Seconds within which a process notices that another is to stop."""
 GRACE = 10.0
 """Seconds that the other processes have to agree on a step."""
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a process to stop: SIGINT, SIGTERM and, unless it is ignored as by nohup, SIGHUP."""
+    """The signals that ask a process to stop: SIGINT, SIGTERM and, unless ignored (as under nohup), SIGHUP."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM] + ([] if ignored else [signal.SIGHUP])
 
 
 class _Signals:
-    """What to do with the signals that ask for a stop, and the first of them if it waits for a step."""
+    """Handling of the signals that ask for a stop; remembers the first one if it is deferred."""
 
     def __init__(self, note: str) -> None:
         self.note = note
@@ -37,7 +37,7 @@ class _Signals:
         self.deferred = False
 
     def take(self, number: int) -> None:
-        """End the process, unless the signal can wait; one that waits already is only overtaken by a SIGINT."""
+        """End the process, unless signals are deferred; after a deferred one, only a SIGINT ends it."""
         if self.received is not None:
             if number == signal.SIGINT:
                 end_process(number, "a second signal does not wait for a checkpoint")
@@ -48,24 +48,24 @@ class _Signals:
 
 
 def end_process(number: int, note: str = "") -> NoReturn:
-    """Say in a sentence that a signal stops this process, and end it and its children, wherever the main thread is.
+    """Print one sentence and end this process and its children, whatever the main thread is doing.
 
     Args:
-      number: the signal's.
+      number: of the signal that stops the process.
       note: the rest of the sentence, after the signal's name and a semicolon, if there is one.
     """
     try:
         for process in multiprocessing.active_children():
             process.kill()
         sentence = f"lsgd: stopped by {signal.Signals(number).name}{note and f'; {note}'}.\n"
-        descriptor = 2  # Not through `sys.stderr`, on which another thread may be waiting.
+        descriptor = 2  # Not `sys.stderr`, which another thread may have locked.
         if os.isatty(descriptor):
             sentence = "\x1b[?25h\n" + sentence  # Below the progress bar, which has hidden the cursor.
-        told_by_first = LAUNCHER in os.environ and os.environ.get(PROCESS) != "0"  # Which is stopped with this one.
-        if not told_by_first and select.select([], [descriptor], [], 1)[1]:
+        printed_by_first = LAUNCHER in os.environ and os.environ.get(PROCESS) != "0"  # The launcher stops both.
+        if not printed_by_first and select.select([], [descriptor], [], 1)[1]:
             os.write(descriptor, sentence.encode())
     finally:
-        os._exit(128 + number)  # JAX may be compiling, and would crash if it were torn down meanwhile.
+        os._exit(128 + number)  # JAX would crash if it were torn down while it compiles.
 
 
 _current: _Signals | None = None
@@ -73,10 +73,10 @@ _current: _Signals | None = None
 
 @contextmanager
 def _taken_signals(note: str) -> Iterator[_Signals]:
-    """Take the signals by a thread, unless that is done already or this is not the main thread.
+    """Receive signals in a thread, unless that is done already or this is not the main thread.
 
-    The main thread can be in a call for minutes, and Python's handlers wait for its end; what they raise is lost if it
-    happens to be in a destructor.
+    The main thread can be in one call for minutes, and Python's handlers wait for it to return; an exception that they
+    raise is lost if it hits a destructor.
     """
     global _current
     if threading.current_thread() is not threading.main_thread():
@@ -84,7 +84,7 @@ def _taken_signals(note: str) -> Iterator[_Signals]:
         return
     numbers = stop_signals()
     if _current is not None:
-        _handle(numbers)  # Again: what JAX has loaded meanwhile may have handlers of its own.
+        _handle(numbers)  # Again: libraries loaded meanwhile may have set handlers of their own.
         yield _current
         return
     _current = signals = _Signals(note)
@@ -113,13 +113,13 @@ def _taken_signals(note: str) -> Iterator[_Signals]:
 
 
 def _handle(numbers: list[signal.Signals]) -> dict[signal.Signals, Any]:
-    """Let the signals do nothing but be written to the wakeup descriptor; returns their handlers from before."""
+    """Let signals only be written to the wakeup descriptor; returns their previous handlers."""
     return {number: signal.signal(number, lambda *_: None) for number in numbers}
 
 
 @contextmanager
 def stopped_at_once(note: str) -> Iterator[None]:
-    """Let a signal end the process at once, with a sentence and 128 + the signal for its exit code.
+    """Let a signal end the process at once, with one sentence and exit code 128 + signal.
 
     Args:
       note: the rest of the sentence, as for `end_process`.
@@ -130,13 +130,13 @@ def stopped_at_once(note: str) -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
-    """Let a signal wait for a step at which the run can stop; a SIGINT after it ends the process at once.
+    """Defer a signal to a step at which the run can stop; a further SIGINT ends the process at once.
 
-    Outside the main thread, where Python handles no signals, they do what they did.
+    Outside the main thread, where Python handles no signals, nothing changes.
 
     Yields:
-      A function to be called on all processes at every such step: the signal on which to stop there, the same on all
-      processes, or None.
+      A function that all processes call at every such step: it returns the signal on which to stop there, the same in
+      all processes, or None.
     """
     with _taken_signals("") as signals:
         signals.deferred = True
@@ -144,15 +144,15 @@ def deferred_signals() -> Iterator[Callable[[], int | None]]:
         try:
             yield agreement or (lambda: signals.received)
         finally:
-            # Until a stopped run has ended, another SIGTERM changes nothing.
+            # Until a stopped run has ended, another SIGTERM has no effect.
             signals.deferred = agreement is not None and agreement.end()
 
 
 class _Agreement:
-    """The call at which all processes stop once one of them has received a signal: the first that none has made yet.
+    """Agreement on the call at which all processes stop after a signal: the first that none of them has made yet.
 
-    The signal and the numbers of calls are told through the store of JAX's coordination service, which a thread looks
-    into. JAX's own preemption service does the like, but takes SIGTERM away from everybody else.
+    The signal and the processes' numbers of calls go through the key-value store of JAX's coordination service, which a
+    thread polls. JAX's own preemption service works similarly, but takes SIGTERM away from everything else.
     """
 
     _numbers = itertools.count()
@@ -160,12 +160,12 @@ class _Agreement:
     def __init__(self, signals: _Signals) -> None:
         assert global_state.client is not None  # Where there are several processes, they are connected.
         self._store = global_state.client
-        self._name = f"lsgd_jax/stop/{next(self._numbers)}"  # All processes make theirs in one order.
+        self._name = f"lsgd_jax/stop/{next(self._numbers)}"  # All processes create theirs in the same order.
         self._signals = signals
         self._lock = threading.Lock()
         self._calls = 0
         self._stop: tuple[int, int] | None = None
-        """The number of the call at which to stop, and the signal."""
+        """Number of the call at which to stop, and the signal."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -176,14 +176,14 @@ class _Agreement:
             return self._stop[1] if self._stop is not None and self._calls == self._stop[0] else None
 
     def end(self) -> bool:
-        """Call no more, and let the others know how often this process has; returns whether a stop is agreed on."""
+        """Publish the final number of calls; returns whether a stop is agreed on."""
         self._ended.set()
         self._thread.join()
         with suppress(jax.errors.JaxRuntimeError):  # The first process may have ended, and the store with it.
-            self._tell_calls()
+            self._publish_calls()
         return self._stop is not None
 
-    def _tell_calls(self) -> None:
+    def _publish_calls(self) -> None:
         self._store.key_value_set(f"{self._name}/calls/{process_index()}", str(self._calls), allow_overwrite=True)
 
     def _watch(self) -> None:
@@ -194,7 +194,7 @@ class _Agreement:
                         f"{self._name}/signal/number", str(self._signals.received), allow_overwrite=True
                     )
                 if asked := self._store.key_value_dir_get(f"{self._name}/signal/"):
-                    with self._lock:  # No call is made before it is known at which to stop.
+                    with self._lock:  # No call is made until it is known at which one to stop.
                         self._stop = self._agree(int(asked[0][1]))
                     return
             except jax.errors.JaxRuntimeError:  # Another process has ended, and JAX ends this one, too.
@@ -202,7 +202,7 @@ class _Agreement:
                     end_process(self._signals.received, "no checkpoint was written, since another process has ended")
 
     def _agree(self, number: int) -> tuple[int, int]:
-        self._tell_calls()
+        self._publish_calls()
         end = time.monotonic() + GRACE
         while len(calls := self._store.key_value_dir_get(f"{self._name}/calls/")) < process_count():
             if time.monotonic() > end:

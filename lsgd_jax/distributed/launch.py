@@ -1,4 +1,4 @@
-"""Several processes on this machine, that train together as several hosts do."""
+"""Launching several processes on this machine, which train together as several hosts do."""
 
 import os
 import signal
@@ -16,44 +16,43 @@ from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
 from lsgd_jax.distributed.interruption import stop_signals
 
 STOPPED = {code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for code in (128 + number, -number)}
-"""Exit codes of a process that a signal has asked to stop, before it could say so or after."""
+"""Exit codes of a process that was stopped by a signal, whether or not it handled it."""
 
 
 def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
-    """Run a command in several processes, which find each other over loopback by `lsgd_jax.distributed.initialize`.
+    """Run a command in several processes, which connect over loopback with `lsgd_jax.distributed.initialize`.
 
-    What they print is passed on, each line after the number of its process. When one fails, all are killed; and they
-    end by themselves should the launcher be killed. When the launcher or one of them gets SIGINT, SIGTERM or SIGHUP,
-    all are asked to stop, by SIGTERM; when the launcher gets a second one, they are killed. Call it from the main
-    thread.
+    Their output is forwarded, each line prefixed with the number of its process. When one process fails, all are
+    killed; if the launcher is killed, they end by themselves. When the launcher or one of them receives SIGINT, SIGTERM
+    or SIGHUP, all are sent SIGTERM; a second signal to the launcher kills them. Call it from the main thread.
 
     Args:
       command: the program and its arguments.
-      processes: how many.
-      devices_per_process: that the CPU acts as in each, if it is told.
-      restarts: how often all are started again, with --resume, after one has failed; not if it ended with 2, having
-        said what is wrong.
+      processes: their number.
+      devices_per_process: CPU devices to simulate in each process; None: what the environment says.
+      restarts: how often to restart all processes, with --resume, after one has failed; exit code 2, with which a
+        process has said what is wrong, is not restarted.
 
     Returns:
-      0 if all processes ended with 0, otherwise the code of the first that did not, which is
-      128 + the signal if it was killed; 128 + the signal, too, that has asked the launcher or a process to stop.
+      0 if all processes ended with 0. Otherwise the exit code of the first that did not, which is 128 + signal if it
+      was killed, or 128 + the signal that stopped the launcher or a process.
     """
     code = _launch_once(command, processes, devices_per_process)
     for restart in range(1, restarts + 1):
         if not code.failed:
             break
-        print(f"lsgd: the run goes on from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
+        print(f"lsgd: the run resumes from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
         again = command if "--resume" in command else [*command, "--resume"]
         code = _launch_once(again, processes, devices_per_process)
     return code.number
 
 
 class _Code(NamedTuple):
-    """How the processes ended."""
+    """Exit code of a launch."""
 
     number: int
     failed: bool
-    """Whether one was killed or crashed."""
+    """Whether a process was killed or crashed."""
 
 
 def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
@@ -63,7 +62,7 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
     environment |= {"PYTHONUNBUFFERED": "1"}
     if devices_per_process is not None:
         environment["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
-    watched, held = os.pipe()  # Held by the launcher alone: the kernel closes it when the launcher ends.
+    watched, held = os.pipe()  # Only the launcher holds it: the kernel closes it when the launcher ends.
     started: list[subprocess.Popen] = []
     ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
     forwarding: list[threading.Thread] = []
@@ -87,7 +86,7 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
                     _in_thread(_forward, number, process.stderr, sys.stderr.buffer),
                 ]
                 _in_thread(lambda number, process: ended.put((number, process.wait())), number, process)
-            if received:  # Perhaps by a process that was just being started.
+            if received:  # Possibly while a process was being started.
                 _ask_to_stop(started)
             for _ in started:
                 number, code = ended.get()
@@ -106,12 +105,12 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
     for thread in forwarding:
         thread.join()
     if received:
-        if not started or started[0].returncode < 0:  # Before it could say so.
+        if not started or started[0].returncode < 0:  # Before it could print its sentence.
             print(f"lsgd: stopped by {signal.Signals(received[0]).name}.", file=sys.stderr)
         return _Code(128 + received[0], failed=False)
     if any(process.returncode == 2 for process in started):
         code = 2  # Another process may have crashed for it, and have been the first to be seen.
-    failed = code not in (0, 2)  # With 2, the process has said why.
+    failed = code not in (0, 2)  # With 2, the process has printed why.
     if failed:
         how = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
         print(f"lsgd: process {number} {how}; the others were stopped.", file=sys.stderr)
@@ -125,10 +124,10 @@ def _free_port() -> int:
 
 @contextmanager
 def _passing_on_signals(started: list[subprocess.Popen]) -> Iterator[list[int]]:
-    """Ask all processes to stop when a signal asks this one to, and kill them at the second one.
+    """Ask all processes to stop when this one receives a signal, and kill them at the second one.
 
     Yields:
-      The signals received.
+      The signals received so far.
     """
     received: list[int] = []
 
@@ -153,7 +152,7 @@ def _ask_to_stop(started: list[subprocess.Popen]) -> None:
 
 
 def _kill(started: list[subprocess.Popen]) -> None:
-    """Kill the processes with all that they have started."""
+    """Kill the processes and their children."""
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -166,11 +165,11 @@ def _in_thread(function: Callable, *arguments: Any) -> threading.Thread:
 
 
 def _forward(number: int, lines: IO[bytes], to: BinaryIO) -> None:
-    """Pass on what a process prints; when it can't be written, close the pipe, by which the process knows."""
+    """Forward the output of a process; when it can't be written, close the pipe, so that the process notices."""
     of_gloo = False
     with lines, suppress(OSError):
         for line in lines:
-            # It tells of every connection, in pieces that mix when there are several: the ends of lines come last.
+            # Gloo reports every connection, in fragments that interleave; the line ends come last.
             rest = of_gloo and (not line.strip() or line.strip().isdigit())
             of_gloo = rest or b"[Gloo]" in line or b"peer ranks" in line
             if not of_gloo:

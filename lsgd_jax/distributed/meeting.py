@@ -1,7 +1,7 @@
-"""Where the processes of a run meet before JAX connects them, so that it is known who is missing.
+"""A meeting of a run's processes before JAX connects them, to find out which are missing.
 
-JAX waits for all of them without a word, and crashes where its port is taken. So process 0 first listens there itself,
-the others tell it their numbers, and when all have come it leaves the port to JAX.
+JAX waits for all processes silently and crashes if its port is taken. So process 0 first listens on that port itself,
+the others send it their numbers, and when all have joined it leaves the port to JAX.
 """
 
 import re
@@ -14,17 +14,17 @@ from contextlib import ExitStack, suppress
 from lsgd_jax.errors import UsageError
 
 LONGEST = 300
-"""Seconds after which a process gives up waiting for the others."""
+"""Seconds after which a process stops waiting for the others."""
 _JOINED, _ALL_JOINED, _REFUSED = "joined", "all joined", "refused: "
-"""What process 0 answers, one line each."""
+"""Answers of process 0, one line each."""
 _ALONE = "to train alone, give --processes 1 or set LSGD_PROCESSES=1"
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The two parts of host:port, also of [::1]:port.
+    """The host and the port of an address host:port or [::1]:port.
 
     Raises:
-      ValueError: if it is something else.
+      ValueError: if it is not such an address.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -33,17 +33,18 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def meet(address: str, count: int, number: int, listen_at: str, patience: float) -> None:
-    """Wait until all processes of the run have come; whoever is missing for longer than `patience` is named.
+    """Wait until all processes of the run have joined; print which ones are missing for longer than `patience`.
 
     Args:
       address: host:port of process 0.
-      count: the number of processes.
-      number: which of them this one is.
+      count: number of processes.
+      number: of this process.
       listen_at: host:port at which process 0 listens; the host [::] stands for all of its addresses.
-      patience: seconds.
+      patience: seconds to wait silently.
 
     Raises:
-      UsageError: if process 0 can't listen there, refuses this process, or somebody is still missing after `LONGEST`.
+      UsageError: if process 0 can't listen there or refuses this process, or a process is still missing after
+        `LONGEST` seconds.
     """
     waiting = _Waiting(patience)
     if number == 0:
@@ -53,12 +54,12 @@ def meet(address: str, count: int, number: int, listen_at: str, patience: float)
 
 
 class _Waiting:
-    """Prints what is waited for, when it has taken a while or has changed since, and ends it in the end."""
+    """Prints what a process waits for, after a while and whenever that changes, and gives up in the end."""
 
     def __init__(self, patience: float) -> None:
         self.patience = patience
         self._begun = time.monotonic()
-        self._due, self._said = self._begun + patience, ""
+        self._due, self._printed = self._begun + patience, ""
 
     @property
     def seconds_left(self) -> float:
@@ -68,17 +69,17 @@ class _Waiting:
         now = time.monotonic()
         if now > self._begun + LONGEST:
             raise UsageError(f"after {LONGEST} seconds {what}: start every process of the run, or {_ALONE}.")
-        if now > self._due and what != self._said:
+        if now > self._due and what != self._printed:
             print(f"{what}; {_ALONE}.", file=sys.stderr, flush=True)
-            self._due, self._said = now + self.patience, what
+            self._due, self._printed = now + self.patience, what
 
 
 def _receive(address: str, count: int, listen_at: str, waiting: _Waiting) -> None:
-    """What process 0 does."""
+    """Receive the other processes: the part of process 0."""
     try:
         listener = _listen(*host_and_port(listen_at))
     except OSError as error:
-        reason, *_ = str(error.strerror).split(" (while attempting")  # Python goes on with the address.
+        reason, *_ = str(error.strerror).split(" (while attempting")  # Python appends the address.
         raise UsageError(
             f"process 0 can't listen at {listen_at} ({reason}):"
             " name a free port of its machine in LSGD_COORDINATOR or, in a cluster, in JAX_COORDINATOR_PORT."
@@ -97,12 +98,12 @@ def _receive(address: str, count: int, listen_at: str, waiting: _Waiting) -> Non
             if missing:
                 waiting.on(f"process 0 of {count} waits at {address} for {_processes(missing)}")
         for connection in joined.values():
-            with suppress(OSError):  # It has ended at this very moment, as it may at any later one.
+            with suppress(OSError):  # It may have ended just now, as it may at any later time.
                 _send(connection, _ALL_JOINED)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if host == "::":  # And all of IPv4, as JAX listens.
+    if host == "::":  # And on all IPv4 addresses, as JAX does.
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
@@ -110,11 +111,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _welcome(connection: socket.socket, count: int, joined: Container[int]) -> int | None:
-    """The number of a process that joins; None if it is refused or is no process of ours, and the connection closed."""
+    """The number of a process that joins; None if it is refused or not one of ours, and its connection closed."""
     with suppress(OSError):
         connection.settimeout(1)
-        if told := re.fullmatch(r"lsgd process (\d+) of (\d+)", _receive_line(connection)):
-            number, of = map(int, told.groups())
+        if match := re.fullmatch(r"lsgd process (\d+) of (\d+)", _receive_line(connection)):
+            number, of = map(int, match.groups())
             if of != count:
                 why = f"process 0 is one of {count} processes, process {number} one of {of}: tell all the same number."
             elif number in joined or number not in range(1, count):
@@ -140,7 +141,7 @@ def _is_open(connection: socket.socket) -> bool:
 
 
 def _join(address: str, count: int, number: int, waiting: _Waiting) -> None:
-    """What the other processes do."""
+    """Join process 0: the part of the other processes."""
     while True:
         try:
             with socket.create_connection(host_and_port(address), timeout=waiting.patience / 2) as connection:
@@ -164,7 +165,7 @@ def _send(connection: socket.socket, line: str) -> None:
 
 
 def _receive_line(connection: socket.socket) -> str:
-    """A line without its end, at most of 200 bytes: who knows who sends it."""
+    """A line without its end, at most 200 bytes, since anyone may have sent it."""
     line = bytearray()
     while len(line) < 200 and (byte := connection.recv(1)) not in (b"", b"\n"):
         line += byte

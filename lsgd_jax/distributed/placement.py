@@ -1,4 +1,4 @@
-"""Where the workers are: the mesh that they lie on, and functions mapped over them."""
+"""Placement of workers on a mesh of devices, and functions mapped over them."""
 
 import dataclasses
 import math
@@ -13,68 +13,68 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lsgd_jax.errors import UsageError
 
 STACKED = PartitionSpec("group", "worker")
-"""Arrays with an entry for every worker, [group, worker, ...], each where its worker is."""
+"""Arrays with one entry per worker, [group, worker, ...], each on its worker's device."""
 SHARED = PartitionSpec()
 """Arrays that are the same for all workers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the workers are: one a device or, where devices are fewer, several in the slots of one.
+    """Where the workers are: one per device or, with fewer devices, several in the slots of each.
 
-    A worker's group is its position on `group_axes`, and its position in the group that on `worker_axes`, each
-    flattened. The slots of a device are axes of `jax.vmap`, within the `jax.shard_map` over the mesh.
+    A worker's group is its index on `group_axes`, and its index in the group is that on `worker_axes`, each flattened.
+    The slots of a device are axes of `jax.vmap` inside the `jax.shard_map` over the mesh.
     """
 
     mesh: Mesh
-    """With the axes ("group", "worker")."""
+    """Devices, with the axes ("group", "worker")."""
     slots: tuple[int, int] = (1, 1)
-    """Groups and workers of each group on every device."""
+    """Groups, and workers of each group, per device."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Groups, and workers in each."""
+        """Number of groups, and of workers in each."""
         return self.mesh.shape["group"] * self.slots[0], self.mesh.shape["worker"] * self.slots[1]
 
     @property
     def group_axes(self) -> tuple[str, ...]:
-        """The axes on which the groups lie."""
+        """Names of the group axes."""
         return ("group", "group_slot") if self.slots[0] > 1 else ("group",)
 
     @property
     def worker_axes(self) -> tuple[str, ...]:
-        """The axes on which the workers of a group lie."""
+        """Names of the axes of the workers within a group."""
         return ("worker", "worker_slot") if self.slots[1] > 1 else ("worker",)
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes on which all workers lie, groups first."""
+        """Names of the axes of all workers, group axes first."""
         return self.group_axes + self.worker_axes
 
     @property
     def axis_sizes(self) -> tuple[int, ...]:
-        """The sizes of `axes`."""
+        """Sizes of `axes`."""
         slots = dict(zip(("group_slot", "worker_slot"), self.slots, strict=True))
         return tuple((dict(self.mesh.shape) | slots)[name] for name in self.axes)
 
     @property
     def own_workers(self) -> list[int]:
-        """The positions of the workers on this process's devices, in order."""
+        """Global indices of the workers on this process's devices, in order."""
         positions = np.arange(math.prod(self.shape)).reshape(self.shape)
         parts = self.sharding(STACKED).addressable_devices_indices_map(self.shape).values()
         return np.unique([positions[part] for part in parts if part is not None]).tolist()
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """Of arrays that are `STACKED` or `SHARED`."""
+        """The sharding of `STACKED` or `SHARED` arrays."""
         return NamedSharding(self.mesh, spec)
 
     def put(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Arrays on the devices of all processes, from what each process has.
+        """Put arrays of this process on the devices of all processes.
 
         Args:
-          tree: `STACKED`: an entry for each of `own_workers`, [own worker, ...], which becomes an array
-            [group, worker, ...]; `SHARED`: the same arrays on every process.
-          spec: which of the two.
+          tree: `STACKED`: one entry for each of `own_workers`, [own worker, ...], to become [group, worker, ...];
+            `SHARED`: the same arrays in every process.
+          spec: `STACKED` or `SHARED`.
         """
         sharding = self.sharding(spec)
         if spec == SHARED:
@@ -94,7 +94,7 @@ class Placement:
         return jax.tree.map(put_entries, tree)
 
     def take(self, tree: Any) -> Any:
-        """What `put` would make such `STACKED` arrays of: a copy on the host of the entries of `own_workers`."""
+        """A copy on the host of the entries of `own_workers` in `STACKED` arrays: the inverse of `put`."""
         own, entries = len(self.own_workers), self._entries
 
         def take_entries(x: jax.Array) -> np.ndarray:
@@ -107,15 +107,15 @@ class Placement:
 
     @property
     def _entries(self) -> np.ndarray:
-        """The place of each worker [group, worker] among `own_workers`; of those of other processes, anything."""
+        """Index of each worker [group, worker] in `own_workers`; arbitrary for workers of other processes."""
         entries = np.zeros(self.shape, int)
         entries.flat[self.own_workers] = np.arange(len(self.own_workers))
         return entries
 
     def parts(self, tree: Any) -> list[Any]:
-        """What of `STACKED` or `SHARED` arrays lies on the device of each of `own_workers`; nothing is copied.
+        """The part of `STACKED` or `SHARED` arrays on the device of each of `own_workers`; nothing is copied.
 
-        It needs a device a worker.
+        Requires one device per worker.
         """
 
         def part(leaf: jax.Array, device: jax.Device) -> jax.Array:
@@ -125,7 +125,7 @@ class Placement:
         return [jax.tree.map(partial(part, device=device), tree) for device in devices]
 
     def stacked(self, parts: Sequence[Any]) -> Any:
-        """The `STACKED` arrays of which these are the `parts`, [1, 1, ...] on each own worker's device; not copied."""
+        """The `STACKED` arrays with these `parts`, [1, 1, ...] on each own worker's device; nothing is copied."""
 
         def stack(*arrays: jax.Array) -> jax.Array:
             shape = self.shape + arrays[0].shape[2:]
@@ -140,8 +140,8 @@ class Placement:
 
         Args:
           function: takes and returns trees without worker axes, and may call collectives over `axes`.
-          in_specs: `STACKED` or `SHARED`, for each argument.
-          out_specs: the same for each result; what is `SHARED` must be the same for all workers.
+          in_specs: `STACKED` or `SHARED`, per argument.
+          out_specs: the same per result; `SHARED` results must be the same for all workers.
         """
         in_axes, out_axes = ([0 if spec == STACKED else None for spec in specs] for specs in (in_specs, out_specs))
         for name, size in zip(("worker_slot", "group_slot"), reversed(self.slots), strict=True):
@@ -156,15 +156,15 @@ class Placement:
     def wait_for(self, tree: Any) -> None:
         """Wait on the CPU until a program's results are there; call it before the next program is dispatched.
 
-        Simulated devices share a pool of threads: two programs with collectives in flight can fill it with threads
-        that wait for each other.
+        Simulated devices share a thread pool: two programs with collectives in flight can fill it with threads that
+        wait for each other.
         """
         if self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(tree)
 
 
 def _in_the_only_slot(function: Callable, in_axes: list, out_axes: list, *arguments: Any) -> tuple:
-    """What `jax.vmap` does to the arguments and results, for an axis of one entry and without an axis."""
+    """Map a function like `jax.vmap` over an axis of size 1, but without naming an axis."""
     own = [
         jax.tree.map(lambda x: x[0], argument) if axis == 0 else argument
         for axis, argument in zip(in_axes, arguments, strict=True)
@@ -177,28 +177,28 @@ def _in_the_only_slot(function: Callable, in_axes: list, out_axes: list, *argume
 
 
 def place(groups: int, workers: int, devices: Sequence[jax.Device] | None = None) -> Placement:
-    """Put the workers on as many of the devices as can share them evenly, equally many of every process.
+    """Place the workers evenly on as many devices as possible, equally many of every process.
 
-    Workers that follow each other lie on one process, so that with as many groups as processes a group is a process's.
+    Consecutive workers are in the same process, so that with as many groups as processes each process has one group.
 
     Args:
-      groups: of workers.
+      groups: their number.
       workers: in each group.
-      devices: None: all that there are.
+      devices: None: all devices.
 
     Raises:
-      UsageError: if there are no devices, or the workers can't be shared out evenly among the processes.
+      UsageError: if there are no devices, or the workers can't be distributed evenly among the processes.
     """
     try:
         devices = jax.devices() if devices is None else devices
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"JAX finds no devices ({error}): set JAX_PLATFORMS=cpu, or what there is.") from None
-    # By process: `jax.make_mesh` would put a group across the hosts of a TPU pod, and refuses some shapes of it.
+    # By process: `jax.make_mesh` would spread a group over the hosts of a TPU pod, and refuses some of its shapes.
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     processes, count = len({device.process_index for device in devices}), groups * workers
     if count % processes:
         raise UsageError(
-            f"{count} workers can't be shared out evenly among {processes} processes: change groups or workers."
+            f"{count} workers can't be distributed evenly among {processes} processes: change groups or workers."
         )
     sizes = [(g, w) for g in _divisors(groups) for w in _divisors(workers)]
     used = [(g, w) for g, w in sizes if g * w <= len(devices) and g * w % processes == 0]

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree and fail together."""
+"""The processes of a run: how they connect, communicate and fail together."""
 
 import ipaddress
 import itertools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax._src.clusters import ClusterEnv
-from jax._src.distributed import global_state  # What is public wakes the devices, whose number is set before.
+from jax._src.distributed import global_state  # The public functions initialize the devices, whose number is set first.
 from jax._src.lib import _jax
 from jax._src.xla_bridge import make_cpu_client
 from jax.experimental import multihost_utils
@@ -24,27 +24,27 @@ from lsgd_jax.distributed.meeting import LONGEST, host_and_port, meet
 from lsgd_jax.errors import AgreedError, UsageError
 
 COORDINATOR, PROCESSES, PROCESS = "LSGD_COORDINATOR", "LSGD_PROCESSES", "LSGD_PROCESS"
-"""Environment variables: the address of process 0 (host:port), how many processes there are, and which this one is."""
+"""Environment variables: the address of process 0 (host:port), the number of processes, and this process's number."""
 MOST_SIMULATED = 512
-"""Devices that the CPUs of one host may act as: each takes threads and its own part of every program."""
+"""Maximum number of devices simulated on one host: each takes threads and its own part of every program."""
 LAUNCHER = "LSGD_LAUNCHER"
-"""The environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
+"""Environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
 _JAX_ADDRESS, _JAX_LISTENS_AT = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
-"""Environment variables of JAX's own: the address of process 0 in a cluster, and another at which it listens."""
+"""JAX's environment variables: the address of process 0 in a cluster, and the address at which it listens."""
 
 
 def initialize(processes: int | None = None) -> None:
     """Connect this process with the others of its run, if there are any; call it before JAX is used.
 
-    There are others if the environment has `COORDINATOR`, `PROCESSES` and `PROCESS`, as `lsgd launch` sets them, or if
-    JAX detects a cluster: a TPU pod, a job of SLURM or Open MPI, Kubernetes. `PROCESSES` alone may be 1: then there are
-    none, whatever JAX would detect. Who is missing is named on standard error.
+    There are others if the environment has `COORDINATOR`, `PROCESSES` and `PROCESS`, as set by `lsgd launch`, or if JAX
+    detects a cluster: a TPU pod, a SLURM or Open MPI job, Kubernetes. `PROCESSES` may be set to 1 alone: then this
+    process runs alone, whatever JAX would detect. Missing processes are named on standard error.
 
     Args:
-      processes: what `PROCESSES` would be; None: that, or what JAX detects.
+      processes: value for `PROCESSES`; None: that of the environment, or what JAX detects.
 
     Raises:
-      UsageError: if the environment has only some of the variables or wrong ones, or the processes can't meet.
+      UsageError: if some of the environment variables are missing or wrong, or the processes can't meet.
     """
     if LAUNCHER in os.environ:
         _end_with_launcher(os.environ[LAUNCHER])
@@ -68,7 +68,7 @@ def initialize(processes: int | None = None) -> None:
             place.address,
             place.processes,
             place.process,
-            cluster_detection_method=None if place.is_detected else "deactivate",  # Of each process's devices, too.
+            cluster_detection_method=None if place.is_detected else "deactivate",  # Also detects local devices.
             coordinator_bind_address=place.listens_at,
         )
     except ValueError as error:
@@ -79,19 +79,19 @@ def initialize(processes: int | None = None) -> None:
 
 
 class _Place(NamedTuple):
-    """A process's place among those of its run."""
+    """A process's place among the processes of its run."""
 
     address: str
     """Address of process 0, host:port."""
     processes: int
     process: int
     listens_at: str
-    """Where process 0 listens, host:port; the host [::] stands for all of its addresses."""
+    """Address at which process 0 listens, host:port; the host [::] stands for all of its addresses."""
     is_detected: bool
 
 
 def _named_place(address: str, count: str, number: str) -> _Place:
-    """The place that the environment variables name."""
+    """The place according to the environment variables."""
     try:
         host, port = host_and_port(address)
     except ValueError:
@@ -101,13 +101,13 @@ def _named_place(address: str, count: str, number: str) -> _Place:
             f"{COORDINATOR}, {PROCESSES} and {PROCESS} must be host:port, a number and a lower number,"
             f" got {address!r}, {count!r} and {number!r}."
         )
-    # A host's name often leads itself to another address than the other hosts, so that it listens at all of them.
+    # A host often resolves its own name to another address than other hosts do, so it listens at all addresses.
     listens_at = _listens_at(address if _ip_address(host) else f"[::]:{port}")
     return _Place(address, int(count), int(number), listens_at, is_detected=False)
 
 
 def _detected_place() -> _Place:
-    """The place in the cluster that JAX detects; outside of one, that of a process alone."""
+    """The place in the cluster that JAX detects; outside a cluster, that of a single process."""
     try:
         address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
             os.environ.get(_JAX_ADDRESS) or None, None, None, None, None, LONGEST
@@ -125,7 +125,7 @@ def _detected_place() -> _Place:
 
 
 def _listens_at(default: str) -> str:
-    """Where process 0 listens, unless JAX's own variable says otherwise."""
+    """The address at which process 0 listens, unless JAX's own variable gives another."""
     address = os.environ.get(_JAX_LISTENS_AT) or default
     try:
         host_and_port(address)
@@ -135,7 +135,7 @@ def _listens_at(default: str) -> str:
 
 
 def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is named by; None if it is by another name than localhost."""
+    """A host's IP address if it is given as one or as localhost; None for other names."""
     try:
         return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
@@ -143,7 +143,7 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def _keep_collectives_on_loopback() -> None:
-    """Let CPUs exchange over loopback; by itself Gloo listens at the address to which the machine's name leads."""
+    """Let CPU collectives use loopback; by default Gloo listens at the address of the machine's name."""
 
     def make_client() -> Any:
         return make_cpu_client(_jax.make_gloo_tcp_collectives(global_state.client, hostname="127.0.0.1"))
@@ -153,7 +153,7 @@ def _keep_collectives_on_loopback() -> None:
 
 
 def _end_with_launcher(pipe_number: str) -> None:
-    """Kill this process and those that it has started when the launcher has ended."""
+    """Kill this process and its children when the launcher ends."""
     try:
         pipe = int(pipe_number)
         is_pipe = stat.S_ISFIFO(os.fstat(pipe).st_mode)
@@ -170,22 +170,22 @@ def _end_with_launcher(pipe_number: str) -> None:
 
 
 def process_count() -> int:
-    """The number of processes of this run."""
+    """Number of processes of this run."""
     return global_state.num_processes
 
 
 def process_index() -> int:
-    """Which of them this one is; the first, 0, writes and prints."""
+    """Number of this process; process 0 writes and prints."""
     return global_state.process_id
 
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Raise a `UsageError` of one process on all of them, which would wait for it for ever.
+    """Raise the `UsageError` of one process in all of them; otherwise they would wait for it forever.
 
     Raises:
-      UsageError: its own in a run of one process.
-      AgreedError: of several, the first process's that has one.
+      UsageError: unchanged, in a run of one process.
+      AgreedError: with several processes, with the message of the first one that failed.
     """
     message = ""
     try:
@@ -199,30 +199,30 @@ def failing_together() -> Iterator[None]:
 
 
 def from_process_zero(value: float) -> float:
-    """The first process's value, on all of them; in single precision where they are several."""
+    """The value of process 0, in all processes; in single precision if there are several."""
     return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if process_count() > 1 else value
 
 
 def of_all_processes(value: Any) -> list[Any]:
-    """What each process has, in their order, on all of them: anything that JSON can hold; all have to call it."""
+    """The values of all processes, in order, in each of them; all must call it, with any value that fits in JSON."""
     if process_count() == 1:
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
     most = int(np.max(multihost_utils.process_allgather(np.int32(len(own)))))
-    padded = np.full(1 << most.bit_length(), ord(" "), np.uint8)  # A program is compiled for each size.
+    padded = np.full(1 << most.bit_length(), ord(" "), np.uint8)  # Round up: a program is compiled per size.
     padded[: len(own)] = own
     return [json.loads(bytes(of_one)) for of_one in multihost_utils.process_allgather(padded)]
 
 
 def to_first_process(name: str, message: str) -> list[str]:
-    """Send the first process a message, from threads, in which collectives would mix with training.
+    """Send a message to process 0; for threads, whose collectives would interleave with those of training.
 
     Args:
-      name: of the messages, the same on all processes and never used before.
+      name: of the messages: the same in all processes, and unique.
       message: any text.
 
     Returns:
-      The messages of all processes, in their order, once they have come; on other processes than the first, none.
+      In process 0 the messages of all processes, in order, once all have arrived; in other processes, none.
     """
     if process_count() == 1:
         return [message]
@@ -240,22 +240,22 @@ def to_first_process(name: str, message: str) -> list[str]:
 
 
 class StepCount:
-    """The local steps that all workers of all processes have taken together; all processes make theirs in one order."""
+    """Count of the local steps of all workers in all processes; all processes create theirs in the same order."""
 
     _numbers = itertools.count()
 
     def __init__(self) -> None:
         self._name = f"lsgd_jax/steps/{next(self._numbers)}"
         self.total = 0
-        """As far as this process knows: in one process, up to now; in several, since it added last."""
+        """The count as far as this process knows: current in one process; with several, as of its last `add`."""
         self._lock = threading.Lock()
 
     def add(self) -> int:
-        """Count one step more; returns the total. Among processes it costs a message to the first and back."""
+        """Count one step; returns the total. With several processes this costs a round trip to process 0."""
         if process_count() > 1:
             assert global_state.client is not None  # Where there are several processes, they are connected.
             total = global_state.client.key_value_increment(self._name, 1)
-            with self._lock:  # Answers to two threads may overtake each other.
+            with self._lock:  # Replies to two threads may arrive out of order.
                 self.total = max(self.total, total)
         else:
             with self._lock:
@@ -264,12 +264,12 @@ class StepCount:
 
 
 def simulate_devices(count: int) -> None:
-    """Let the CPUs of all processes act as that many devices, unless the user's environment says how many each is.
+    """Simulate this many devices on the CPUs of all processes, unless the environment sets their number.
 
-    Call it before JAX is used: the number is fixed once a device has been asked for. GPUs and TPUs stay what they are.
+    Call it before JAX is used: the number is fixed once JAX has initialized its devices. GPUs and TPUs are unaffected.
 
     Raises:
-      UsageError: if they would be more than a host can act as.
+      UsageError: if there would be more than `MOST_SIMULATED` per process.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -127,7 +127,7 @@ class _Replay:
             self.exchanges = [_averaging()]
         if schedule.method in ("easgd", "downpour"):
             self.center = problem.start().params
-            self.came_from = [self.center] * log.workers
+            self.last_center = [self.center] * log.workers
         if schedule.method == "lsgd" and schedule.waits == "server":  # What lies on the board: parameters and scores.
             nothing = problem.start()
             self.board = [(nothing.params, _score(nothing))] * log.workers
@@ -180,7 +180,7 @@ class _Replay:
             alpha, beta = easgd.strengths(self.config.pull, self.config.center_pull, self.log.workers)
             params, self.center = _elastic(self.params(worker), self.center, alpha, beta / self.log.workers)
         else:
-            self.center = self.came_from[worker] = _adding(self.params(worker), self.center, self.came_from[worker])
+            self.center = self.last_center[worker] = _adding(self.params(worker), self.center, self.last_center[worker])
             params = jax.tree.map(jnp.copy, self.center)  # Since a step gives up its arrays.
         self.place(worker, params)
 
@@ -211,7 +211,7 @@ class _Replay:
         there = [other for other in range(self.log.workers) if self.present[other]]
         source = self.params(worker)
         if self.schedule.method in ("easgd", "downpour"):
-            source = self.came_from[worker] = self.center
+            source = self.last_center[worker] = self.center
         elif there:
             lsgd = self.schedule.method == "lsgd"
             scores = [float(np.squeeze(_score(self.states[other]))) if lsgd else 0.0 for other in there]

@@ -1,1 +1,1 @@
-"""What a run writes and shows: its folder, progress, TensorBoard."""
+"""Run folder, progress display, TensorBoard event files and robust output."""

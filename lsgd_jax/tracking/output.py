@@ -1,4 +1,4 @@
-"""Output that may go away: a pipe whose reader has ended, a full device, a terminal that was closed."""
+"""Output streams that survive a closed pipe, a full device or a closed terminal."""
 
 import os
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import Any, TextIO
 
 
 class Output:
-    """A text stream that never fails: from the first failure on, what is written to its descriptor is dropped."""
+    """A text stream that never fails: after the first failure, everything written to its descriptor is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Write to a stream such as `sys.stdout`."""
+        """Wrap a stream such as `sys.stdout`."""
         self._stream = stream
         self.problem: OSError | None = None
         """The first failure."""
@@ -24,7 +24,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Flush the stream."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, action: Callable[[], object]) -> None:
@@ -33,5 +33,5 @@ class Output:
         except OSError as problem:
             self.problem = self.problem or problem
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # Otherwise what is buffered would fail again, at exit.
+            os.dup2(nowhere, self._stream.fileno())  # Otherwise flushing the buffer would fail again at exit.
             os.close(nowhere)

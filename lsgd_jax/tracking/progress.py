@@ -1,4 +1,4 @@
-"""How a run shows itself: a progress bar on a terminal, a plain line an evaluation otherwise."""
+"""The progress of a run on standard error: a progress bar on a terminal, otherwise one plain line per evaluation."""
 
 import sys
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from lsgd_jax.tracking.output import Output
 
 
 class RunProgress:
-    """A context that shows a run's steps, loss, test error, leader and speed, on the first of several processes.
+    """A context that shows a run's steps, loss, test error, leader and speed; of several processes, the first does.
 
-    When standard error can't be written any more, the run goes on without, and logs an `output_lost` event.
+    When standard error can't be written any more, the run continues without it and logs an `output_lost` event.
     """
 
     def __init__(self, steps: int, *, log: Callable[..., None], lines: bool = True) -> None:
@@ -24,7 +24,7 @@ class RunProgress:
         Args:
           steps: of the whole run.
           log: takes the name of an event and its values.
-          lines: whether to print a line an evaluation where there is no terminal.
+          lines: whether to print one line per evaluation where there is no terminal.
         """
         stderr: Any = sys.stderr
         self._output = stderr if isinstance(stderr, Output) else Output(stderr)
@@ -51,26 +51,26 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the bar as it is."""
+        """Remove the bar."""
         self._bar.stop()
 
-    def say(self, status: str) -> None:
+    def status(self, status: str) -> None:
         """Show what the run is doing, where there is a terminal."""
         self._bar.update(self._task, status=status)
 
-    def tell(self, sentence: str) -> None:
-        """Print a sentence, which stays."""
+    def message(self, sentence: str) -> None:
+        """Print a sentence."""
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    def show(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
-        """Show where the run is, after an evaluation.
+    def update(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
+        """Show the results of an evaluation.
 
         Args:
-          step: local steps done.
+          step: local steps taken.
           loss: the workers' mean training loss since the last evaluation.
-          error: the center's test error, in [0, 1].
-          leader: the position of the last leader of all, if the method has one.
-          steps_per_second: local steps of every worker.
+          error: test error of the evaluated model, in [0, 1].
+          leader: global index of the last leader of all workers; None if the method has none.
+          steps_per_second: local steps per worker per second.
         """
         led = "" if leader is None else f"leader {leader}  "
         status = f"loss {loss:.4f}  test error {error:.2%}  {led}{steps_per_second:.0f} steps/s"

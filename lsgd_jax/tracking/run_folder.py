@@ -1,6 +1,6 @@
-"""A run's folder: its configuration, its environment, its metrics (one JSON line an event), its pictures.
+"""The run folder: configuration, environment, metrics (one JSON line per event) and figures of a run.
 
-Checkpoints lie in it, too: `lsgd_jax.train.checkpoint`.
+Its checkpoints are written by `lsgd_jax.train.checkpoint`.
 """
 
 import contextlib
@@ -27,33 +27,32 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.tracking.tensorboard import EventFile
 
 MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
-"""The fields of the configuration in which a run that goes on may differ from what it was."""
+"""Fields of the configuration that may change when a run is resumed."""
 MOST_BYTES = 2**20
-"""Of a configuration or an environment."""
+"""Maximum size of a configuration or environment file."""
 _SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
-"""JAX's settings that change what a run computes."""
+"""JAX settings that change what a run computes."""
 
 
 class RunFolder:
-    """The folder that a run writes; made anew, so that nothing already written is lost, or its own of before.
+    """The folder that a run writes: a new or empty one, so that nothing is overwritten, or that of the run to resume.
 
-    Of several processes the first writes it, and the others do nothing. No other run can write it until this one ends:
-    as a context, it gives the folder free and closes its files.
+    Of several processes, the first writes it and the others do nothing. No other run can write it until this one ends:
+    leaving the context releases the folder and closes its files.
     """
 
     def __init__(self, path: Path, config: Config, *, resume: bool = False, tensorboard: bool = False) -> None:
-        """Make the folder and write the configuration and the environment, or see whether a run can go on in it.
+        """Make the folder and write configuration and environment, or check that the run in it can be resumed.
 
         Args:
           path: of the folder.
           config: of the run.
-          resume: whether the folder may have a run in it, which then has to be of this configuration, but for the
-            fields in `MAY_CHANGE`.
-          tensorboard: whether to write the metrics as event files for TensorBoard, too.
+          resume: whether the folder may contain a run; it must have this configuration, except for `MAY_CHANGE`.
+          tensorboard: whether to write the metrics as TensorBoard event files, too.
 
         Raises:
-          UsageError: if another run is writing the folder, or it has other files in it or can't be made, or there is no
-            package for event files.
+          UsageError: if another run is writing the folder, it has other files in it or can't be made, or tensorboardX
+            is not installed.
         """
         self.path, self._config = path, config
         self._lock = threading.Lock()
@@ -69,7 +68,7 @@ class RunFolder:
             if files.is_empty(path):
                 self._begin()
             elif resume:
-                self._check_goes_on()
+                self._check_can_resume()
             else:
                 raise UsageError(f"the run folder {path} is not empty: name another run_dir, or resume the run.")
         except OSError as error:
@@ -80,14 +79,14 @@ class RunFolder:
             raise
 
     def __enter__(self) -> "RunFolder":
-        """Open nothing yet."""
+        """Return the folder."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close the event file and let others write the folder.
+        """Close the event file and release the folder.
 
         Raises:
-          UsageError: if the event file can't be written to its end.
+          UsageError: if the event file can't be completed.
         """
         try:
             if self._event_file is not None:
@@ -106,7 +105,7 @@ class RunFolder:
         return UsageError(f"the run folder {self.path} can't be written ({error.strerror}).")
 
     def _begin(self) -> None:
-        """Write the first files, or none: what is empty can be begun again when there is room."""
+        """Write the first files, or none of them: an empty folder can be used again once there is room."""
         contents = {
             "config.json": self._config.to_json() + "\n",
             "environment.json": json.dumps(environment(), indent=2) + "\n",
@@ -120,15 +119,17 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             raise
 
-    def _check_goes_on(self) -> None:
+    def _check_can_resume(self) -> None:
         for path in self.path.iterdir():
             if path.is_symlink():
-                raise UsageError(f"{path} is a link, which leads the run elsewhere: replace it by a copy.")
+                raise UsageError(f"{path} is a link that would lead the run elsewhere: replace it by a copy.")
             if not (path.is_file() or path.is_dir()):
                 raise UsageError(f"{path} is neither a file nor a folder: remove it.")
         before, config = read_config(self.path), self._config
         if not before.checkpoint_period:
-            raise UsageError(f"the run in {self.path} can't go on: its checkpoint_every is 0, and nothing was saved.")
+            raise UsageError(
+                f"the run in {self.path} can't be resumed: its checkpoint_every is 0, and nothing was saved."
+            )
         for field in dataclasses.fields(Config):
             if not (before.has_effect(field.name) and config.has_effect(field.name)):
                 continue
@@ -138,22 +139,22 @@ class RunFolder:
             if old != new and not may_change:
                 why = ", at fractions of which its learning rate drops" if field.name in MAY_CHANGE else ""
                 raise UsageError(
-                    f"the run in {self.path} can't go on with another {field.name}{why}: {new!r}, not {old!r}."
+                    f"the run in {self.path} can't be resumed with another {field.name}{why}: {new!r}, not {old!r}."
                 )
 
     def check_seen_by_all(self) -> None:
-        """Raise UsageError on a process that does not see the folder."""
+        """Raise UsageError in a process that does not see the folder."""
         if not (self.path / "config.json").exists():
             raise UsageError(
-                f"process {process_index()} does not see the run folder {self.path}, where its checkpoints are to be:"
-                " name one that all hosts share, or set checkpoint_every to 0."
+                f"process {process_index()} does not see the run folder {self.path}, in which its checkpoints"
+                " are saved: name one that all hosts share, or set checkpoint_every to 0."
             )
 
     def changed_settings(self) -> str:
-        """The settings that differ from those with which the run started, in words; empty if none is known to."""
+        """The settings that have changed since the run started, as text; empty if none are known to."""
         try:
             before = dict(json.loads(files.read_text(self.path / "environment.json", MOST_BYTES))["settings"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # It has none, or is no longer what it was.
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # There are none, or the file is damaged.
             return ""
         now = environment()["settings"]
         changed = [name for name in now if before.get(name, now[name]) != now[name]]
@@ -171,8 +172,8 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"metrics.jsonl can't be read ({error.strerror})") from None
 
-    def go_on(self, length: int) -> None:
-        """Cut the metrics file to a length in bytes, and write the configuration with which the run goes on.
+    def resume(self, length: int) -> None:
+        """Cut the metrics file to a length in bytes, and write the configuration with which the run resumes.
 
         Raises:
           UsageError: if they can't be written.
@@ -191,10 +192,10 @@ class RunFolder:
             raise self._unwritten(error) from None
 
     def start_anew(self) -> Path | None:
-        """Move what metrics there are to a file beside them, and write the configuration with which the run starts.
+        """Move existing metrics to a file of their own, and write the configuration with which the run starts.
 
         Returns:
-          That file; None if there were none, and on other processes than the first.
+          That file; None if there were no metrics, and in all processes but the first.
 
         Raises:
           UsageError: if they can't be written.
@@ -207,11 +208,11 @@ class RunFolder:
                 metrics.rename(beside)
         except OSError as error:
             raise self._unwritten(error) from None
-        self.go_on(0)
+        self.resume(0)
         return beside
 
     def length(self) -> int:
-        """The metrics file's bytes, which are on the disk; 0 on other processes than the first.
+        """Length of the metrics file in bytes, synced to disk; 0 in all processes but the first.
 
         Raises:
           UsageError: if it can't be written or is gone.
@@ -226,9 +227,9 @@ class RunFolder:
             raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
 
     def log(self, event: str, **values: Any) -> None:
-        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite null.
+        """Append an event to the metrics; arrays become nested lists, and numbers that are not finite become null.
 
-        Threads may do so at the same time.
+        Thread-safe.
 
         Raises:
           UsageError: if they can't be written or are gone.
@@ -258,7 +259,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the configuration: versions, machine, devices, JAX's settings, command."""
+    """What a result depends on besides the configuration: versions, machine, devices, JAX settings, command."""
     packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
@@ -274,27 +275,27 @@ def environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """As it can be given again, without the path of a script."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # There is none but after `python -m`.
+    """The command line of this process, without the path of a script."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # Only `python -m` sets it.
     program = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
 
 
 def read_config(path: Path | str) -> Config:
-    """The configuration of a run.
+    """The configuration of the run in a folder.
 
     Raises:
-      UsageError: if the folder is not one of a run.
+      UsageError: if it is not a run folder.
     """
     try:
         return Config.from_json(files.read_text(Path(path) / "config.json", MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         why = _in_a_line(error)
-        raise UsageError(f"{path} is no folder of a run, its config.json can't be read ({why}).") from None
+        raise UsageError(f"{path} is not a run folder, its config.json can't be read ({why}).") from None
 
 
 def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
-    """The events that a run has logged, all or of some kinds, in order, but for a last line that was not finished.
+    """The events that a run has logged, all or only of some kinds, in order, without an unfinished last line.
 
     Raises:
       UsageError: if the metrics can't be read.
@@ -310,15 +311,15 @@ def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
 def _event(entry: Any) -> dict[str, Any]:
     if isinstance(entry, dict) and isinstance(entry.get("event"), str) and isinstance(entry.get("step"), int):
         return entry
-    raise ValueError("a line is no event with its step")
+    raise ValueError("a line is not an event with a step")
 
 
 @contextlib.contextmanager
 def making_sense_of(path: Path) -> Iterator[None]:
-    """Say in a sentence that the metrics of a run are not what they should be, whatever that makes of their readers.
+    """Turn the errors that malformed metrics cause in their readers into one sentence.
 
     Raises:
-      UsageError: in place of the errors that values of wrong kinds and shapes lead to.
+      UsageError: instead of those errors.
     """
     try:
         yield
@@ -330,5 +331,5 @@ def making_sense_of(path: Path) -> Iterator[None]:
 
 
 def _in_a_line(error: Exception) -> str:
-    """What an error says, whatever the file holds that it tells of."""
+    """An error's message in one line of limited length, whatever the file contains."""
     return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""A run's metrics as event files for TensorBoard."""
+"""TensorBoard event files with a run's metrics."""
 
 import importlib.util
 import time
@@ -23,27 +23,27 @@ TAGS = {
     "distances": "distance_to_leader/worker_{}",
     "local_distances": "distance_to_local_leader/worker_{}",
     "worker_steps": "steps/worker_{}",
-    # Of exchanges of one worker:
+    # Exchanges of a single worker:
     "local_leader": "leader/of_group_of_worker_{}",
     "distance": "distance_to_leader/worker_{}",
     "local_distance": "distance_to_local_leader/worker_{}",
     "worker_step": "steps/worker_{}",
 }
-"""What a value in the metrics is called in TensorBoard, which has values side by side whose tags begin alike."""
+"""TensorBoard tags of the metrics; TensorBoard groups tags with the same prefix."""
 
 
 class EventFile:
-    """An event file that is written as metrics are logged.
+    """An event file that is written while metrics are logged.
 
-    It is opened with the first event, and begins with the order to forget all that older files in the folder hold: a
-    run that goes on adds what remains of its metrics anew, so that no point is there twice and none is missing.
+    It is opened with the first event and starts with a session marker that makes TensorBoard discard older files in
+    the folder: a resumed run adds its earlier metrics again, so that no point appears twice and none is missing.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open nothing yet.
 
         Args:
-          folder: of the run's event files.
+          folder: for event files.
 
         Raises:
           UsageError: if tensorboardX is not installed.
@@ -54,7 +54,7 @@ class EventFile:
         self._writer: Any = None
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Write the scalars of an event, as it is in the metrics."""
+        """Write the scalars of one event of the metrics."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
@@ -70,7 +70,7 @@ class EventFile:
         self._writer.flush()
 
     def close(self) -> None:
-        """End the file, if there is one."""
+        """Close the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 

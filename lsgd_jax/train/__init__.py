@@ -1,4 +1,4 @@
-"""Training in step: setup, loop, evaluation, checkpoints."""
+"""Training: setup, the synchronous and the asynchronous loop, recording, evaluation, checkpointing, resuming."""
 
 from lsgd_jax.train.loop import train_and_evaluate
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints: arrays and JSON, nothing that is executed when it is read."""
+"""Checkpoints of a run: arrays and JSON, nothing that is executed when it is read."""
 
 import dataclasses
 import io
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgd_jax import files
-from lsgd_jax.data import Stretch
 from lsgd_jax.distributed import (
     STACKED,
     Placement,
@@ -27,130 +26,61 @@ from lsgd_jax.distributed import (
     to_first_process,
 )
 from lsgd_jax.errors import AgreedError, Interrupted, UsageError
+from lsgd_jax.train.progress import Progress
 from lsgd_jax.train.step import TrainState
 
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; lists by worker are `[group][worker]`."""
-
-    shape: tuple[int, int]
-    """Groups, and workers in each."""
-    processes: int
-    devices: int
-    """Of all processes."""
-    step: int = 0
-    """Local steps of every worker."""
-    seconds: float = 0.0
-    """Of training."""
-    metrics_length: int = 0
-    """Bytes of the metrics file."""
-    losses: list[Any] = dataclasses.field(default_factory=list)
-    """Every program's mean training losses by worker, since the last evaluation."""
-    scores: list[list[float]] = dataclasses.field(default_factory=list)
-    """By which workers are compared, the lower the better; infinite for workers that have failed."""
-    failed_since: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The steps since which workers have failed, by the worker's position among all."""
-    error: float | None = None
-    """The center's test error at the last evaluation, in [0, 1]."""
-    bytes_before: float = 0.0
-    """What each worker sent beyond what the present number of workers would have sent until now."""
-    earlier: list[Stretch] = dataclasses.field(default_factory=list)
-    """The first steps, as far as other workers than the present have taken them: the rest of an epoch depends on it."""
-
-    @staticmethod
-    def at_start(placement: Placement) -> "Progress":
-        """Nothing yet."""
-        return Progress(placement.shape, process_count(), placement.mesh.size)
-
-    @property
-    def has_workers(self) -> bool:
-        """Whether there is a worker that has not failed."""
-        return len(self.failed_since) < self.shape[0] * self.shape[1]
-
-    @staticmethod
-    def from_json(fields: Any) -> "Progress":
-        """What `dataclasses.asdict` and JSON have made of it.
-
-        Raises:
-          ValueError: if it is not that.
-        """
-        try:
-            progress = Progress(**fields)
-            groups, workers = progress.shape
-            shape = (int(groups), int(workers))
-            earlier = [Stretch(*stretch) for stretch in progress.earlier]
-            counts = [progress.step, progress.metrics_length, *shape, progress.processes, progress.devices]
-            counts += [*map(int, progress.failed_since), *progress.failed_since.values()]
-            counts += [count for stretch in earlier for count in stretch]
-            if not all(isinstance(count, int) and 0 <= count < 2**63 for count in counts):
-                raise ValueError("a count is not one")
-            of_none = any(stretch.workers * stretch.batch_size == 0 for stretch in earlier)
-            if of_none or sum(stretch.steps for stretch in earlier) > progress.step:
-                raise ValueError("the steps of earlier workers are not the run's")
-            numbers = [progress.seconds, progress.bytes_before, 0 if progress.error is None else progress.error]
-            if not all(abs(number) < files.LARGEST_NUMBER for number in numbers):
-                raise ValueError("a number is out of range")
-            scores = np.asarray(progress.scores, float)
-            if scores.shape != shape:
-                raise ValueError("the scores are not the workers'")
-            losses = [np.asarray(loss, np.float32) for loss in progress.losses]
-            if any(loss.shape != shape for loss in losses):
-                raise ValueError("the losses are not the workers'")
-            seconds = float(progress.seconds)
-            return dataclasses.replace(
-                progress, shape=shape, losses=losses, scores=scores.tolist(), seconds=seconds, earlier=earlier
-            )
-        except (TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(str(error)) from None
+FORMAT = 1
+"""Version of what a checkpoint holds; raise it when the arrays of the state or the fields of `Progress` change."""
+UNREADABLE = (OSError, ValueError, RecursionError)
+"""Errors of reading a damaged JSON file."""
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last few, and the one whose center had the lowest test error.
+    """The checkpoints of a run: the last few, and the one with the lowest test error of the evaluated model.
 
-    They are written in the background, and each appears as a whole or not at all. Of several processes each writes
-    what its workers hold; all must see the same folder. As a context, it ends when all is written.
+    They are written in the background, and each appears as a whole or not at all. Each of several processes writes the
+    state of its own workers; all must see the same folder. As a context, it ends when everything is written.
     """
 
     _numbers = itertools.count()
-    """Of all saves, which all processes make in one order."""
+    """Numbers of all saves, which all processes make in the same order."""
 
     def __init__(self, folder: Path, placement: Placement, keep: int) -> None:
-        """Name the folder.
+        """Write and read nothing yet.
 
         Args:
           folder: of the checkpoints; it is made at the first save.
           placement: of the workers.
-          keep: how many of the last are kept.
+          keep: number of last checkpoints to keep.
         """
         self._folder, self._placement, self._keep = folder.absolute(), placement, keep
         self._writing: threading.Thread | None = None
         self._problem = ""
-        """What has kept the last one from being written."""
+        """Why the last checkpoint was not written; empty if it was."""
 
     def __enter__(self) -> "Checkpoints":
-        """Nothing is under way yet."""
+        """Return the checkpoints."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until all is written, unless the other processes may have gone, who write their part of it."""
+        """Wait until everything is written, unless other processes, which write their parts, may have ended."""
         all_are_here = process_count() == 1 or not isinstance(error, UsageError) or isinstance(error, AgreedError)
         if all_are_here and (error is None or isinstance(error, UsageError | Interrupted)):
             with failing_together():
                 self._finish()
 
     def save(self, state: TrainState, progress: Progress, error: float | None = None) -> None:
-        """Begin to save; it waits only for the last one to be written.
+        """Save in the background; waits only until the previous checkpoint is written.
 
         Args:
-          state: of all workers, which may be given up after the call.
+          state: of all workers; may be donated after the call.
           progress: of the run.
-          error: the center's test error in this state, in [0, 1], if it is known.
+          error: test error of the evaluated model in this state, in [0, 1]; None if it is not known.
 
         Raises:
-          UsageError: if this one or the last one can't be written.
+          UsageError: if this checkpoint or the previous one can't be written.
         """
         new = self._folder / f"{progress.step}.new"
         with failing_together():
@@ -158,33 +88,33 @@ class Checkpoints:
             try:
                 if process_index() == 0:
                     self._folder.mkdir(exist_ok=True)
-                    for left in self._folder.glob("*.new"):  # By a run that was killed.
+                    for left in self._folder.glob("*.new"):  # Left by a run that was killed.
                         shutil.rmtree(left)
                     for part in ("state", "progress"):
                         (new / part).mkdir(parents=True)
             except OSError as problem:
                 shutil.rmtree(new, ignore_errors=True)
                 raise UsageError(self._unwritten(problem)) from None
-        told = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
-        about = json.dumps({"progress": told, "arrays": _arrays(state), "error": error})
+        fields = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
+        metadata = json.dumps({"format": FORMAT, "progress": fields, "arrays": _arrays(state), "error": error})
         own = self._placement.own_workers
         rows = np.concatenate(
             [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))], 1
         )
         name = f"checkpoint/{next(self._numbers)}"
-        # A daemon: nothing that the disk does keeps a process from ending.
-        self._writing = threading.Thread(target=self._write, args=(new, name, about, own, rows), daemon=True)
+        # A daemon, so that a slow disk never keeps a process from ending.
+        self._writing = threading.Thread(target=self._write, args=(new, name, metadata, own, rows), daemon=True)
         self._writing.start()
 
-    def _write(self, new: Path, name: str, about: str, workers: list[int], rows: np.ndarray) -> None:
-        """Write this process's part; the first process waits for the others' and lets the checkpoint appear."""
+    def _write(self, new: Path, name: str, metadata: str, workers: list[int], rows: np.ndarray) -> None:
+        """Write this process's part; process 0 waits for the others' parts and then makes the checkpoint visible."""
         try:
             with files.replacing(new / "state" / f"{process_index()}.npz") as file:
                 np.savez(file, workers=workers, rows=rows)  # With checksums.
             if process_index() == 0:
                 with files.replacing(new / "progress" / "metadata") as file:
-                    file.write(about.encode())
-        except Exception as problem:  # Whatever it is, the others have to know.
+                    file.write(metadata.encode())
+        except Exception as problem:  # Whatever it is, the other processes have to know.
             self._problem = self._unwritten(problem)
         try:
             self._problem = next(filter(None, to_first_process(name, self._problem)), self._problem)
@@ -196,10 +126,10 @@ class Checkpoints:
         except Exception as problem:
             self._problem = self._unwritten(problem)
         if process_index() == 0 and self._problem:
-            shutil.rmtree(new, ignore_errors=True)  # For what was logged and is yet to be, it may take the room.
+            shutil.rmtree(new, ignore_errors=True)  # Its room may be needed for metrics.
 
     def _remove_old(self) -> None:
-        """Remove all checkpoints but the last few and the best."""
+        """Remove all checkpoints except the last few and the best."""
         steps = self.steps()
         errors = {step: error for step in steps if (error := self._error(step)) is not None}
         best = min(errors, key=errors.__getitem__, default=None)
@@ -210,15 +140,16 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def _error(self, step: int) -> float | None:
-        """The center's test error in a checkpoint, if it is known."""
+        """Test error of the evaluated model in a checkpoint; None if it is not known."""
         try:
-            error = json.loads(self._about(step)).get("error")
-        except (OSError, ValueError, AttributeError, RecursionError):
+            error = self._metadata(step)["error"]
+        except (*UNREADABLE, LookupError, TypeError):
             return None
         return error if isinstance(error, float) else None
 
-    def _about(self, step: int) -> str:
-        return files.read_text(self._folder / str(step) / "progress" / "metadata")
+    def _metadata(self, step: int) -> Any:
+        """What a checkpoint holds as JSON."""
+        return json.loads(files.read_text(self._folder / str(step) / "progress" / "metadata"))
 
     def _finish(self) -> None:
         if self._writing is not None:
@@ -229,10 +160,10 @@ class Checkpoints:
             raise UsageError(problem)
 
     def _unwritten(self, problem: Exception) -> str:
-        return f"a checkpoint can't be written to {self._folder} ({_first_line(problem)}); those before it are kept."
+        return f"a checkpoint can't be written to {self._folder} ({_first_line(problem)}); earlier ones are kept."
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, the last one first.
+        """The steps of the checkpoints, last one first.
 
         Raises:
           UsageError: if their folder can't be read.
@@ -244,58 +175,77 @@ class Checkpoints:
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def progress(self, step: int) -> Progress:
-        """How far the run had come.
+        """How far the run had come at a checkpoint.
 
         Raises:
           UsageError: if the checkpoint can't be read.
         """
-        return self._told(step)[0]
+        return self._progress_and_arrays(step)[0]
 
-    def _told(self, step: int) -> tuple[Progress, list["_Array"]]:
-        """The progress, and what arrays a worker has."""
+    def check_formats(self) -> None:
+        """Check that no checkpoint is of another format; damaged ones pass.
+
+        Raises:
+          UsageError: if one is.
+        """
+        for step in self.steps():
+            try:
+                metadata = self._metadata(step)
+            except UNREADABLE:
+                continue
+            if problem := _other_format(metadata):
+                raise UsageError(f"the checkpoint of step {step} in {self._folder.parent} can't be read: {problem}.")
+
+    def _progress_and_arrays(self, step: int) -> tuple[Progress, list["_Array"]]:
+        """The progress at a checkpoint, and the arrays of one worker's state."""
         try:
-            told = json.loads(self._about(step))
-            progress = Progress.from_json(told["progress"])
-            arrays = [_Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in told["arrays"]]
-        except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
-            raise UsageError(f"what it tells is not of a run ({_first_line(problem)})") from None
+            metadata = self._metadata(step)
+            if not (problem := _other_format(metadata)):
+                progress = Progress.from_json(metadata["progress"])
+                arrays = [
+                    _Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in metadata["arrays"]
+                ]
+        except Exception as error:  # Whatever a damaged or foreign file makes of its readers.
+            raise UsageError(f"its metadata is not that of a run ({_first_line(error)})") from None
+        if problem:
+            raise UsageError(problem)
         if progress.step != step:
-            raise UsageError(f"it tells of step {progress.step}")
+            raise UsageError(f"its metadata is that of step {progress.step}")
         return progress, arrays
 
     def restore(self, step: int, shapes: TrainState) -> TrainState:
-        """The state of the same workers, each on its device.
+        """The state of the same workers that were saved, each on its device.
 
         Args:
           step: one of `steps`.
           shapes: of the state.
 
         Raises:
-          UsageError: if the checkpoint can't be read or is of something else.
+          UsageError: if the checkpoint can't be read or belongs to another kind of run.
         """
-        _, arrays = self._told(step)
+        _, arrays = self._progress_and_arrays(step)
         if arrays != _arrays(shapes):
-            raise UsageError("its arrays are not this run's")
+            raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, self._placement.own_workers)
         return self._placement.put(jax.tree.unflatten(jax.tree.structure(shapes), saved.values()), STACKED)
 
     def restore_resized(self, step: int, fresh: TrainState, sources: list[int]) -> TrainState:
-        """The state of other workers than were saved.
+        """The state of another number of workers than were saved.
 
-        What workers knew of their leaders is left behind: the groups are others, and so are positions in them.
+        What workers knew of their leaders is dropped, since groups and positions in them have changed.
 
         Args:
           step: one of `steps`.
-          fresh: the state at the start, of the workers that there are now.
-          sources: for each of them, the position of the saved worker that it goes on from.
+          fresh: state of the present workers at the start.
+          sources: for each of them, the global index of the saved worker that it resumes from.
 
         Raises:
-          UsageError: if the checkpoint can't be read or is of something else.
+          UsageError: if the checkpoint can't be read or belongs to another kind of run.
         """
-        _, arrays = self._told(step)
+        _, arrays = self._progress_and_arrays(step)
         now = _arrays(fresh)
         if [array for array in arrays if not array.of_leaders] != [array for array in now if not array.of_leaders]:
-            raise UsageError("its arrays are not this run's")
+            raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, [sources[worker] for worker in self._placement.own_workers])
         leaves = [
             leaf if array.of_leaders else self._placement.put(saved[array.name], STACKED)
@@ -304,7 +254,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
     def _read(self, step: int, arrays: list["_Array"], workers: list[int]) -> dict[str, np.ndarray]:
-        """What the workers at some positions had, [worker, ...], by name.
+        """The saved arrays of some workers, given by their global indices: [worker, ...], by name.
 
         Raises:
           UsageError: if it can't be read.
@@ -320,7 +270,7 @@ class Checkpoints:
             ends = np.cumsum([math.prod(shape) * jnp.dtype(dtype).itemsize for _, dtype, shape in arrays])
             *parts, rest = np.split(rows, ends, 1)
             if rest.size:
-                raise ValueError("there are more bytes than numbers")
+                raise ValueError("there are more bytes than the arrays take")
             return {
                 name: np.ascontiguousarray(part).view(jnp.dtype(dtype)).reshape(len(workers), *shape)
                 for (name, dtype, shape), part in zip(arrays, parts, strict=True)
@@ -329,7 +279,7 @@ class Checkpoints:
             raise UsageError(f"its arrays can't be read ({_first_line(problem)})") from None
 
     def set_aside(self, step: int) -> Path:
-        """Move a checkpoint that can't be read out of the way; returns where to.
+        """Move a checkpoint that can't be read aside; returns the new path.
 
         Raises:
           UsageError: if it can't be moved.
@@ -345,7 +295,7 @@ class Checkpoints:
 
 
 def _loaded(opened: BinaryIO) -> np.lib.npyio.NpzFile:
-    """The arrays in a file. None may say that it is larger than the file, where nothing is compressed.
+    """The arrays in a file; none may claim to be larger than the file, in which nothing is compressed.
 
     Raises:
       ValueError: if one does.
@@ -364,7 +314,7 @@ def _loaded(opened: BinaryIO) -> np.lib.npyio.NpzFile:
 
 
 class _Array(NamedTuple):
-    """An array of one worker's state."""
+    """Name and type of an array of one worker's state."""
 
     name: str
     dtype: str
@@ -372,14 +322,26 @@ class _Array(NamedTuple):
 
     @property
     def of_leaders(self) -> bool:
-        """Whether it is what the worker knows of its leaders."""
+        """Whether the array holds what the worker knows of its leaders."""
         return ".leaders[" in self.name
 
 
 def _arrays(state: TrainState) -> list[_Array]:
-    """Those of one worker, of the state of all."""
+    """The arrays of one worker's state, from the state of all workers."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [_Array(jax.tree_util.keystr(path), x.dtype.name, x.shape[2:]) for path, x in leaves]
+
+
+def _other_format(metadata: Any) -> str:
+    """What is wrong and what to do if another version of lsgd_jax has written this metadata; empty otherwise."""
+    found = metadata.get("format") if isinstance(metadata, dict) else FORMAT
+    if found == FORMAT:
+        return ""
+    written = "without a format version" if found is None else f"in format {str(found)[:20]!r}"
+    return (
+        f"it was written by another version of lsgd_jax, {written} where this one reads format {FORMAT}:"
+        " start anew in another folder, or use that version"
+    )
 
 
 def _first_line(problem: Exception) -> str:

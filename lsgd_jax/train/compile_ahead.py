@@ -1,6 +1,6 @@
-"""The training step compiled for TPUs that are not there, to read what it sends, holds and costs.
+"""Ahead-of-time compilation of the training step for a TPU topology, to read its communication, memory and FLOPs.
 
-libtpu compiles for a described topology on any machine; the data set need not be prepared either.
+libtpu compiles for a topology on any machine without TPUs; the data set need not be prepared either.
 """
 
 import importlib.util
@@ -29,10 +29,10 @@ from lsgd_jax.train.step import TrainState, local_steps
 def described_devices(topology: str) -> list[jax.Device]:
     """The devices of a TPU topology, to compile for.
 
-    Call it before JAX is used: it keeps JAX from looking for TPUs of this machine's own.
+    Call it before JAX is used: it keeps JAX from looking for TPUs of this machine.
 
     Args:
-      topology: the kind of TPU and the chips along each axis, like v5e:16x16.
+      topology: TPU type and chips along each axis, such as v5e:16x16.
 
     Raises:
       UsageError: if there is no such topology, or libtpu is not installed.
@@ -40,12 +40,12 @@ def described_devices(topology: str) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError("compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'")
     jax.config.update("jax_platforms", "cpu")
-    # What libtpu would else look for on this machine, which need not be a TPU's; any type will do, the topology holds.
+    # Otherwise libtpu looks for these on this machine; any type will do, since the topology is what counts.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-256",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # It locks the machine's TPUs, which are not used here.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # It would lock the machine's TPUs, which are not used here.
     }
     from jax.experimental import topologies
 
@@ -56,11 +56,11 @@ def described_devices(topology: str) -> list[jax.Device]:
 
 
 def lowered_steps(config: Config, placement: Placement) -> Lowered:
-    """The program that `lsgd_jax.train` runs, before it is compiled: some local steps with their exchanges.
+    """The program that `lsgd_jax.train` runs, lowered but not compiled: some local steps with their exchanges.
 
     Args:
       config: of the run.
-      placement: of its workers, on devices that need not be there.
+      placement: of its workers, on devices that need not exist.
 
     Raises:
       UsageError: if the configuration does not fit the data.
@@ -86,7 +86,7 @@ def compile_steps(lowered: Lowered) -> Compiled:
     """The program compiled for its devices.
 
     Raises:
-      UsageError: if it does not fit into their memory, or the compiler fails otherwise.
+      UsageError: if it does not fit into their memory, or the compiler fails in another way.
     """
     try:
         return lowered.compile()
@@ -98,16 +98,16 @@ def parameter_shapes(config: Config) -> Any:
     """The shapes and dtypes of one worker's parameters; nothing is computed.
 
     Raises:
-      UsageError: if the network is not for such data.
+      UsageError: if the network does not fit the data.
     """
     return nnx.state(nnx.eval_shape(lambda: make_model(config, blank_feed(config))), nnx.Param)
 
 
 def blank_feed(config: Config) -> Feed:
-    """The configuration's feed as it is with the data set, but all examples are blank and take no memory.
+    """The feed that the configuration would have, with blank examples that take no memory.
 
     Raises:
-      UsageError: if the data are too few for the workers and their batches.
+      UsageError: if the data set is too small for the workers and their batches.
     """
     about = DESCRIPTIONS[config.dataset]
     held_out = round(config.validation * about.train)
@@ -137,15 +137,15 @@ def _blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
 
 
 def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device]) -> tuple[int, int]:
-    """Groups, and workers in each, so that every device has a worker.
+    """The numbers of groups and of workers per group that put one worker on every device.
 
     Args:
-      groups: None: as many as the workers in each leave; one on every host, if these are None, too.
-      workers: in each group; None: as many as the groups leave.
-      devices: to have a worker each.
+      groups: None: as many as fit with `workers`; one per host if both are None.
+      workers: per group; None: as many as fit with `groups`.
+      devices: to have one worker each.
 
     Raises:
-      UsageError: if they are not as many as the devices.
+      UsageError: if there are not as many workers as devices.
     """
     count = len(devices)
     if groups is None:
@@ -160,7 +160,7 @@ def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device
 
 
 def report(compiled: Compiled) -> str:
-    """What one run of the program sends, holds and costs on each device, as text."""
+    """Communication, memory and cost of one run of the program on each device, as text."""
     counts = Counter((*each[:3], each.times, each.conditional) for each in collectives(compiled.as_text() or ""))
     lines = ["collectives", f"  {'':14} {'bytes':>14} {'devices':>8} {'times':>6}"]
     largest_first = sorted(counts.items(), key=lambda item: (-item[0][1], item[0][2]))

@@ -1,4 +1,4 @@
-"""Testing the model that a method reports, the center, and the workers."""
+"""Evaluation of the workers and of the model that a method reports, the *evaluated model*."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -19,15 +19,17 @@ from lsgd_jax.train.step import TrainState, in_mode, leaders_in
 
 BatchStatistics: TypeAlias = Literal["own", "mean", "leader", "reestimate"]
 CHUNK = 512
-"""Test examples at once, about: each worker does its share of them with the center, and all with its own model."""
+"""Test examples per program, about: each worker runs its share of them through the evaluated model, and all through its
+own."""
 
 
 class Evaluation(NamedTuple):
-    """On the test data; errors are shares of them, in [0, 1]."""
+    """Errors and loss on the test data; an error is the fraction of wrong examples, in [0, 1]."""
 
     center_error: float
-    """Of the model that the method reports. An example with a logit that is not finite counts as wrong."""
+    """Test error of the evaluated model. An example with a logit that is not finite counts as wrong."""
     center_loss: float
+    """Test loss of the evaluated model."""
     worker_errors: Float[np.ndarray, "group worker"]
 
 
@@ -41,32 +43,32 @@ def evaluation(
     statistics_batches: int,
     key: PRNGKeyArray,
 ) -> Callable[[TrainState, Any], Evaluation]:
-    """A function from the state, and what the feed has to lie on the devices, to the state's `Evaluation`.
+    """The function that evaluates a state: from the state and the feed's arrays on the devices to an `Evaluation`.
 
-    Workers are tested with their own batch statistics. The center's parameters belong to no worker, and whose batch
-    statistics go with them is a matter of policy:
+    Workers are evaluated with their own batch-norm statistics. The evaluated model's parameters belong to no worker, so
+    a policy says which batch-norm statistics go with them:
 
-    - "own": each worker tests its share of the test data with its own statistics;
+    - "own": each worker evaluates its share of the test data with its own statistics;
     - "mean": the mean over the workers whose statistics are all finite;
-    - "leader": those of the last leader of all, which needs a method with leaders;
-    - "reestimate": what the center itself sees in a pass over training batches, the mean over batches and workers of
-      the batches' means and variances. The choice of the paper's authors.
+    - "leader": those of the last global leader, which needs a method with leaders;
+    - "reestimate": estimated with the evaluated model in a pass over training batches, as the mean over batches and
+      workers of the batches' means and variances. The choice of the paper's authors.
 
-    Models without batch normalisation have no statistics, and the policy does nothing.
+    Models without batch normalization have no statistics, and the policy does nothing.
 
     Args:
       model: of the workers.
-      center: from params, optimiser state and axes to the model that the method reports.
+      center: from params, optimizer state and axes to the evaluated model.
       placement: of the workers.
-      feed: of which the test examples are used, and the first training batches for "reestimate".
+      feed: provides the test examples, and the first training batches for "reestimate".
       batch_statistics: the policy.
-      statistics_batches: of every worker, in a pass over the training data.
-      key: of what is random in the training examples of that pass.
+      statistics_batches: training batches per worker in the pass of "reestimate".
+      key: random key of the training examples in that pass.
     """
     axes, workers = placement.axes, int(np.prod(placement.shape))
     graphdef = nnx.graphdef(in_mode(model, training=False))
     if not jax.tree.leaves(nnx.state(model, nnx.BatchStat)):
-        batch_statistics = "own"  # Of nothing.
+        batch_statistics = "own"  # There are none.
     statistics_graphdef = nnx.graphdef(_showing_statistics_of_a_batch(model))
 
     def center_of(state: TrainState) -> tuple[optax.Params, nnx.State]:
@@ -77,7 +79,7 @@ def evaluation(
             leaders = leaders_in(state.optimizer)
             if leaders is None:
                 raise ValueError('the policy "leader" for batch statistics needs a method with leaders.')
-            # Before the first exchange there is none, and all workers have started alike.
+            # Before the first exchange there is no leader, and all workers have the same statistics.
             statistics = broadcast_from(statistics, jnp.maximum(leaders.positions[-1], 0), axes, method="all_reduce")
         return params, statistics
 
@@ -86,7 +88,7 @@ def evaluation(
     ) -> tuple[nnx.State]:
         data_key, dropout_key = jax.random.split(jax.random.fold_in(key, worker_index(axes)))
         x, _ = feed.training(shared, batch, data_key)
-        statistics = jax.tree.map(jnp.zeros_like, statistics)  # A worker's NaN would outlive a momentum of 0.
+        statistics = jax.tree.map(jnp.zeros_like, statistics)  # A NaN would outlive a momentum of 0.
         network = nnx.merge(statistics_graphdef, params, statistics, copy=True)
         network(x, rngs=nnx.Rngs(dropout=dropout_key))
         return (mean(nnx.state(network, nnx.BatchStat), axes),)
@@ -142,7 +144,7 @@ def evaluation(
 
 
 def _showing_statistics_of_a_batch(model: nnx.Module) -> nnx.Module:
-    """A copy in training mode whose running statistics are, after a call, those of that batch alone."""
+    """A copy in training mode whose running statistics after a call are those of that batch alone."""
     model = in_mode(model, training=True)
     for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):

@@ -1,4 +1,4 @@
-"""Learning rates that differ from worker to worker or are dropped while a run goes on, for any method."""
+"""Per-worker learning-rate scaling and learning-rate schedules, for any method."""
 
 from typing import Any, Literal
 
@@ -13,10 +13,10 @@ from lsgd_jax.exchange import AxisName, own_entry
 
 
 def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """By what each worker's learning rate is multiplied, as in the code of the paper's authors.
+    """The factor of each worker's learning rate, as in the code of the paper's authors.
 
     Args:
-      kind: "linear" gives 1, 2, 3, ... and "powers" 1, 2, 4, ... by the worker's position.
+      kind: "linear" gives 1, 2, 3, ... and "powers" 1, 2, 4, ... in the order of the workers.
       workers: the sizes of the worker axes, the shape of the result.
 
     Example:
@@ -29,10 +29,10 @@ def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) ->
 
 
 def scale_by_worker(factors: ArrayLike, *, axis_name: AxisName) -> optax.GradientTransformation:
-    """Scale each worker's updates by its own factor: after an optimiser, its learning rate.
+    """Scale each worker's updates by its own factor: chained after an optimizer, this scales its learning rate.
 
     Args:
-      factors: with the shape of the worker axes, or a scalar. To change them during a run without recompiling,
+      factors: with the shape of the worker axes, or a scalar. To change them during a run without recompiling, use
         `optax.inject_hyperparams(scale_by_worker)`.
       axis_name: the axis, or the axes, on which the workers lie.
 
@@ -48,9 +48,9 @@ def scale_by_worker(factors: ArrayLike, *, axis_name: AxisName) -> optax.Gradien
 
 
 def scale_by_rate_factor() -> optax.GradientTransformationExtraArgs:
-    """Scale updates by the `rate_factor` passed to `update`: after an optimiser, drop its learning rate by it.
+    """Scale updates by the `rate_factor` passed to `update`: chained after an optimizer, this scales its learning rate.
 
-    Whoever calls decides when, by steps or by the clock, and nothing is compiled anew.
+    The caller decides when the factor changes, by steps or by the clock; nothing is recompiled.
 
     Example:
       >>> tx = optax.chain(optax.sgd(0.5), scale_by_rate_factor())
@@ -74,12 +74,12 @@ def scale_by_rate_factor() -> optax.GradientTransformationExtraArgs:
 
 
 def learning_rate_factor(config: Config, step: int, epochs: float, seconds: float) -> np.float32:
-    """What the learning rate is multiplied by: 0.1 to the power of the drops so far.
+    """The learning-rate factor: 0.1 to the power of the number of drops so far.
 
     Args:
       config: of the run.
       step: local steps taken.
-      epochs: of the data gone through so far.
+      epochs: over the data so far.
       seconds: of training so far.
     """
     now = {"fractions": step / config.steps, "epochs": epochs, "seconds": seconds}

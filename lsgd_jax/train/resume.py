@@ -1,10 +1,10 @@
-"""Going on from a run's last checkpoint, also with other workers, processes or devices than it was saved with.
+"""Resuming from a run's last checkpoint, also with other workers, processes or devices than it was saved with.
 
-Of more workers than there are now, those with the lowest scores go on, in their order. Where there are more now, all
-saved ones go on, and the others start as copies of the one with the lowest score. Keys are those of a worker's position
-now. An epoch goes on with the examples that are left of it, in new shards, as `lsgd_jax.data.BatchIndices` tells. The
-groups are formed anew, so that what workers knew of their leaders is left behind: until the next exchange nothing pulls
-them, and an int8 wire starts with whole parameters.
+With fewer workers than were saved, those with the lowest scores resume, in their order. With more, all saved workers
+resume, and the others start as copies of the one with the lowest score. Each worker's random keys follow from its new
+global index. The current epoch continues with the examples that are left of it, in new shards, as
+`lsgd_jax.data.BatchIndices` describes. Groups are formed anew, so that what workers knew of their leaders is dropped:
+nothing pulls them before the next exchange, and an int8 wire starts with whole parameters.
 """
 
 import dataclasses
@@ -13,50 +13,46 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.data import Stretch
-from lsgd_jax.distributed import Placement, failing_together
+from lsgd_jax.distributed import failing_together
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.tracking.run_folder import RunFolder, read_config
-from lsgd_jax.train.checkpoint import Checkpoints, Progress
-from lsgd_jax.train.step import TrainState
+from lsgd_jax.train.checkpoint import Checkpoints
+from lsgd_jax.train.progress import Progress
+from lsgd_jax.train.setup import Prepared
+from lsgd_jax.train.step import TrainState, init_state, state_shapes
 
 
 def resumed(
-    checkpoints: Checkpoints,
-    folder: RunFolder,
-    config: Config,
-    placement: Placement,
-    start: Callable[[], TrainState],
-    shapes: TrainState,
-    params: Any,
-    tell: Callable[[str], None],
+    config: Config, prepared: Prepared, folder: RunFolder, checkpoints: Checkpoints, message: Callable[[str], None]
 ) -> tuple[TrainState, Progress] | None:
-    """What the last checkpoint that can be read holds; None where there is none yet.
+    """The state and progress in the last checkpoint that can be read; None where there is no checkpoint yet.
 
-    Newer ones that can't be read are moved out of the way, and the metrics file is cut to what it was. Where there is
-    none, metrics that a killed run has logged are kept beside.
+    Newer checkpoints that can't be read are moved aside, and the metrics file is cut to its length at the checkpoint.
+    Where there is no checkpoint, the metrics that a killed run has logged are kept in a file of their own.
 
     Args:
-      checkpoints: of the run.
+      config: with which the run resumes.
+      prepared: for this configuration.
       folder: of the run.
-      config: of the run, as it goes on.
-      placement: of the workers that there are now.
-      start: makes their state at the start.
-      shapes: of that state, with its shardings.
-      params: one worker's, or their shapes and dtypes.
-      tell: prints a sentence.
+      checkpoints: of the run.
+      message: prints a sentence.
 
     Raises:
-      UsageError: if no checkpoint can be read, or the run has taken more steps than it is to take.
+      UsageError: if no checkpoint can be read, another version of lsgd_jax has written one, or the run has taken more
+        steps than configured.
     """
+    placement, _, model, optimizer = prepared
     if changed := folder.changed_settings():
-        tell(f"the run started with other settings, so that its results may differ: {changed}")
+        message(f"the run started with other settings, so that its results may differ: {changed}")
     workers = math.prod(placement.shape)
     with failing_together():
         before = read_config(folder.path)
+        checkpoints.check_formats()
     problems: dict[int, UsageError] = {}
     for step in checkpoints.steps():
         try:
@@ -65,9 +61,9 @@ def resumed(
                 folder.check_length(progress.metrics_length)
                 sources = _sources(progress, workers)
                 if progress.shape == placement.shape:
-                    state = checkpoints.restore(step, shapes)
+                    state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
                 else:
-                    state = checkpoints.restore_resized(step, start(), sources)
+                    state = checkpoints.restore_resized(step, init_state(model, optimizer, placement), sources)
             break
         except UsageError as problem:
             problems[step] = problem
@@ -75,32 +71,33 @@ def resumed(
         if problems:
             newest = max(problems)
             raise AgreedError(
-                f"none of the checkpoints in {folder.path} can be read, that of step {newest} since {problems[newest]}."
+                f"none of the checkpoints in {folder.path} can be read; the one of step {newest}: {problems[newest]}."
             )
         with failing_together():
             beside = folder.start_anew()
-        moved = f", and its metrics of before are in {beside.name} now" if beside else ""
-        tell(f"there is no checkpoint in {folder.path} yet: the run starts{moved}")
+        moved = f", and its earlier metrics are in {beside.name} now" if beside else ""
+        message(f"there is no checkpoint in {folder.path} yet: the run starts{moved}")
         return None
     if step > config.steps:
         raise AgreedError(f"steps must be at least the {step} that the run has taken, got {config.steps}.")
     for unreadable, problem in problems.items():
         with failing_together():
             aside = checkpoints.set_aside(unreadable)
-        tell(f"the checkpoint of step {unreadable} can't be read, since {problem}: it is {aside} now")
+        message(f"the checkpoint of step {unreadable} can't be read, since {problem}: it is {aside} now")
     with failing_together():
-        folder.go_on(progress.metrics_length)
-    tell(f"the run goes on from step {step}")
+        folder.resume(progress.metrics_length)
+    message(f"the run resumes from step {step}")
     if config.learning_rate_drops and config.learning_rate_drops_in == "seconds":
-        tell(f"learning rates drop by the clock, which goes on from {progress.seconds:.1f} seconds")
+        message(f"learning rates drop by the clock, which continues from {progress.seconds:.1f} seconds")
 
     now = Progress.at_start(placement)
     if (progress.shape, progress.processes, progress.devices) == (now.shape, now.processes, now.devices):
         return state, progress
     if progress.shape != now.shape:
         before = before.replace(groups=progress.shape[0], workers=progress.shape[1])
+        params = nnx.state(model, nnx.Param)
         sent, sent_now = (bytes_sent(of, params, step) for of in (before, config))
-        tell(_resizing(progress, now.shape, sources))
+        message(_resizing(progress, now.shape, sources))
         progress = _resized(progress, now.shape, sources)
         progress.bytes_before += sent - sent_now
         steps = step - sum(stretch.steps for stretch in progress.earlier)
@@ -112,15 +109,17 @@ def resumed(
         processes=now.processes,
         devices=now.devices,
     )
-    tell(f"on {now.devices} devices of {now.processes} processes, before on {progress.devices} of {progress.processes}")
+    message(
+        f"on {now.devices} devices of {now.processes} processes, before on {progress.devices} of {progress.processes}"
+    )
     return state, dataclasses.replace(progress, processes=now.processes, devices=now.devices)
 
 
 def _sources(progress: Progress, workers: int) -> list[int]:
-    """For so many workers, the position of the saved worker that each goes on from.
+    """For each of this many workers, the global index of the saved worker that it resumes from.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if no worker was saved.
     """
     saved = progress.shape[0] * progress.shape[1]
     if not saved:
@@ -132,7 +131,7 @@ def _sources(progress: Progress, workers: int) -> list[int]:
 
 
 def _resized(progress: Progress, shape: tuple[int, int], sources: list[int]) -> Progress:
-    """The progress of the workers that go on."""
+    """The progress of the workers that resume from these sources."""
 
     def of_sources(values: Any) -> np.ndarray:
         return np.ravel(values)[sources].reshape(shape)
@@ -148,11 +147,11 @@ def _resized(progress: Progress, shape: tuple[int, int], sources: list[int]) -> 
 
 
 def _resizing(progress: Progress, shape: tuple[int, int], sources: list[int]) -> str:
-    """What became of the workers, in a sentence."""
+    """What becomes of the saved workers, in a sentence."""
     saved = progress.shape[0] * progress.shape[1]
     sizes = f"{shape[0]} x {shape[1]} workers in place of {progress.shape[0]} x {progress.shape[1]}"
     if len(sources) > saved:
         return f"{sizes}: those from {saved} on start as copies of worker {sources[-1]}, which had the lowest score"
     if len(sources) < saved:
-        return f"{sizes}: those with the lowest scores go on, formerly {', '.join(map(str, sources))}"
-    return f"{sizes}: all go on, in other groups"
+        return f"{sizes}: those with the lowest scores resume, formerly {', '.join(map(str, sources))}"
+    return f"{sizes}: all resume, in other groups"

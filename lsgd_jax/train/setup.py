@@ -1,4 +1,4 @@
-"""What a configuration asks for: data, network, optimizer, method and where the workers are."""
+"""Setup of a run from its configuration: data, network, optimizer, method and placement of the workers."""
 
 import itertools
 import math
@@ -23,23 +23,23 @@ from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, sc
 
 
 def step_key(seed: int) -> PRNGKeyArray:
-    """The key of what is random in steps; `lsgd_jax.train.step.local_steps` tells how steps and workers part it."""
-    # A model draws its start from fold_in(key, 0), fold_in(key, 1), ...
+    """Random key of the steps; `lsgd_jax.train.step.local_steps` says how workers and steps derive theirs from it."""
+    # A model is initialized from fold_in(key, 0), fold_in(key, 1), ...
     return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
 
 class Prepared(NamedTuple):
-    """What a configuration asks for, before any of it is on a device."""
+    """Everything that a run needs, before any of it is on a device."""
 
     placement: Placement
     feed: Feed
     model: nnx.Module
-    """At the start that the seed gives."""
+    """Initialized from the seed."""
     optimizer: optax.GradientTransformationExtraArgs
 
 
 def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
-    """What the configuration asks for.
+    """Set up a run.
 
     Raises:
       UsageError: if the configuration does not fit the machine or the data.
@@ -50,12 +50,12 @@ def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
 
 
 def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:
-    """The data, in the order that the seed gives.
+    """The training and test data, in an order that the seed determines.
 
     Args:
       config: of the run.
-      data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
-      rows: the workers whose batches are wanted; by default all.
+      data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
+      rows: workers whose batches are wanted; None: all.
 
     Raises:
       UsageError: if the data set is not prepared or too small for the workers and their batches.
@@ -87,10 +87,10 @@ def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence
 
 
 def make_model(config: Config, feed: Feed) -> nnx.Module:
-    """The network at the start that the seed gives.
+    """The network, initialized from the seed.
 
     Raises:
-      UsageError: if the network is not one for such data.
+      UsageError: if the network does not fit the data.
     """
     build, dimensions = MODELS[config.model]
     if dimensions is not None and len(feed.shape) != dimensions:
@@ -108,7 +108,7 @@ def make_model(config: Config, feed: Feed) -> nnx.Module:
 
 
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
-    """Every worker's optimiser within the method, over the axes of the placement."""
+    """The method around every worker's optimizer, over the axes of the placement."""
     optimizer = local_optimizer(config)
     if config.learning_rates != "equal":
         factors = rate_factors(config.learning_rates, placement.axis_sizes)
@@ -119,7 +119,7 @@ def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransf
 def make_method(
     config: Config, placement: Placement, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """The method around a worker's optimiser, over the axes of the placement."""
+    """The configured method around a worker's optimizer, over the axes of the placement."""
     method = METHODS[config.method]
     axes: dict[str, Any] = {"axis_name": placement.axes}
     if config.groups > 1 and method.has_groups:
@@ -128,7 +128,7 @@ def make_method(
 
 
 def local_optimizer(config: Config) -> optax.GradientTransformation:
-    """What every worker steps with on its own, before learning rates differ by worker or are dropped."""
+    """Every worker's own optimizer, without per-worker learning-rate scaling and drops."""
     rate = config.learning_rate
     if config.local_optimizer == "adamw":
         return optax.adamw(rate, weight_decay=config.weight_decay)
@@ -139,17 +139,17 @@ def local_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def steps_per_call(config: Config, first: int = 0) -> int:
-    """Local steps in one compiled program: a period or a part of it, so that evaluations and the end fall between.
+    """Local steps per compiled program: a divisor of the period, so that evaluations and the end fall between programs.
 
     Args:
       config: of the run.
-      first: the step from which it goes on.
+      first: the step from which it resumes.
     """
     return math.gcd(config.period, config.eval_every, config.steps, first)
 
 
-def rounds(feed: Feed, placement: Placement, steps: int, at_once: int, first: int = 0) -> Iterator[Any]:
-    """The feed's batches from a step to the last, on the devices, [group, worker, steps at once, ...]."""
+def rounds(feed: Feed, placement: Placement, steps: int, steps_per_call: int, first: int = 0) -> Iterator[Any]:
+    """The feed's batches from a step to the last, on the devices: [group, worker, steps per call, ...]."""
     batches = feed.batches(first, steps)
-    while some := list(itertools.islice(batches, at_once)):
-        yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *some), STACKED)
+    while of_steps := list(itertools.islice(batches, steps_per_call)):
+        yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *of_steps), STACKED)

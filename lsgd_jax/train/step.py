@@ -1,4 +1,4 @@
-"""What is compiled for training: the workers' local steps with their exchanges."""
+"""The compiled training step: local steps of all workers, with their exchanges."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,40 +20,40 @@ from lsgd_jax.leader import apply_updates, has_failed, links
 
 
 class TrainState(NamedTuple):
-    """All workers' state; the axes [group, worker] come first in every array."""
+    """The state of all workers; every array starts with the axes [group, worker]."""
 
     params: optax.Params
     statistics: nnx.State
-    """Running statistics of batch normalisation: every worker's own, never exchanged."""
+    """Running statistics of batch normalization: every worker's own, never exchanged."""
     optimizer: optax.OptState
 
 
 class Leaders(NamedTuple):
-    """What a method with leaders tells; the axes [group, worker] come first in every array."""
+    """Metrics of a method with leaders; every array starts with the axes [group, worker]."""
 
     score: Float[Array, "group worker"]
-    """The mean of the last training losses, by which leaders are elected."""
+    """Mean of the last training losses, by which leaders are elected."""
     revived: Bool[Array, "group worker"]
-    """Whether the last step has revived the worker."""
+    """Whether the last step revived the worker."""
     positions: Int[Array, "group worker level"]
-    """Of the last local and, with groups, global leader."""
+    """Global index of the last local leader within its group and, with groups, of the last global leader."""
     distances: Float[Array, "group worker level"]
-    """To these leaders when they were elected."""
+    """Distances to these leaders when they were elected."""
 
 
 class StepMetrics(NamedTuple):
-    """What local steps tell."""
+    """Metrics of the local steps of one compiled program."""
 
     loss: Float[Array, "group worker"]
-    """The mean training loss."""
+    """Mean training loss of the steps."""
     failed: Bool[Array, "group worker"]
-    """Whether a worker's parameters are not all finite after the last step, or it waits for its revival."""
+    """Whether a worker has parameters that are not finite after the last step, or waits to be revived."""
     leaders: Leaders | None
     """None for methods without leaders."""
 
 
 def state_shapes(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
-    """What `init_state` returns, without its numbers."""
+    """Shapes, dtypes and shardings of what `init_state` returns."""
     sharding = placement.sharding(STACKED)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*placement.shape, *x.shape), x.dtype, sharding=sharding),
@@ -62,33 +62,33 @@ def state_shapes(model: nnx.Module, optimizer: optax.GradientTransformation, pla
 
 
 def _start(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """One worker's."""
+    """The state of one worker at the start."""
     _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     return TrainState(params, statistics, optimizer.init(params))
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
-    """All workers at the same start, each on its device."""
+    """The state of all workers at the same start, each on its device."""
     state, own = _start(model, optimizer), len(placement.own_workers)
     return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
 
 
 def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Callable:
-    """A function that takes one worker through one local step, with the exchange if one falls due.
+    """The function that takes one worker through one local step, with an exchange if one is due.
 
     Args:
       model: of the workers.
-      optimizer: every worker's, within the method.
-      feed: of the training data.
+      optimizer: the method around every worker's optimizer.
+      feed: provides the training data.
 
     Returns:
-      A function of
-        what the feed has to lie on the device,
-        the factor by which the learning rate has been dropped,
-        the key of all that is random in the worker's steps, into which the step's number is folded,
+      A function from
+        the feed's arrays on the device,
+        the learning-rate factor,
+        the random key of the worker's steps, into which the number of the step is folded,
         the worker's `TrainState`, without worker axes, and
-        the step's number with the worker's batch;
-      it returns the new state and the loss. It calls the collectives that the optimiser does.
+        the number of the step with the worker's batch
+      to the new state and the loss. It calls the optimizer's collectives.
     """
     graphdef = nnx.graphdef(in_mode(model, training=True))
 
@@ -109,7 +109,7 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
         )
-        statistics = jax.tree.map(  # A NaN would stay in a running mean for good, also after a revival.
+        statistics = jax.tree.map(  # A NaN would stay in a running mean forever, also after a revival.
             lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), statistics, state.statistics
         )
         return TrainState(apply_updates(state.params, updates, optimizer_state), statistics, optimizer_state), loss
@@ -120,24 +120,23 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
 def local_steps(
     model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, placement: Placement, feed: Feed
 ) -> Wrapped:
-    """A function that takes every worker through some local steps, with the exchanges that fall due.
+    """The function that takes all workers through some local steps, with the exchanges that are due.
 
     Args:
       model: of the workers.
-      optimizer: every worker's, within the method.
+      optimizer: the method around every worker's optimizer.
       placement: of the workers.
-      feed: of the training data.
+      feed: provides the training data.
 
     Returns:
-      A jitted function of
-        the state, which is given up,
-        what the feed has to lie on the devices,
+      A jitted function from
+        the state (donated),
+        the feed's arrays on the devices,
         batches of the feed [group, worker, steps, ...],
         the number of the first step,
-        the factor by which the learning rate has been dropped, and
-        the key of all that is random in steps: a worker's in a step is the key with its position and then the step's
-        number folded in;
-      it returns the new state and the `StepMetrics`, these on all devices, so that every process has all of them.
+        the learning-rate factor, and
+        the random key of the steps, into which a worker's global index and then the number of the step are folded
+      to the new state and the `StepMetrics`; these are replicated, so that every process has all of them.
     """
     step = worker_step(model, optimizer, feed)
 
@@ -165,7 +164,7 @@ def local_steps(
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:
-    """A copy of a model in its mode for training or for testing."""
+    """A copy of a model in training or in evaluation mode."""
     model = nnx.clone(model)
     model.train() if training else model.eval()
     return model

@@ -86,9 +86,9 @@ def test_posted_workers_of_two_processes(tmp_path):
     assert evaluations[-1]["bytes_sent"] == len(taken) * size / 2
 
 
-def test_a_centre_is_met_in_one_process(tmp_path):
+def test_a_center_is_met_in_one_process(tmp_path):
     train = [*TRAIN, "--method", "easgd", "--asynchronous", "posted", "--run-dir", "run"]
     done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
-    message = "the centre of easgd is met in one process, but this is one of several: use lsgd."
+    message = "workers meet the center of easgd in one process, but this is one of several: use lsgd."
     assert (done.returncode, done.stderr) == (2, f"[0] lsgd: {message}\n")
     assert not (tmp_path / "run").exists()

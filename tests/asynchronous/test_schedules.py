@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsgd_jax.asynchronous import Centred, Joined, Level, Posted, StepReport
+from lsgd_jax.asynchronous import Centered, Joined, Level, Posted, StepReport
 from lsgd_jax.asynchronous.board import Board
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.methods import downpour, easgd
@@ -120,25 +120,25 @@ def test_a_worker_who_has_missed_exchanges_is_pulled_once():
 
 
 @pytest.mark.parametrize("method", ["easgd", "downpour"])
-def test_workers_meet_the_centre_as_the_paper_says(method):
+def test_workers_meet_the_center_as_the_paper_says(method):
     """A NumPy oracle of each worker's clock, in 20 orders."""
     moves = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
 
-    def meet(x, center, came_from):
+    def meet(x, center, last_center):
         if method == "easgd":
             return easgd.meet_center(x, center, 0.25, 0.125)
-        center = downpour.meet_center(x, center, came_from)
+        center = downpour.meet_center(x, center, last_center)
         return center, center
 
     for seed in range(20):
         rng = np.random.default_rng(seed)
         workers = [scripted(i, rng.integers(1, 10), moves=moves[i]) for i in range(3)]
         met, count = [], StepCount()
-        centred = Centred(
+        centered = Centered(
             count, zero(), meet, workers=3, period=2, log=lambda name, met=met, **values: met.append(values["worker"])
         )
-        drive(workers, centred, turns_of(rng))
-        x, steps, came_from, center = np.zeros(3), np.zeros(3, int), np.zeros(3), 0.0
+        drive(workers, centered, turns_of(rng))
+        x, steps, last_center, center = np.zeros(3), np.zeros(3, int), np.zeros(3), 0.0
         for i in met:
             x[i] += moves[i, steps[i] : steps[i] + 2].sum()
             steps[i] += 2
@@ -146,7 +146,7 @@ def test_workers_meet_the_centre_as_the_paper_says(method):
                 apart = x[i] - center
                 x[i], center = x[i] - 0.25 * apart, center + 0.125 * apart
             else:
-                center += x[i] - came_from[i]
-                x[i] = came_from[i] = center
-        np.testing.assert_allclose(centred.center, [[center]], rtol=1e-5, atol=1e-6)
+                center += x[i] - last_center[i]
+                x[i] = last_center[i] = center
+        np.testing.assert_allclose(centered.center, [[center]], rtol=1e-5, atol=1e-6)
         assert [met.count(i) for i in range(3)] == [worker.steps // 2 for worker in workers]

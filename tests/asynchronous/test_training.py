@@ -22,6 +22,8 @@ from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import asynchronous as loop
 from lsgd_jax.train import setup
+from lsgd_jax.train.asynchronous_step import exchange_of_all
+from lsgd_jax.train.recorder import AsynchronousRecorder
 from lsgd_jax.train.step import init_state, local_steps
 from tests.asynchronous.schedule import drive_in_step, scripted
 
@@ -43,7 +45,8 @@ DEADLINE = 60
 def run_of(config, folder):
     posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
     kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
-    return kind(config, setup.prepare(config), folder, RunProgress(config.steps, log=folder.log, lines=False))
+    display = RunProgress(config.steps, log=folder.log, lines=False)
+    return kind(config, setup.prepare(config), AsynchronousRecorder(config, folder, display))
 
 
 def params_of(run):
@@ -60,7 +63,7 @@ def synchronous(run):
     every_time = dataclasses.replace(config, asynchronous="joined", period=1, global_period=2, window=1)
     pulls = setup.make_method(every_time, placement, optax.identity())
     state = init_state(run.model, pulls, placement).optimizer
-    exchange, found = loop.exchange_of_all(pulls, placement), []
+    exchange, found = exchange_of_all(pulls, placement), []
     for step in range(1, config.steps + 1):
         for worker in run.workers:
             worker.take_step()
@@ -136,9 +139,9 @@ def test_synchronous_training_is_the_same_up_to_rounding(in_step):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), params, other)
 
 
-def test_a_step_takes_the_least_time_that_it_may():
+def test_a_step_takes_its_minimum_duration():
     worker = scripted(0, 2)
-    worker._least_seconds = 0.05
+    worker._min_seconds = 0.05
     begun = time.perf_counter()
     worker.take_step()
     worker.take_step()
@@ -256,7 +259,9 @@ def test_a_failure_is_one_sentence_and_the_exit_code_1(tmp_path, monkeypatch, ca
 def test_workers_who_share_a_device_are_refused(tmp_path, capsys):
     command = ["train", "digits", "--groups", "3", "--workers", "3", "--asynchronous", "posted", "--run-dir"]
     assert cli.main([*command, str(tmp_path / "run")]) == 2
-    message = "asynchronous needs a device a worker, but there are 3 devices for 9 workers: lower groups or workers."
+    message = (
+        "asynchronous needs one device per worker, but there are 3 devices for 9 workers: lower groups or workers."
+    )
     assert capsys.readouterr().err == f"lsgd: {message}\n"
     assert not (tmp_path / "run").exists()
 

@@ -210,8 +210,8 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     damaged = make_run(tmp_path / "damaged", [{"event": "evaluation", "step": 4}])
     for arguments, message in [
-        ([str(tmp_path / "empty")], "empty is no folder of a run, its config.json can't be read"),
-        ([str(tmp_path / "nowhere")], "nowhere is no folder of a run, its config.json can't be read"),
+        ([str(tmp_path / "empty")], "empty is not a run folder, its config.json can't be read"),
+        ([str(tmp_path / "nowhere")], "nowhere is not a run folder, its config.json can't be read"),
         ([str(damaged)], "damaged are not those of a run (KeyError: "),
         ([], "report needs the folder of a run, as in lsgd report runs/a."),
     ]:
@@ -226,7 +226,7 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
     ("lie", "message"),
     [
         ({"step": 2**63}, f"the number {2**63} is out of range"),
-        ({"step": "4"}, "a line is no event with its step"),
+        ({"step": "4"}, "a line is not an event with a step"),
         ({"center_error": 1e308}, r"the number 1e\+308 is out of range"),
         ({"center_error": float("inf")}, "the number Infinity is out of range"),
         ({"seconds": "soon"}, "ValueError: could not convert"),

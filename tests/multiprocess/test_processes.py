@@ -126,7 +126,7 @@ def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
     [
         (
             ["--workers", "3", "--groups", "1"],
-            "3 workers can't be shared out evenly among 2 processes: change groups",
+            "3 workers can't be distributed evenly among 2 processes: change groups",
         ),
         (
             ["--run-dir", "full"],

@@ -52,9 +52,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, capsys):
     assert code == 128 + signal.SIGINT
     last = errors.splitlines()[-1]
     assert last.startswith("lsgd: stopped by SIGINT after step ")
-    assert last.endswith("of 600; the same command goes on with --run-dir run --resume.")
+    assert last.endswith("of 600; to resume, run the same command with --run-dir run --resume.")
     train.train_and_evaluate(CONFIG, tmp_path / "run", lines=False, resume=True)
-    assert "the run goes on from step " in capsys.readouterr().err
+    assert "the run resumes from step " in capsys.readouterr().err
     assert_same(tmp_path / "run", whole, 600)
 
 
@@ -117,8 +117,8 @@ def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path, monkeypatc
         code, _, errors = ending(launcher)
     assert code == 0, errors
     assert "lsgd: process 1 was killed by SIGKILL; the others were stopped.\n" in errors
-    assert "lsgd: the run goes on from its last checkpoint, restart 1 of 1.\n" in errors
-    assert "[0] the run goes on from step " in errors
+    assert "lsgd: the run resumes from its last checkpoint, restart 1 of 1.\n" in errors
+    assert "[0] the run resumes from step " in errors
     faults.trained(dataclasses.replace(CONFIG, steps=400), tmp_path / "whole", 2)
     assert_same(tmp_path / "run", tmp_path / "whole", 400)
 

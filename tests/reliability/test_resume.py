@@ -63,7 +63,7 @@ def test_a_stop_at_any_step_changes_no_bit(name, tmp_path, monkeypatch, record_p
         with monkeypatch.context() as patched:
             faults.stop_after(patched, stop // 4, signal.SIGTERM)
             with pytest.raises(
-                Interrupted, match=f"stopped by SIGTERM after step {stop} of 24; the same command goes on"
+                Interrupted, match=f"stopped by SIGTERM after step {stop} of 24; to resume, run the same command"
             ):
                 train.train_and_evaluate(config, path, lines=False)
         assert train.train_and_evaluate(config, path, lines=False, resume=True) == error
@@ -198,7 +198,7 @@ def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys)
         for file in faults.files(newest / "state"):
             faults.cut(file, 0.5)
     elif damage == "progress":
-        (newest / "progress" / "metadata").write_text('{"progress": {"step": "24"}, "arrays": 1}')
+        (newest / "progress" / "metadata").write_text('{"format": 1, "progress": {"step": "24"}, "arrays": 1}')
     elif damage == "missing":
         shutil.rmtree(newest / "state")
     else:
@@ -206,7 +206,7 @@ def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys)
     train.train_and_evaluate(LONGER, path, lines=False, resume=True)
     told = capsys.readouterr().err
     assert "the checkpoint of step 24 can't be read, since " in told
-    assert "the run goes on from step 16" in told
+    assert "the run resumes from step 16" in told
     assert (path / "unreadable-checkpoint-24").is_dir()
     assert [e["step"] for e in metrics(path) if e["event"] == "evaluation"] == [12, 24, 28]
     assert metrics(path)[: len(metrics(finished))] == metrics(finished)
@@ -248,12 +248,12 @@ def save_nowhere(path):
 @pytest.mark.parametrize(
     ("damage", "changed", "message"),
     [
-        (damage_all, {}, "none of the checkpoints in .* can be read, that of step 24 since "),
-        (link_checkpoints, {}, "checkpoints is a link, which leads the run elsewhere: replace it by a copy"),
+        (damage_all, {}, "none of the checkpoints in .* can be read; the one of step 24: its arrays can't be read"),
+        (link_checkpoints, {}, "checkpoints is a link that would lead the run elsewhere: replace it by a copy"),
         (replace_metrics_by_a_pipe, {}, "metrics.jsonl is neither a file nor a folder: remove it"),
-        (lambda path: (path / "config.json").unlink(), {}, "is no folder of a run, its config.json can't be read"),
-        (lambda path: None, {"learning_rate": 0.2}, "can't go on with another learning_rate: 0.2, not 0.1"),
-        (save_nowhere, {}, "can't go on: its checkpoint_every is 0, and nothing was saved"),
+        (lambda path: (path / "config.json").unlink(), {}, "is not a run folder, its config.json can't be read"),
+        (lambda path: None, {"learning_rate": 0.2}, "can't be resumed with another learning_rate: 0.2, not 0.1"),
+        (save_nowhere, {}, "can't be resumed: its checkpoint_every is 0, and nothing was saved"),
         (lambda path: None, {"steps": 20}, "steps must be at least the 24 that the run has taken, got 20"),
     ],
 )
@@ -267,6 +267,32 @@ def test_what_cannot_go_on_is_one_sentence_and_stays_as_it_is(damage, changed, m
     assert metrics(kept) == metrics(finished)
 
 
+@pytest.mark.parametrize(("version", "how"), [(None, "without a format version"), ("7", "in format '7'")])
+def test_checkpoints_of_another_version_are_refused_and_left_alone(version, how, finished, tmp_path):
+    """Made by hand, as another version of this package has written them; the newest is damaged."""
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    shutil.rmtree(path / "checkpoints")
+    for step in (8, 16):
+        folder = path / "checkpoints" / str(step)
+        (folder / "state").mkdir(parents=True)
+        (folder / "progress").mkdir()
+        np.savez(folder / "state" / "0.npz", workers=np.arange(4), rows=np.zeros((4, 8), np.uint8))
+        progress = {"shape": [2, 2], "processes": 1, "devices": 4, "step": step, "scores": [[1.0, 2.0], [3.0, 4.0]]}
+        about = {"progress": progress, "arrays": [[".optimizer[1].leaders[0]", "float32", [2]]], "error": 0.5}
+        about |= {} if version is None else {"format": version}
+        (folder / "progress" / "metadata").write_text(json.dumps(about))
+    faults.cut(folder / "progress" / "metadata", 0.5)
+    before = {file: file.read_bytes() for file in faults.files(path)}
+    message = (
+        rf"^the checkpoint of step 8 in .*run can't be read: it was written by another version of lsgd_jax, {how} where"
+        rf" this one reads format {checkpoint.FORMAT}: start anew in another folder, or use that version\.$"
+    )
+    with pytest.raises(UsageError, match=message):
+        train.train_and_evaluate(LONGER, path, lines=False, resume=True)
+    assert {file: file.read_bytes() for file in faults.files(path)} == before
+
+
 def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys):
     """As a run that was killed before its first one leaves them, twice."""
     path = tmp_path / "run"
@@ -276,7 +302,7 @@ def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys
         shutil.rmtree(path / "checkpoints")
         train.train_and_evaluate(dataclasses.replace(SMALL, keep_checkpoints=9), path, lines=False, resume=True)
         beside = f"metrics-before-{number}.jsonl"
-        assert f"yet: the run starts, and its metrics of before are in {beside} now" in capsys.readouterr().err
+        assert f"yet: the run starts, and its earlier metrics are in {beside} now" in capsys.readouterr().err
         assert metrics(path) == metrics(finished)
         assert len((path / beside).read_bytes().splitlines()) == len(logged.splitlines())
     assert (path / "metrics-before-1.jsonl").read_bytes() == logged
@@ -467,7 +493,7 @@ def test_a_full_disk_ends_no_run_but_by_its_sentence(name, to_save, tmp_path, mo
     with monkeypatch.context() as full:
         faults.fill_disk(full, name)
         with pytest.raises(
-            UsageError, match=r"a checkpoint can't be written to .*No space left .* before it are kept\.$"
+            UsageError, match=r"a checkpoint can't be written to .*No space left .* earlier ones are kept\.$"
         ):
             save(to_save, folder, 8)
         assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())

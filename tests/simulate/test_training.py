@@ -124,7 +124,7 @@ def test_methods_with_a_server_event_by_event(name):
     config = CONFIG.replace(groups=1, workers=4, pull=0.3 if name == "lsgd-posted" else 0.1)
     log, course = simulated(name, config, Cluster(slow=((1, 2.5),), variation="lognormal"))
     start = np.array([2.0, -1.0])
-    x, center, came_from = [start.copy() for _ in range(4)], start.copy(), [start.copy() for _ in range(4)]
+    x, center, last_center = [start.copy() for _ in range(4)], start.copy(), [start.copy() for _ in range(4)]
     losses, board = [[] for _ in range(4)], [(np.inf, start)] * 4
     exchanges, leaders = 0, []
     for event in log.events:
@@ -137,8 +137,8 @@ def test_methods_with_a_server_event_by_event(name):
         if name == "easgd":
             x[i], center = x[i] - 0.1 * (x[i] - center), center + 0.1 * (x[i] - center)
         elif name == "downpour":
-            center = center + x[i] - came_from[i]
-            x[i] = came_from[i] = center
+            center = center + x[i] - last_center[i]
+            x[i] = last_center[i] = center
         else:
             board[i] = (np.mean(losses[i]), x[i])
             best = min(range(4), key=lambda j: board[j][0])
