@@ -13,7 +13,7 @@ import pytest
 
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import read_metrics
-from tests.multiprocess.methods import BROADCASTS
+from tests.distributed.methods import BROADCASTS
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -40,14 +40,14 @@ def launch(processes, *command, cwd):
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
     path = tmp_path_factory.mktemp("one")
-    done = run(sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=path)
+    done = run(sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=path)
     assert done.returncode == 0, done.stderr
     return np.load(path / "results.npz")
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_every_method_does_what_it_does_in_one_process(processes, in_one_process, tmp_path):
-    done = launch(processes, sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=tmp_path)
+    done = launch(processes, sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = np.load(tmp_path / "results.npz")
     np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 8 // processes))
@@ -61,7 +61,7 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
 
 
 def test_large_parts_arrive_whole(tmp_path):
-    done = launch(2, sys.executable, "-m", "tests.multiprocess.large_broadcasts", cwd=tmp_path)
+    done = launch(2, sys.executable, "-m", "tests.distributed.large_broadcasts", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

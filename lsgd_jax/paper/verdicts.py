@@ -14,8 +14,9 @@ from matplotlib.image import AxesImage
 
 from lsgd_jax import files
 from lsgd_jax.figures.output import write
-from lsgd_jax.paper import claims
-from lsgd_jax.paper.claims import Curve, Findings, Row, Sizes
+from lsgd_jax.paper.claims import CLAIMS, comparisons
+from lsgd_jax.paper.claims.base import Curve, Findings, Row, Sizes
+from lsgd_jax.paper.claims.one_step import ETA_FACTORS, PULL_FACTORS
 from lsgd_jax.paper.descent import COLORS, METHODS
 
 COLUMNS = ["claim", "in the paper", "command", "measured", "verdict"]
@@ -32,7 +33,7 @@ def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
     Raises:
       UsageError: if what is in the folder of runs can't be read.
     """
-    networks = claims.comparisons(runs)  # First: a mistake in the folder is told before the computation.
+    networks = comparisons.read(runs)  # First: a mistake in the folder is told before the computation.
     found = measure(sizes or Sizes())
     rows = [row for each in [*found.values(), networks] for row in each.rows]
     curves = [curve for each in found.values() for curve in each.curves]
@@ -51,15 +52,7 @@ def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
 def measure(sizes: Sizes) -> dict[str, Findings]:
     """All claims that are computed here, in double precision."""
     with jax.enable_x64(True):
-        return {
-            "stationary points": claims.stationary_points(sizes),
-            "one step": claims.one_step(sizes),
-            "decreasing steps": claims.decreasing_steps(sizes),
-            "stochastic leader": claims.stochastic_leader(sizes),
-            "step directions": claims.step_directions(sizes),
-            "wells": claims.wells(sizes),
-            "symmetry": claims.symmetry(sizes),
-        }
+        return {name: measure_claim(sizes) for name, measure_claim in CLAIMS.items()}
 
 
 def table(rows: list[Row]) -> str:
@@ -126,10 +119,10 @@ def _draw_shares(axes: Axes, curves: list[Curve]) -> AxesImage:
     image = axes.imshow(shares, origin="lower", cmap="Reds", vmin=0, vmax=max(shares.max(), 1e-9), aspect="auto")
     for (i, j), share in np.ndenumerate(shares):
         axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=8)
-    axes.set_xticks(np.arange(len(claims.PULL_FACTORS)), [f"{factor:g}" for factor in claims.PULL_FACTORS])
-    axes.set_yticks(np.arange(len(claims.ETA_FACTORS)), [f"{factor:g}" for factor in claims.ETA_FACTORS])
-    right = claims.PULL_FACTORS.index(1.0) + 0.5
-    top = claims.ETA_FACTORS.index(1.0) + 0.5
+    axes.set_xticks(np.arange(len(PULL_FACTORS)), [f"{factor:g}" for factor in PULL_FACTORS])
+    axes.set_yticks(np.arange(len(ETA_FACTORS)), [f"{factor:g}" for factor in ETA_FACTORS])
+    right = PULL_FACTORS.index(1.0) + 0.5
+    top = ETA_FACTORS.index(1.0) + 0.5
     axes.plot([-0.5, right, right], [top, top, -0.5], color="tab:blue", linewidth=2.5)
     axes.set(title="one step (promised: below left of the line)", xlabel="eta lambda 2 kappa", ylabel="eta 2M")
     return image
@@ -164,7 +157,7 @@ def _draw_errors(axes: Axes, networks: Findings) -> None:
     for name, by_rival in networks.numbers.get("test error less LSGD's (%), seed by seed", {}).items():
         for rival, differences in by_rival.items():
             axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color="tab:blue")
-            labels.append(f"{claims.RIVALS[rival]}\n{name}")
+            labels.append(f"{comparisons.RIVALS[rival]}\n{name}")
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_xscale("symlog", linthresh=1)
     axes.xaxis.set_major_formatter("{x:g}")

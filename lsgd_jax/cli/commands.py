@@ -1,104 +1,25 @@
-"""The `lsgd` command."""
+"""The commands of `lsgd`: one function per command, its arguments the options."""
 
-import dataclasses
-import multiprocessing
-import os
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_names, check_path
-from lsgd_jax.config import Config
+from lsgd_jax.cli.options import ASYNCHRONOUS, CHECKPOINTS, COSTS, PARAMETERS, TUNING, Preset, UnplacedPreset, refuse
 from lsgd_jax.distributed.interruption import stopped_at_once
-from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
+from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
-from lsgd_jax.tracking.output import Output
 
 MOST_SEEDS = 10_000
 """Of a comparison."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options(Config):
-    """What a training run depends on. Options override single fields of a preset."""
-
-    preset: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
-
-    def __post_init__(self) -> None:
-        """Leave the checks to `checked`, which knows what is given."""
-
-    @property
-    def base(self) -> Config:
-        """The preset."""
-        return PRESETS[self.preset]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The fields that differ from the preset."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
-        return {name: value for name, value in fields.items() if value != getattr(self.base, name)}
-
-    def checked(self, **placed: int) -> Config:
-        """The configuration; what the preset alone has set and has no effect is left out."""
-        try:
-            return self.base.replace(**self.given | placed)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-    def refuse(self, names: Iterable[str], reason: str) -> None:
-        """Raise UsageError if one of these fields is given."""
-        _refuse((name for name in names if name in self.given), reason)
-
-
-@dataclasses.dataclass(frozen=True)
-class _UnplacedOptions(_Options):
-    """What a training run depends on. Options override single fields of a preset."""
-
-    groups: int | None = None  # type: ignore[assignment]
-    """Groups of workers; by default one on every host, or as many as the workers in each leave."""
-    workers: int | None = None  # type: ignore[assignment]
-    """Workers in each group; by default as many as the groups leave."""
-
-
-def _refuse(given: Iterable[str], reason: str) -> None:
-    """Raise UsageError if there is an option that is given without effect."""
-    for name in given:
-        raise UsageError(f"{name} has no effect {reason}.")
-
-
-_TUNING = ("tune_learning_rates", "tune_periods")
-_CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
-_ASYNCHRONOUS = ("asynchronous", "staleness", "least_step_seconds", "slowdowns")
-_COSTS = ("groups", "workers", "steps", "seed", "period", "global_period", "broadcast", "wire")
-"""What the costs of a simulation depend on, with the parameters."""
-_PARAMETERS = ("dataset", "model", "width")
-"""What the number of parameters depends on."""
-
-
-if TYPE_CHECKING:
-    Preset = _Options
-    UnplacedPreset = _UnplacedOptions
-else:  # One subcommand a preset, its fields as options.
-
-    def _subcommands(kind: type[_Options], **changes: Any) -> Any:
-        defaults = {
-            name: kind(**dataclasses.asdict(preset) | changes | {"preset": name}) for name, preset in PRESETS.items()
-        }
-        return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
-
-    Preset = _subcommands(_Options)
-    UnplacedPreset = _subcommands(_UnplacedOptions, groups=None, workers=None)
 
 
 def train(
@@ -126,7 +47,7 @@ def train(
     """
     if resume and run_dir is None:
         raise UsageError("a run goes on in its folder: name it with --run-dir.")
-    options.refuse(_TUNING, "in train: it is for compare with --tune")
+    options.refuse(TUNING, "in train: it is for compare with --tune")
     config = options.checked()
     if run_dir is not None:
         check_path("run_dir", run_dir)
@@ -175,9 +96,9 @@ def compare(
     for name in ("method", "seed", "validation"):
         if name in options.given:
             raise UsageError(f"compare chooses the {name} itself: use --methods, --seeds and --tune.")
-    options.refuse(_CHECKPOINTS, "in compare, which keeps no checkpoints")
+    options.refuse(CHECKPOINTS, "in compare, which keeps no checkpoints")
     if not tune:
-        options.refuse(_TUNING, "without --tune")
+        options.refuse(TUNING, "without --tune")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
     with stopped_at_once("the same command trains the runs that are not finished"):
@@ -265,13 +186,13 @@ def simulate(
         raise UsageError(
             "simulate chooses the method itself: use --methods lsgd-joined or lsgd-posted in place of --asynchronous."
         )
-    options.refuse((*_TUNING, *_CHECKPOINTS, *_ASYNCHRONOUS, "revive"), "in simulate")
+    options.refuse((*TUNING, *CHECKPOINTS, *ASYNCHRONOUS, "revive"), "in simulate")
     if costs_only:
-        _refuse(options.given.keys() - {*_COSTS, *_PARAMETERS}, "with --costs-only")
+        refuse(options.given.keys() - {*COSTS, *PARAMETERS}, "with --costs-only")
         if parameters is not None:
-            options.refuse(_PARAMETERS, "with --parameters")
+            options.refuse(PARAMETERS, "with --parameters")
         for_training = {"data_dir": data_dir, "target_error": target_error}
-        _refuse((name for name, value in for_training.items() if value is not None), "with --costs-only")
+        refuse((name for name, value in for_training.items() if value is not None), "with --costs-only")
     target_error = 0.05 if target_error is None else target_error
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
@@ -315,23 +236,22 @@ def figure(
       model: the network that F4 to F8 look for; by default the paper's.
       dataset: the data that F4 to F8 look for; by default the paper's.
     """
-    from lsgd_jax.figures import analytic
-    from lsgd_jax.paper import networks
+    from lsgd_jax.paper import analytic, networks
 
     of_networks = name in networks.FIGURES
     without_effect: dict[str, Any] = {} if of_networks else {"model": model, "dataset": dataset}
     if not of_networks and name != "theory":
         without_effect["runs"] = runs
-    _refuse((option for option, value in without_effect.items() if value is not None), f"on the figure {name}")
+    refuse((option for option, value in without_effect.items() if value is not None), f"on the figure {name}")
     runs = runs or Path("runs")
     files.check_writable(out)
     if of_networks:
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
         return
     if name == "theory":
-        from lsgd_jax.paper import theory
+        from lsgd_jax.paper import verdicts
 
-        print(f"{theory.make(out, runs)}see {out / 'theory.png'}")
+        print(f"{verdicts.make(out, runs)}see {out / 'theory.png'}")
         return
     figures = analytic()
     for each in figures if name == "analytic" else [name]:
@@ -442,7 +362,7 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
 
     if options.asynchronous is not None:
         raise UsageError("compile is for workers in step: asynchronous is for train.")
-    options.refuse((*_TUNING, *_CHECKPOINTS), "in compile")
+    options.refuse((*TUNING, *CHECKPOINTS), "in compile")
     try:
         if text is not None:
             text.touch()  # Before the compiler takes its minutes.
@@ -462,66 +382,3 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
     print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
     print(f"groups: {groups}, workers in each: {workers}")
     print(compile_ahead.report(compiled))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a user's mistake."""
-    stdout: Any = Output(sys.stdout)
-    stderr: Any = Output(sys.stderr)
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        try:
-            code = _run(arguments)
-        finally:
-            stdout.flush()
-            stderr.flush()
-        lost = stdout.problem
-        if code is None and lost is not None and not isinstance(lost, BrokenPipeError):
-            print(f"lsgd: the output can't be written ({lost.strerror}).", file=sys.stderr)
-            return 2
-    return code or 0
-
-
-def _run(arguments: list[str] | None) -> int | None:
-    """The exit code; None if the command has only had something to print."""
-    try:
-        commands: dict[str, Callable[..., Any]] = {"train": train, "compare": compare, "figure": figure, "data": data}
-        commands |= {"report": report, "simulate": simulate, "info": info, "launch": launch, "compile": compile_ahead}
-        return tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="lsgd",
-            description="Leader SGD in JAX.",
-            args=arguments,
-            config=(tyro.conf.CascadeSubcommandArgs,),
-        )
-    except UsageError as error:
-        together = distributed.process_count() == 1 or isinstance(error, AgreedError)
-        if distributed.process_index() == 0 or not together:
-            print(f"lsgd: {error}", file=sys.stderr, flush=True)
-        if not together:
-            os._exit(2)  # As below.
-        return 2
-    except RunFailed as error:
-        print(f"lsgd: {error}", file=sys.stderr, flush=True)
-        if distributed.process_count() > 1:
-            os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
-        return 1
-    except Interrupted as stop:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process at once, here too.
-        for number in (signal.SIGTERM, signal.SIGHUP):  # As the launcher sends it when another process has stopped.
-            signal.signal(number, signal.SIG_IGN)
-        if distributed.process_index() == 0:
-            print(f"lsgd: {stop}", file=sys.stderr)
-        return 128 + stop.number
-    except KeyboardInterrupt:
-        print("lsgd: interrupted.", file=sys.stderr, flush=True)
-        for process in multiprocessing.active_children():  # That decode images, and would be left.
-            process.kill()
-        os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
-    except Exception as error:
-        if distributed.process_count() == 1:
-            raise
-        if "by peer" in str(error):  # Gloo's words for a connection that was closed or reset.
-            print("lsgd: another process of the run has ended, so that this one can't go on.", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        os._exit(1)  # As above.
