@@ -172,7 +172,7 @@ def simulate(
       cluster: the machines and links.
       methods: names separated by commas: lsgd is in step; in lsgd-joined all exchange when the steps of all together
         have reached the next period; in lsgd-posted nobody waits but for a board on which scores and parameters are
-        put; easgd and downpour go to a server with the centre, each worker on its own clock.
+        put; easgd and downpour go to a server with the center, each worker on its own clock.
       costs_only: tell times, waiting, staleness and bytes without training: for up to 100,000 workers.
       parameters: how many float32 parameters are sent, if nothing is trained; by default as many as the network has.
       target_error: tell when this test error was reached, in [0, 1]; by default 0.05.

@@ -13,7 +13,7 @@ from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, s
 from lsgd_jax.methods import METHODS
 
 WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
-"""Methods that average the starts at the first step, to form a centre."""
+"""Methods that average the starts at the first step, to form a center."""
 _NUMBER = 4
 """The bytes of a score, a position, a norm or a scale."""
 

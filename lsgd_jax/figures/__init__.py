@@ -1,1 +1,1 @@
-"""Figures of runs: a run, a comparison, a simulation, a report."""
+"""Figures of runs, comparisons and simulations, and the report."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 
 def analytic() -> dict[str, Callable[[Path | str], str]]:
-    """The paper's analytic figures: each takes the folder to write to and returns what it found in a few lines."""
-    # Matplotlib takes its time to import, and training does without.
+    """Return the paper's analytic figures: functions that take the output folder and return a text summary."""
+    # Matplotlib is slow to import, and training does not need it.
     from lsgd_jax.paper import matrix_completion, nonconvex, trajectories
 
     return {

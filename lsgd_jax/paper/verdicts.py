@@ -1,4 +1,4 @@
-"""The paper's theory as evidence: what each claim promises, and what has been measured.
+"""Verdict on every claim of the paper, with a figure and a table.
 
 lsgd figure theory
 """
@@ -23,17 +23,17 @@ COLUMNS = ["claim", "in the paper", "command", "measured", "verdict"]
 
 
 def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
-    """Measure and draw into a folder; returns the table.
+    """Measure all claims and write the figure and the table to a folder; returns the table.
 
     Args:
-      out: the folder; beside the picture, curves and numbers, the table is written there in Markdown.
-      runs: where comparisons by `lsgd compare` are looked for, in the folders in it.
-      sizes: how much is measured; None: as much as is committed.
+      out: output folder for the picture, its curves and numbers, and the table in Markdown.
+      runs: folder whose subfolders are searched for comparisons by `lsgd compare`.
+      sizes: sample sizes; None: those of the committed results.
 
     Raises:
-      UsageError: if what is in the folder of runs can't be read.
+      UsageError: if a comparison in `runs` can't be read.
     """
-    networks = comparisons.read(runs)  # First: a mistake in the folder is told before the computation.
+    networks = comparisons.read(runs)  # First, so that a faulty folder is reported before the computation.
     found = measure(sizes or Sizes())
     rows = [row for each in [*found.values(), networks] for row in each.rows]
     curves = [curve for each in found.values() for curve in each.curves]
@@ -50,13 +50,13 @@ def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
 
 
 def measure(sizes: Sizes) -> dict[str, Findings]:
-    """All claims that are computed here, in double precision."""
+    """Measure all claims that are computed here, in double precision."""
     with jax.enable_x64(True):
         return {name: measure_claim(sizes) for name, measure_claim in CLAIMS.items()}
 
 
 def table(rows: list[Row]) -> str:
-    """The claims in Markdown."""
+    """Format the claims as a Markdown table."""
     return (
         "\n".join(
             "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
@@ -88,7 +88,7 @@ def _draw(found: dict[str, Findings], networks: Findings) -> Figure:
     limit.set_xlim(left=-0.002)
     limit.legend(fontsize=8)
     _draw_directions(direction, found["step directions"])
-    for curve in found["wells"].curves:  # Zero, in a well's bottom, has no logarithm.
+    for curve in found["wells"].curves:  # Zero, at a well's bottom, has no logarithm.
         name, where = curve.series.split(", ")
         style = "-" if where == "different wells" else ":"
         wells.semilogy(np.maximum(curve.y, 1e-12), style, color=COLORS[name], label=curve.series)
@@ -109,7 +109,7 @@ def _draw(found: dict[str, Findings], networks: Findings) -> Figure:
 def _draw_rest(axes: Axes, well: Curve, pair: Curve) -> None:
     axes.plot(well.x, well.y, color="black", linewidth=1)
     axes.plot(pair.x, pair.y, "o", color=COLORS["EAGD"], label="EASGD's workers at rest: f' is not 0")
-    axes.plot(pair.x.mean(), 0, "x", color=COLORS["EAGD"], label="their centre")
+    axes.plot(pair.x.mean(), 0, "x", color=COLORS["EAGD"], label="their center")
     axes.set(title="EASGD's counter-example, f(x) = (x² - 1)²", xlabel="x", ylabel="f(x)", ylim=(-0.05, 1.4))
     axes.legend(fontsize=8)
 

@@ -59,7 +59,7 @@ class Cluster:
     global_latency: float = 100e-6
     """Of a message between groups."""
     servers: int = 1
-    """Machines that hold a centre variable or a board together, each with a link like a worker's."""
+    """Machines that hold a center variable or a board together, each with a link like a worker's."""
     absences: tuple[tuple[int, float, float], ...] = ()
     """Workers that are away: which, from when and until when (inf: for good). Whoever is away from 0 joins later."""
 
@@ -217,7 +217,7 @@ def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[Exch
 
 
 def server_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
-    """What an exchange with a centre variable or a board costs: for LSGD in groups, with and without a global pull.
+    """What an exchange with a center variable or a board costs: for LSGD in groups, with and without a global pull.
 
     A worker sends its parameters (and, for a board, its score) and receives as many at the same time, or, where it is
     pulled to a global leader, too, twice as many; servers share out each such exchange evenly, and serve one after the

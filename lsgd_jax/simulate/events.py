@@ -5,7 +5,7 @@ When anything happens does not depend on what the workers learn, so that the log
 
 - When is an exchange due? By a worker's own count, `period` steps after its last; or by the count of all, when the
   workers' steps together reach the next multiple of workers * `period` (Algorithm 1).
-- Who waits? All who exchange, for the last of them; or nobody but for a server, which holds a centre variable or a
+- Who waits? All who exchange, for the last of them; or nobody but for a server, which holds a center variable or a
   board and serves one after the other.
 
 A worker looks whether an exchange is due at the end of a step, and what happens at one instant has all happened before

@@ -76,10 +76,10 @@ def test_a_page_tells_of_a_run(trained, tmp_path):
     error = read_metrics(trained, "evaluation")[-1]["center_error"]
     assert page.says(f"final test error of the center {100 * error:.2f} %")
     assert page.says("steps taken 32 MB sent")
-    for title in ("The leader of all", "The leader of a group", "distance to the leader of a group"):
+    for title in ("Global leader", "Group leader", "distance to the group leader"):
         assert page.says(title)
     assert page.says("a worker's local steps") == asynchronous
-    assert page.says("The workers' score") != asynchronous
+    assert page.says("Workers' score") != asynchronous
     for field in dataclasses.fields(Config):
         assert page.says(field.name)
     assert page.says("jaxlib")
@@ -91,7 +91,7 @@ def test_a_run_without_leaders(tmp_path):
     run = make_run(tmp_path / "run", [exchange, evaluation(16)], method="easgd")
     page = page_of(tmp_path, run)
     assert page.says("16 of 32, not finished")
-    assert not page.says("leader of")
+    assert not page.says("leader")
 
 
 def test_elections_are_those_that_were_logged():
@@ -126,10 +126,10 @@ def test_several_runs_differ_in_some_fields(tmp_path):
     page = page_of(tmp_path, *runs)
     assert page.says("3 runs")
     assert page.says(
-        "run final test error of the center its lowest steps taken MB sent by a worker seconds of training"
+        "run final test error of the center lowest test error steps taken MB sent per worker seconds of training"
     )
     assert page.says("a/seed-1 12.50 % 12.50 % 32 32.00 3.2 3 1")
-    assert page.says("b not tested yet 0 of 32, not finished 4 0")
+    assert page.says("b not evaluated yet 0 of 32, not finished 4 0")
     assert {"#run-1", "#run-3"} <= set(page.references)
 
 
@@ -142,8 +142,8 @@ def test_what_has_happened(tmp_path):
         {"event": "exchange", "step": 20, "scores": [[1, None], [2, 3]], "leader": 5, "distances": [[0, 0], [0, 0]]},
     ]
     page = page_of(tmp_path, make_run(tmp_path / "run", events))
-    assert page.says("4 NaN or infinite parameters: workers 1, 2. 8 From the leader, worker 1 started anew. 16 The run")
-    assert page.says("went on with 2 x 2 workers on 8 devices of 1 processes.")
+    assert page.says("4 NaN or infinite parameters: workers 1, 2. 8 Revived from the leader: worker 1. 16 Resumed with")
+    assert page.says("16 Resumed with 2 x 2 workers on 8 devices of 1 processes.")
     assert page.says("20 of 32, not finished")
 
 
@@ -202,9 +202,9 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
         ({"seconds": "soon"}, "ValueError: could not convert"),
         (
             {"event": "exchange", "leader": 10**9, "distances": [0]},
-            "a worker's position is 1,000,000,000, but the most",
+            "a worker's index is 1,000,000,000, but the largest",
         ),
-        ({"event": "exchange", "leader": 0, "worker": 10**9, "distance": 1}, "a worker's position is 1,000,000,000"),
+        ({"event": "exchange", "leader": 0, "worker": 10**9, "distance": 1}, "a worker's index is 1,000,000,000"),
         ({"event": "resume", "workers_from": 5}, "ValueError: not enough values"),
     ],
 )
@@ -219,7 +219,7 @@ def test_numbers_that_no_run_has_are_one_sentence(lie, message, tmp_path):
 @pytest.mark.usefixtures("no_pictures")
 def test_more_workers_than_a_page_can_show_are_one_sentence(tmp_path):
     run = make_run(tmp_path / "run", [evaluation(16)], workers=500_000_000)
-    with pytest.raises(UsageError, match="a worker's position is 999,999,999, but the most is 65,535"):
+    with pytest.raises(UsageError, match="a worker's index is 999,999,999, but the largest is 65,535"):
         report.write([run], tmp_path / "report.html")
     rows = [{"errors": [0.5] * 20_000}] + [{"errors": [0.5]}] * 20_000  # All as long would be 3.2 GB.
     with pytest.raises(ValueError, match="errors has 20,000 workers in 20,001 events"):
@@ -237,7 +237,7 @@ def test_pipes_are_not_waited_for(tmp_path):
         with pytest.raises(UsageError, match="Not a regular file"):
             report.write([run], out)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="is there already and is no report"):
+    with pytest.raises(UsageError, match="exists and is not a report"):
         report.write([run], tmp_path / "pipe")
 
 
@@ -255,7 +255,7 @@ def test_text_that_is_none_is_shown_as_escapes(tmp_path):
 
 def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = make_run(tmp_path / "run", [])
-    with pytest.raises(UsageError, match="has not been tested yet"):
+    with pytest.raises(UsageError, match="has not been evaluated yet"):
         figures.draw(path)
     path = make_run(tmp_path / "tested", [evaluation(16)])
     faults.fill_disk(monkeypatch, "curves.png")
@@ -277,7 +277,7 @@ def test_many_workers_are_an_outline(count):
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     out.write_text("<!doctype html>mine")
-    with pytest.raises(UsageError, match="is there already and is no report: name another out file"):
+    with pytest.raises(UsageError, match="exists and is not a report: name another out file"):
         report.write([run], out)
     assert out.read_text() == "<!doctype html>mine"
     with pytest.raises(UsageError, match="can't be written"):

@@ -26,13 +26,13 @@ def random_quadratic(rng, dimension, kappa, noise=0.0):
 
 def expected_after_one_step(problem, x, z, eta, lam):
     """The exact mean with isotropic noise: the value at the mean point, and eta^2 / 2 tr(H) sigma^2 / d."""
-    hessian, away = np.array(problem.hessian), np.array(x - problem.minimiser)
+    hessian, away = np.array(problem.hessian), np.array(x - problem.minimizer)
     mean = away - eta * (hessian @ away + lam * np.array(x - z))
     return mean @ hessian @ mean / 2 + eta**2 / 2 * np.trace(hessian) / len(away) * problem.noise**2
 
 
 def gap(problem, x):
-    away = np.array(x - problem.minimiser)
+    away = np.array(x - problem.minimizer)
     return away @ np.array(problem.hessian) @ away / 2
 
 
@@ -49,7 +49,7 @@ def gap(problem, x):
 def test_the_exact_mean_after_one_step_is_below_the_bound(seed, dimension, kappa, scale, of_eta, of_pull, noise):
     rng = np.random.default_rng(seed)
     problem = random_quadratic(rng, dimension, kappa, noise)
-    x, z = problem.minimiser + scale * rng.normal(size=(2, dimension))
+    x, z = problem.minimizer + scale * rng.normal(size=(2, dimension))
     eta = of_eta / (2 * kappa)
     lam = of_pull / (2 * kappa) / eta if eta > 1e-12 else 0.0
     constants = {"strong_convexity": 1.0, "smoothness": kappa}
@@ -114,7 +114,7 @@ def test_elastic_averaging_rests_where_no_gradient_vanishes_and_the_leader_does_
 def test_candidates_are_uniform_by_volume(dimension):
     rng = np.random.default_rng(dimension)
     problem = random_quadratic(rng, dimension, 50.0)
-    x = problem.minimiser + 1.0
+    x = problem.minimizer + 1.0
     z = np.asarray(directions.sample_candidates(jax.random.key(0), problem, x, 20_000))
     share = np.array([gap(problem, each) for each in z[:5000]]) / gap(problem, x)
     assert stats.kstest(np.sqrt(share), lambda r: np.clip(r, 0, 1) ** dimension).pvalue > 1e-3
@@ -134,10 +134,10 @@ def test_candidates_are_uniform_by_volume(dimension):
 def test_half_of_the_candidates_improve_the_direction_where_it_is_promised(seed, kappa, part, dimension):
     rng = np.random.default_rng(seed)
     problem = random_quadratic(rng, dimension, kappa)
-    x = problem.minimiser + rng.normal(size=dimension) * np.geomspace(1, 10, dimension)
-    promised, angle = directions.promised_pull(problem, x)
+    x = problem.minimizer + rng.normal(size=dimension) * np.geomspace(1, 10, dimension)
+    limit, angle = directions.guaranteed_pull(problem, x)
     z = directions.sample_candidates(jax.random.key(seed), problem, x, 2000)
-    good = directions.improves_direction(problem, x, z, part * min(promised, 1e6))
+    good = directions.improves_direction(problem, x, z, part * min(limit, 1e6))
     assert 0 < angle < 90
     assert good.mean() > 0.5 - 4 * 0.5 / np.sqrt(2000)
 
@@ -145,7 +145,7 @@ def test_half_of_the_candidates_improve_the_direction_where_it_is_promised(seed,
 def test_along_an_axis_no_pull_improves_a_direction_that_is_newtons():
     problem = Quadratic(jnp.diag(jnp.array([1.0, 10.0])), jnp.zeros(2), 1.0, 10.0, 0.0)
     x = jnp.array([0.0, 1.0])
-    assert directions.promised_pull(problem, x) == (0.0, 0.0)
+    assert directions.guaranteed_pull(problem, x) == (0.0, 0.0)
     z = directions.sample_candidates(jax.random.key(0), problem, x, 1000)
     assert not directions.improves_direction(problem, x, z, 1e-3).any()
 

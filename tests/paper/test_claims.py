@@ -1,4 +1,4 @@
-"""What is found about the claims: a verdict on each, with a picture and a table."""
+"""Every claim gets a verdict, with a figure and a table."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
         json.dumps(summary | {"methods": 5}),
     ):
         path.write_text(text)
-        with pytest.raises(UsageError, match="is not what a comparison has written"):
+        with pytest.raises(UsageError, match="was not written by a comparison"):
             comparisons.read(tmp_path)
     path.unlink()
     os.mkfifo(path)
@@ -43,12 +43,12 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
 
 
 def test_every_claim_gets_a_verdict(tmp_path, quick_compilation):
-    sizes = Sizes(starts=50, points=2, draws=20, replicas=4, steps=200, candidates=500, runs=20)
-    told = verdicts.make(tmp_path, tmp_path / "none", sizes)
+    sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=200, candidates=500, runs=20)
+    summary = verdicts.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]
     assert {row["verdict"].split()[0] for row in table} <= {"holds", "fails", "tie"}
     assert len(table) == 11
-    assert (tmp_path / "theory.md").read_text() in told
-    assert "no rows on networks" in told
+    assert (tmp_path / "theory.md").read_text() in summary
+    assert "no rows on networks" in summary
     assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "theory.csv").read_text().startswith("panel,series,x,y,low,high,bound\n")

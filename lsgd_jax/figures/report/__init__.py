@@ -1,4 +1,4 @@
-"""A page about runs that needs no network: one HTML file with its pictures (SVG) and its style in it."""
+"""Report on runs as one self-contained HTML file, with inline SVG charts and styles; works offline."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from lsgd_jax.figures.report.reading import read
 
 
 def write(runs: Sequence[Path | str], out: Path | str) -> None:
-    """Write a page about runs.
+    """Write a report on runs.
 
     Args:
-      runs: their folders.
-      out: the file, which is replaced if it is such a page.
+      runs: run folders.
+      out: output file; an existing report is replaced, any other file is not.
 
     Raises:
-      UsageError: if a folder is not one of a run, or the file is another or can't be written.
+      UsageError: if a folder is not a run folder, or `out` exists and is not a report or can't be written.
     """
     folders, out = [check_path("runs", run) for run in runs], check_path("out", out)
     try:
         if out.exists() and not _is_report(out):
-            raise UsageError(f"{out} is there already and is no report: name another out file.")
+            raise UsageError(f"{out} exists and is not a report: name another out file.")
     except OSError as error:
         raise UsageError(f"the report {out} can't be written ({error.strerror}): name another out file.") from None
     files.write(out, render([read(run, name) for run, name in zip(folders, _names(folders), strict=True)]))
@@ -38,7 +38,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _names(runs: list[Path]) -> list[str]:
-    """The runs' paths from the folder that all are in; bytes that are no text are shown as escapes."""
+    """Paths of the runs relative to their common folder; bytes that are not text are shown as escapes."""
     paths = [Path(os.fsencode(run.resolve()).decode(errors="backslashreplace")) for run in runs]
     common = os.path.commonpath([path.parent for path in paths])
     return [os.path.relpath(path, common) for path in paths]

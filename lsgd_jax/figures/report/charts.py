@@ -1,4 +1,4 @@
-"""The charts in a report, as SVG."""
+"""Charts of a report, as SVG."""
 
 import io
 import re
@@ -15,20 +15,20 @@ from lsgd_jax.figures import run as figures
 from lsgd_jax.figures.report.reading import Run
 
 MOST_POINTS = 2000
-"""In the lines of a chart; more are drawn as pixels."""
+"""Points per chart up to which lines are vectors; beyond, they are rasterized."""
 MOST_STEPS = 300
-"""In a band; of more, neighbours are taken together."""
+"""Steps per band; beyond, neighboring steps are merged."""
 
 
 _FOREGROUND = "#012345"
-"""Of a chart's text and frame; the page puts its own colour there."""
+"""Placeholder color of a chart's text and frame; the page substitutes its own."""
 _CHART: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.grid": True,
-    "axes.axisbelow": False,  # Lines may become pixels, but not the numbers at the axes.
+    "axes.axisbelow": False,  # Lines may be rasterized, but not the tick labels.
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.alpha": 0.12,
@@ -45,12 +45,12 @@ _CHART: dict[Any, Any] = {
 
 
 def picture(draw: Callable[[Axes], None], caption: str, name: str) -> str:
-    """A chart with its caption.
+    """Render a chart with its caption as HTML.
 
     Args:
-      draw: draws it.
-      caption: below it.
-      name: of the run. With the caption it tells the charts of a page apart.
+      draw: draws the chart.
+      caption: caption below the chart.
+      name: name of the run, which together with the caption makes element ids unique in the page.
     """
     with matplotlib.rc_context(_CHART | {"svg.hashsalt": f"{name} {caption}"}):
         figure = Figure(figsize=(5.6, 3.3))
@@ -61,15 +61,13 @@ def picture(draw: Callable[[Axes], None], caption: str, name: str) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
-    svg = re.sub(
-        r' xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', "", svg[svg.index("<svg") :]
-    )  # In a page they aren't needed.
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', "", svg[svg.index("<svg") :])  # Not needed in a page.
     svg = svg.replace(_FOREGROUND, "currentColor").replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
 def draw_band(axes: Axes, values: list[tuple[int, np.ndarray]], label: str) -> None:
-    """Draw the median of the values on each step, and from the lowest to the highest."""
+    """Plot the median of the values per step, and their range."""
     steps = np.concatenate([np.full(of.shape, step) for step, of in values])
     numbers = np.concatenate([of for _, of in values])
     steps, numbers = steps[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
@@ -98,7 +96,7 @@ def _draw_losses(axes: Axes, run: Run) -> None:
 def _draw_bytes(axes: Axes, run: Run) -> None:
     x = run.errors.steps
     axes.plot(x, run.bytes_sent / 1e6, marker=figures.marker_of(x))
-    axes.set(xlabel="local steps", ylabel="MB sent by a worker", ylim=(0, None))
+    axes.set(xlabel="local steps", ylabel="MB sent per worker", ylim=(0, None))
 
 
 def _draw_own_steps(axes: Axes, run: Run) -> None:
@@ -107,36 +105,36 @@ def _draw_own_steps(axes: Axes, run: Run) -> None:
 
 
 class Chart(NamedTuple):
-    """A chart to be."""
+    """Chart that is not drawn yet."""
 
     title: str
-    """Of the charts that stand together."""
+    """Heading of the charts shown side by side."""
     caption: str
     draw: Callable[[Axes], None]
 
 
 def charts_of(run: Run) -> Iterator[Chart]:
-    """The charts about a run."""
+    """Yield the charts of a run."""
     errors = run.errors
     if len(errors.steps):
         title = "Test error and training loss"
         by_step = partial(figures.draw_errors, x=errors.steps, errors=errors, label="local steps")
         by_time = partial(figures.draw_errors, x=errors.seconds, errors=errors, label="seconds of training")
         yield Chart(title, "Test error by step.", by_step)
-        yield Chart(title, "Test error by wall-clock, without the time that evaluations took.", by_time)
-        yield Chart(title, "Training loss, the mean since the evaluation before.", partial(_draw_losses, run=run))
-        yield Chart(title, "What each worker has sent.", partial(_draw_bytes, run=run))
+        yield Chart(title, "Test error by wall-clock time, evaluations excluded.", by_time)
+        yield Chart(title, "Training loss, averaged since the previous evaluation.", partial(_draw_losses, run=run))
+        yield Chart(title, "Communication per worker.", partial(_draw_bytes, run=run))
         if run.worker_steps.size:
-            yield Chart(title, "How far each worker has come.", partial(_draw_own_steps, run=run))
+            yield Chart(title, "Progress of each worker.", partial(_draw_own_steps, run=run))
     for title, (steps, leaders, _) in run.elections.items():
         if len(leaders):
             count = max(run.config.groups * run.config.workers, errors.workers.shape[1], leaders.max() + 1)
             by_step = partial(figures.draw_leaders, steps=steps, leaders=leaders, count=count)
             yield Chart(title, f"{title}, by step.", by_step)
             share = partial(figures.draw_shares, leaders=leaders, count=count)
-            yield Chart(title, f"{title}: how often each worker was it, of {len(leaders):,} times.", share)
-    spreads = {f"distance to {title.lower()}": of.distances for title, of in run.elections.items()}
+            yield Chart(title, f"{title}: number of exchanges led by each worker ({len(leaders):,} total).", share)
+    spreads = {f"distance to the {title.lower()}": of.distances for title, of in run.elections.items()}
     for label, values in (spreads | {"score": run.scores}).items():
         if any(np.isfinite(of).any() for _, of in values):
-            caption = f"The workers' {label} at exchanges: the median, and from the lowest to the highest."
-            yield Chart("How far workers are apart", caption, partial(draw_band, values=values, label=label))
+            caption = f"Workers' {label} at exchanges: median and range."
+            yield Chart("Worker divergence", caption, partial(draw_band, values=values, label=label))

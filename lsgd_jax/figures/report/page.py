@@ -1,4 +1,4 @@
-"""The page of a report, as HTML."""
+"""HTML page of a report."""
 
 import dataclasses
 import html
@@ -16,7 +16,7 @@ from lsgd_jax.figures.report.charts import charts_of, picture
 from lsgd_jax.figures.report.reading import Run, text_of
 
 MOST_EVENTS = 50
-"""In a table."""
+"""Events shown per run."""
 
 
 HEAD = """<!doctype html>
@@ -57,7 +57,7 @@ th, td { text-align: left; vertical-align: top; padding: .2rem 1.5rem .2rem 0; b
 
 
 class _Markup(str):
-    """Text that is HTML already; all other is escaped."""
+    """Text that is already HTML; all other text is escaped."""
 
 
 def _escaped(text: str) -> str:
@@ -65,7 +65,7 @@ def _escaped(text: str) -> str:
 
 
 def render(runs: list[Run]) -> str:
-    """The page about runs."""
+    """Render the page for runs."""
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     parts = [f"<h1>{_escaped(title)}</h1>"]
     if len(runs) > 1:
@@ -88,26 +88,32 @@ def render(runs: list[Run]) -> str:
 """
 
 
-_ENDS = ("final test error of the center", "its lowest", "steps taken", "MB sent by a worker", "seconds of training")
+_ENDS = (
+    "final test error of the center",
+    "lowest test error",
+    "steps taken",
+    "MB sent per worker",
+    "seconds of training",
+)
 
 
 def _ends(run: Run) -> list[str]:
-    """How a run has ended so far."""
+    """Final (or latest) numbers of a run."""
     errors = run.errors
     if not len(errors.steps):
-        return ["not tested yet", "", run.progress, "", ""]
+        return ["not evaluated yet", "", run.progress, "", ""]
     sent, seconds = run.bytes_sent[-1] / 1e6, errors.seconds[-1]
     final, lowest = f"{errors.center[-1]:.2f} %", f"{errors.center.min():.2f} %"
     return [final, lowest, run.progress, f"{sent:,.2f}", f"{seconds:,.1f}"]
 
 
 def _together(runs: list[Run]) -> list[str]:
-    """Several runs in the same charts, and a table that tells what they differ in."""
+    """Several runs in shared charts, and a table of their results and differing options."""
     looks = [(f"C{i % 10}", ("-", "--", ":", "-.")[i // 10 % 4]) for i in range(len(runs))]
     against: dict[str, Callable[[Run], np.ndarray]] = {
         "local steps": lambda run: run.errors.steps,
         "seconds of training": lambda run: run.errors.seconds,
-        "MB sent by a worker": lambda run: run.bytes_sent / 1e6,
+        "MB sent per worker": lambda run: run.bytes_sent / 1e6,
     }
 
     def draw(axes: Axes, label: str) -> None:
@@ -117,7 +123,7 @@ def _together(runs: list[Run]) -> list[str]:
         axes.set(xlabel=label, ylabel="test error (%)")
         figures.scale(axes, *(run.errors.center for run in runs))
 
-    charts = [picture(partial(draw, label=label), f"The center's test error by {label}.", "") for label in against]
+    charts = [picture(partial(draw, label=label), f"Test error of the center by {label}.", "") for label in against]
     fields = [field.name for field in dataclasses.fields(Config)]
     first = runs[0].config
     differing = [name for name in fields if any(getattr(run.config, name) != getattr(first, name) for run in runs)]
@@ -126,7 +132,10 @@ def _together(runs: list[Run]) -> list[str]:
         link = _Markup(f'{_swatch(*look)}<a href="#run-{number}">{_escaped(run.name)}</a>')
         rows.append([link, *_ends(run), *(text_of(getattr(run.config, name)) for name in differing)])
     header = ["run", *_ENDS, *differing]
-    return [_table(rows, header, "How the runs ended, and what they differ in.", "wide"), _side_by_side(charts)]
+    return [
+        _table(rows, header, "Results, and options that differ.", "wide"),
+        _side_by_side(charts),
+    ]
 
 
 def _swatch(color: str, style: str) -> str:
@@ -138,7 +147,7 @@ def _swatch(color: str, style: str) -> str:
 
 
 def _section(run: Run) -> list[str]:
-    """All about one run."""
+    """The section for one run."""
     config = run.config
     facts = {
         "method": config.method + (f", {config.asynchronous}" if config.asynchronous else ""),
@@ -152,13 +161,13 @@ def _section(run: Run) -> list[str]:
         pictures = [picture(chart.draw, chart.caption, run.name) for chart in charts]
         parts += [f"<h3>{title}</h3>", _side_by_side(pictures)]
     if run.events:
-        caption = f"The first {MOST_EVENTS} of {len(run.events):,}." if len(run.events) > MOST_EVENTS else ""
-        table = _table(run.events[:MOST_EVENTS], ["local step", "what happened"], caption)
+        caption = f"First {MOST_EVENTS} of {len(run.events):,}." if len(run.events) > MOST_EVENTS else ""
+        table = _table(run.events[:MOST_EVENTS], ["local step", "event"], caption)
         parts += ["<h3>Failures, revivals, resumes</h3>", table]
     values = [[name, text_of(value)] for name, value in dataclasses.asdict(config).items()]
     parts += ["<h3>Configuration</h3>", _table(values, place="columns")]
     if run.environment:
-        parts += ["<h3>Environment</h3>", _table([list(told) for told in run.environment.items()])]
+        parts += ["<h3>Environment</h3>", _table([list(entry) for entry in run.environment.items()])]
     return parts
 
 

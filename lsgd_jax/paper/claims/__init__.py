@@ -1,4 +1,4 @@
-"""The claims of the paper, one file per claim: what is measured, and the verdict."""
+"""The paper's claims, one file per claim: its measurement and its verdict."""
 
 from collections.abc import Callable
 
@@ -22,4 +22,4 @@ CLAIMS: dict[str, Callable[[Sizes], Findings]] = {
     "wells": wells.measure,
     "symmetry": symmetry.measure,
 }
-"""The claims that are measured here; `comparisons` reads what is measured on networks."""
+"""Claims measured by computation; `comparisons` reads those about networks from finished comparisons."""

@@ -1,4 +1,4 @@
-"""What the claims share: how much is measured, and what is found."""
+"""What the claims share: sample sizes, findings and starting points."""
 
 from typing import Any, NamedTuple
 
@@ -12,41 +12,41 @@ from lsgd_jax.paper.objectives import Quadratic
 
 COMMAND = "lsgd figure theory"
 Z = 1.96
-"""Standard errors in half a 95 % interval."""
+"""Half-width of a 95 % interval in standard errors."""
 
 
 class Sizes(NamedTuple):
-    """How much is measured."""
+    """Sample sizes of the measurements."""
 
     starts: int = 2000
-    """Newton's method is started from, for stationary points; also the descents into wells."""
+    """Starts of Newton's method for stationary points, and of the descents into wells."""
     points: int = 8
-    """At which levels of a quadratic one step is measured."""
-    draws: int = 100
-    """Of a step's noise, in an expectation."""
+    """Level sets of a quadratic at which one step is measured."""
+    samples: int = 100
+    """Noise samples per expectation of one step."""
     replicas: int = 32
-    """Descents in an expectation, each on a quadratic of its own."""
+    """Descents per expectation, each on a different quadratic."""
     steps: int = 3000
-    """With decreasing sizes."""
+    """Steps of decreasing size."""
     candidates: int = 100_000
-    """Leaders drawn at a point."""
+    """Candidate leaders sampled per point."""
     runs: int = 2000
-    """From random starts on the rings."""
+    """Runs from random starts on the rings."""
 
 
 class Row(NamedTuple):
-    """A row of the table."""
+    """Row of the table of claims."""
 
     claim: str
     place: str
-    """In the paper."""
+    """Where the paper makes the claim."""
     command: str
     measured: str
     verdict: str
 
 
 class Curve(NamedTuple):
-    """What is drawn: y against x, with an interval and a bound where there is one."""
+    """Plotted curve: y against x, with an optional interval and bound."""
 
     panel: str
     series: str
@@ -58,7 +58,7 @@ class Curve(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What has been found about a claim."""
+    """Result of measuring a claim."""
 
     rows: list[Row]
     curves: list[Curve]
@@ -66,7 +66,7 @@ class Findings(NamedTuple):
 
 
 def verdict(holds: bool, *, fails_outside: bool) -> str:
-    """The verdict on a bound: whether it holds where it is promised, and whether it fails elsewhere."""
+    """Verdict on a bound, from whether it holds under its conditions and whether it fails outside them."""
     if not holds:
         return "fails"
     return "holds where promised, fails outside" if fails_outside else "holds"
@@ -75,11 +75,11 @@ def verdict(holds: bool, *, fails_outside: bool) -> str:
 def sample_starts(
     problem: Quadratic, key: PRNGKeyArray, levels: np.ndarray, workers: int
 ) -> Float[Array, "levels workers d"]:
-    """Workers at random below each level of a quadratic."""
+    """Sample workers uniformly below each level of a quadratic."""
 
     def below(key: PRNGKeyArray, level: Array) -> Array:
-        towards = jnp.ones_like(problem.minimiser)
-        length = jnp.sqrt(level / problem.value(problem.minimiser + towards))
-        return directions.sample_candidates(key, problem, problem.minimiser + length * towards, workers)
+        towards = jnp.ones_like(problem.minimizer)
+        length = jnp.sqrt(level / problem.value(problem.minimizer + towards))
+        return directions.sample_candidates(key, problem, problem.minimizer + length * towards, workers)
 
     return jax.vmap(below)(jax.random.split(key, len(levels)), jnp.asarray(levels))

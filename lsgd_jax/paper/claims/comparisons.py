@@ -1,4 +1,4 @@
-"""LSGD's test error and communication on networks, compared with its peers'."""
+"""Networks: test error and communication of LSGD compared with other methods."""
 
 import math
 from pathlib import Path
@@ -16,10 +16,10 @@ RIVALS = {"easgd": "EASGD", "downpour": "DOWNPOUR", "data_parallel": "data-paral
 
 
 def read(runs: Path | str) -> Findings:
-    """Test error and communication in comparisons that `lsgd compare` has left in folders under `runs`.
+    """Read test error and communication from the comparisons by `lsgd compare` in the subfolders of `runs`.
 
     Raises:
-      UsageError: if a file there is not what a comparison has written.
+      UsageError: if a file there was not written by a comparison.
     """
     rows, numbers = [], {}
     for path in sorted(check_path("runs", runs).glob("*/comparison.json")):
@@ -35,9 +35,7 @@ def read(runs: Path | str) -> Findings:
             rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
             rows += [_bytes_row(name, rival, command, of, summary["target_error"]) for rival in rivals]
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{path} is not what a comparison has written ({error}): name another runs folder."
-            ) from None
+            raise UsageError(f"{path} was not written by a comparison ({error}): name another runs folder.") from None
         numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
     return Findings(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})
 
@@ -64,7 +62,7 @@ def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> R
 
 def _bytes_row(name: str, rival: str, command: str, of: dict[str, Any], target: float) -> Row:
     own, other = of["lsgd"]["megabytes_to_target"], of[rival]["megabytes_to_target"]
-    told = ["never" if number is None else f"{number:.1f} MB" for number in (own, other)]
+    shown = ["never" if number is None else f"{number:.1f} MB" for number in (own, other)]
     if own is None:
         verdict = "tie" if other is None else "fails"
     elif other is None or other > 1.1 * own:
@@ -75,6 +73,6 @@ def _bytes_row(name: str, rival: str, command: str, of: dict[str, Any], target: 
         f"less communication than {RIVALS[rival]} ({name})",
         "experiments",
         command,
-        f"sent by a worker to {target:.0%} test error: LSGD {told[0]}, {RIVALS[rival]} {told[1]}",
+        f"sent by a worker to {target:.0%} test error: LSGD {shown[0]}, {RIVALS[rival]} {shown[1]}",
         verdict,
     )

@@ -1,4 +1,4 @@
-"""Steps of sizes Theta(1/k) converge as O(1/k)."""
+"""Convergence at rate O(1/k) with step sizes Theta(1/k)."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from lsgd_jax.paper.claims.noisy_descent import CONSTANTS, NOISE, mean_values
 
 
 def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, loss_noise: float = 1.0) -> Findings:
-    """The rate with steps of sizes Theta(1/k)."""
+    """Measure the convergence rate with step sizes Theta(1/k)."""
     k = np.arange(sizes.steps)
     eta = bounds.decreasing_step(k, **CONSTANTS)
     decreasing_lam = 2 * CONSTANTS["smoothness"] * lam * eta
@@ -33,13 +33,13 @@ def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, loss_noise: flo
     for name, (etas, lams, noise, options) in cases.items():
         values, gap = mean_values(sizes.replicas, workers, etas, lams, noise)
         mean, half = values.mean(1), Z * values.std(1, ddof=1) / math.sqrt(sizes.replicas)
-        slope = _slope(values, 1 / etas)  # k, but for a factor and the delay in the steps' sizes.
+        slope = _slope(values, 1 / etas)  # k up to a factor and the delay in the step sizes.
         bound = None
         if options is not None:
             bound = bounds.decreasing_steps_bound(k + 1, gap, noise=NOISE, **CONSTANTS, **options)
         thin = np.unique(np.geomspace(1, sizes.steps, 60).astype(int)) - 1
-        of_bound = None if bound is None else bound[thin]
-        curves.append(Curve("rate", name, thin + 1, mean[thin], (mean - half)[thin], (mean + half)[thin], of_bound))
+        thin_bound = None if bound is None else bound[thin]
+        curves.append(Curve("rate", name, thin + 1, mean[thin], (mean - half)[thin], (mean + half)[thin], thin_bound))
         numbers[name] = {"slope": slope, "gap of the start": gap}
         if bound is not None:
             numbers[name]["largest mean / bound"] = float((mean / bound).max())
@@ -67,13 +67,13 @@ def _rate_row(claim: str, name: str, numbers: dict[str, Any]) -> Row:
 
 
 def _slope(values: Float[np.ndarray, "steps replicas"], k: Float[np.ndarray, " steps"]) -> list[float]:
-    """The log-log slope of the mean over the last decade of k, with its bootstrapped 95 % interval."""
+    """Log-log slope of the mean over the last decade of k, with its bootstrapped 95 % interval."""
     replicas = values.shape[1]
-    # Means over stretches that are equally long on the logarithmic scale.
+    # Means over intervals of equal length on the logarithmic scale.
     edges = np.unique(np.searchsorted(k, np.geomspace(k[-1] / 10, k[-1], 21)))
-    stretches = [slice(*pair) for pair in itertools.pairwise(edges)]
-    binned = np.stack([values[stretch].mean(0) for stretch in stretches])
-    at = np.log([k[stretch].mean() for stretch in stretches])
+    intervals = [slice(*pair) for pair in itertools.pairwise(edges)]
+    binned = np.stack([values[interval].mean(0) for interval in intervals])
+    at = np.log([k[interval].mean() for interval in intervals])
     resampled = np.random.default_rng(0).integers(replicas, size=(1000, replicas))
     low, high = np.quantile(np.polyfit(at, np.log(binned[:, resampled].mean(-1)), 1)[0], (0.025, 0.975))
     return [float(low), float(np.polyfit(at, np.log(binned.mean(1)), 1)[0]), float(high)]

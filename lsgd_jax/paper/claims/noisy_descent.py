@@ -1,4 +1,4 @@
-"""LSGD on quadratics with noisy gradients and losses, which the claims on convergence measure."""
+"""LSGD on quadratics with noisy gradients and losses, for the claims on convergence."""
 
 from typing import Any
 
@@ -24,17 +24,17 @@ def noisy_descent(
     lams: Float[Array, " steps"],
     loss_noise: Float[Array, ""],
 ) -> Float[Array, "steps workers"]:
-    """LSGD's values after each step: pulls eta lambda at x, the leader elected anew on noisy losses every time."""
+    """Run LSGD with pulls eta lambda at x and a leader elected on noisy losses at every step; returns all values."""
 
     def worker(start: Array) -> Array:
         def step(carry: tuple, t: tuple) -> tuple[tuple, Array]:
             x, state = carry
             k, eta, lam = t
             own = jax.random.fold_in(jax.random.fold_in(key, k), jax.lax.axis_index("worker"))
-            of_gradient, of_loss = jax.random.split(own)
-            loss = problem.value(x) + loss_noise * jax.random.normal(of_loss, (), x.dtype)
+            gradient_key, loss_key = jax.random.split(own)
+            loss = problem.value(x) + loss_noise * jax.random.normal(loss_key, (), x.dtype)
             method = _method(eta, eta * lam)
-            updates, state = method.update(problem.gradient(x, of_gradient), state, x, value=loss)
+            updates, state = method.update(problem.gradient(x, gradient_key), state, x, value=loss)
             x = optax.apply_updates(x, updates)
             return (x, state), problem.value(x)
 
@@ -51,10 +51,10 @@ def _method(eta: Array, pull: Array) -> optax.GradientTransformationExtraArgs:
 def mean_values(
     replicas: int, workers: int, etas: np.ndarray, lams: np.ndarray, loss_noise: float
 ) -> tuple[Float[np.ndarray, "steps replicas"], float]:
-    """The workers' mean values after each step of descents on random quadratics, and the mean of those before."""
+    """Mean value over workers after each step of descents on random quadratics, and the mean value at the start."""
     keys = jax.random.split(jax.random.key(0), (3, replicas))
     problems = jax.vmap(lambda key: quadratic(key, DIMENSION, noise=NOISE, **CONSTANTS))(keys[0])
-    starts = problems.minimiser[:, None] + jax.random.normal(keys[1, 0], (replicas, workers, DIMENSION))
+    starts = problems.minimizer[:, None] + jax.random.normal(keys[1, 0], (replicas, workers, DIMENSION))
     gap = float(jax.vmap(lambda problem, x: jax.vmap(problem.value)(x))(problems, starts).mean())
     values = _descents(problems, starts, keys[2], jnp.asarray(etas), jnp.asarray(lams), jnp.asarray(loss_noise))
     return np.asarray(values.mean(2).T), gap

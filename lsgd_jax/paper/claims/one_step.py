@@ -1,4 +1,4 @@
-"""One step with noisy gradients stays below the bound."""
+"""One step with noisy gradients: its mean stays below the bound."""
 
 import math
 from functools import partial
@@ -14,16 +14,16 @@ from lsgd_jax.paper.claims.noisy_descent import noisy_descent
 from lsgd_jax.paper.objectives import Quadratic, quadratic
 
 ETA_FACTORS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.5)
-"""Step sizes, as multiples of the largest that is promised anything, 1/(2M)."""
+"""Step sizes, as multiples of the largest to which the bound applies, 1/(2M)."""
 PULL_FACTORS = (0.0, 0.5, 1.0, 4.0, 16.0, 64.0)
-"""Pulls eta lambda, as multiples of the largest, 1/(2 kappa)."""
+"""Pulls eta lambda, as multiples of the largest to which the bound applies, 1/(2 kappa)."""
 
 
 def measure(
     sizes: Sizes, *, conditions: tuple[float, ...] = (2.0, 10.0, 100.0), workers: tuple[int, ...] = (1, 4, 16)
 ) -> Findings:
-    """The mean after one step, against the bound."""
-    worst, undecided, tightest, promised_count = 0, 0, 0.0, 0
+    """Compare the mean after one step with the bound."""
+    worst, undecided, tightest, applicable_count = 0, 0, 0.0, 0
     failed, counted = np.zeros((2, len(ETA_FACTORS), len(PULL_FACTORS)))
     for i, kappa in enumerate(conditions):
         problem = quadratic(jax.random.key(i), 10, smoothness=kappa, noise=1.0)
@@ -33,21 +33,21 @@ def measure(
         for p in workers:
             starts = sample_starts(problem, jax.random.key(p), np.geomspace(1e-3, 1e2, sizes.points), p)
             gap = np.asarray(jax.vmap(jax.vmap(problem.value))(starts))
-            mean, half = _means_after_one_step(problem, starts, eta, lam, sizes.draws)
+            mean, half = _means_after_one_step(problem, starts, eta, lam, sizes.samples)
             bound = bounds.one_step_bound(
                 gap, gap.min(1, keepdims=True), eta[..., None, None], lam[..., None, None], noise=1.0, **constants
             )
-            promised = bounds.bound_applies(np.broadcast_to(eta, lam.shape), lam, **constants)
+            applicable = bounds.bound_applies(np.broadcast_to(eta, lam.shape), lam, **constants)
             failed += (mean - half > bound).sum((2, 3))
             counted += gap.size
-            worst += int((mean - half > bound)[promised].sum())
-            undecided += int((abs(mean - bound) <= half)[promised].sum())
-            promised_count += bound[promised].size
-            tightest = max(tightest, float((mean / bound)[promised].max()))
+            worst += int((mean - half > bound)[applicable].sum())
+            undecided += int((abs(mean - bound) <= half)[applicable].sum())
+            applicable_count += bound[applicable].size
+            tightest = max(tightest, float((mean / bound)[applicable].max()))
     share = failed / counted
     outside = (np.array(ETA_FACTORS)[:, None] > 1) | (np.array(PULL_FACTORS) > 1)
     numbers = {
-        "promised cases": promised_count,
+        "promised cases": applicable_count,
         "shown to exceed the bound where promised": worst,
         "undecided where promised": undecided,
         "largest mean / bound where promised": tightest,
@@ -59,7 +59,7 @@ def measure(
         "one step: E f(x+) - f* <= (1 - m eta)(f(x) - f*) - eta lambda (f(x) - f(z)) + eta^2 M sigma^2 / 2",
         "convergence",
         COMMAND,
-        f"eta <= 1/(2M), eta lambda <= 1/(2 kappa): {worst} of {promised_count} means exceed it, at most"
+        f"eta <= 1/(2M), eta lambda <= 1/(2 kappa): {worst} of {applicable_count} means exceed it, at most"
         f" {tightest:.2f} of the bound; outside up to {share[outside].max():.0%} do, first at eta ="
         f" {_first_failure(share[:, PULL_FACTORS.index(1.0)], ETA_FACTORS)}/(2M) or eta lambda ="
         f" {_first_failure(share[ETA_FACTORS.index(1.0)], PULL_FACTORS)}/(2 kappa)",
@@ -74,25 +74,25 @@ def _first_failure(share: np.ndarray, factors: tuple[float, ...]) -> str:
     return f"{failing[0]:g}" if failing else "none"
 
 
-@partial(jax.jit, static_argnames="draws")
+@partial(jax.jit, static_argnames="samples")
 def _after_one_step(
-    problem: Quadratic, starts: Float[Array, "points workers d"], eta: Array, lam: Array, draws: int
+    problem: Quadratic, starts: Float[Array, "points workers d"], eta: Array, lam: Array, samples: int
 ) -> tuple[Array, Array]:
-    keys = jax.random.split(jax.random.key(2), draws)
+    keys = jax.random.split(jax.random.key(2), samples)
     zero = jnp.zeros(())
 
-    def of_point(start: Array) -> tuple[Array, Array]:
+    def at_point(start: Array) -> tuple[Array, Array]:
         values = jax.vmap(lambda key: noisy_descent(problem, start, key, eta[None], lam[None], zero)[0])(keys)
-        return values.mean(0), Z * values.std(0, ddof=1) / math.sqrt(draws)
+        return values.mean(0), Z * values.std(0, ddof=1) / math.sqrt(samples)
 
-    return jax.vmap(of_point)(starts)
+    return jax.vmap(at_point)(starts)
 
 
 def _means_after_one_step(
-    problem: Quadratic, starts: Array, eta: np.ndarray, lam: np.ndarray, draws: int
+    problem: Quadratic, starts: Array, eta: np.ndarray, lam: np.ndarray, samples: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means and half intervals, by eta, lambda, point and worker."""
+    """Means and interval half-widths, by eta, lambda, point and worker."""
     grid = zip(np.broadcast_to(eta, lam.shape).flat, lam.flat, strict=True)
-    of = [_after_one_step(problem, starts, jnp.asarray(e), jnp.asarray(p), draws) for e, p in grid]
-    mean, half = (np.stack(each).reshape(*lam.shape, *starts.shape[:2]) for each in zip(*of, strict=True))
+    results = [_after_one_step(problem, starts, jnp.asarray(e), jnp.asarray(p), samples) for e, p in grid]
+    mean, half = (np.stack(each).reshape(*lam.shape, *starts.shape[:2]) for each in zip(*results, strict=True))
     return mean, half

@@ -1,4 +1,4 @@
-"""Where objectives are stationary: LSGD's best worker is at a stationary point of f, elastic averaging's none."""
+"""Stationary points: those of LSGD are stationary for its best worker; those of elastic averaging for no worker."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from lsgd_jax.paper.objectives import double_well
 
 
 def measure(sizes: Sizes, *, workers: int = 4, dimension: int = 2, lam: float = 0.3) -> Findings:
-    """Whose gradients vanish where the objectives of LSGD and of elastic averaging are stationary."""
+    """Find which workers' gradients vanish at stationary points of LSGD's and elastic averaging's objectives."""
     f = partial(double_well, tilt=0.3)
     starts = jax.random.uniform(jax.random.key(0), (sizes.starts, workers, dimension), minval=-2.0, maxval=2.0)
     objectives = {
@@ -76,7 +76,7 @@ def measure(sizes: Sizes, *, workers: int = 4, dimension: int = 2, lam: float = 
 
 @partial(jax.jit, static_argnames="objective")
 def _newton(objective: bounds.Objective, starts: Float[Array, "starts workers d"]) -> Float[Array, "starts workers d"]:
-    """Newton's method for a point at which the gradient is zero; NaN or anything where it does not converge."""
+    """Find a zero of the gradient by Newton's method; the result is arbitrary or NaN where it does not converge."""
     shape = starts.shape[1:]
 
     def gradient(x: Array) -> Array:
@@ -91,7 +91,7 @@ def _newton(objective: bounds.Objective, starts: Float[Array, "starts workers d"
 def _slopes(
     objective: bounds.Objective, f: bounds.Objective, starts: Float[Array, "starts workers d"]
 ) -> Float[np.ndarray, "points workers"]:
-    """|grad f| of the workers, best first, at the stationary points with a unique best worker found from the starts."""
+    """Gradient norms of f per worker, best worker first, at the stationary points with a unique best worker."""
     x = _newton(objective, starts)
     residual = jnp.abs(jax.vmap(jax.grad(objective))(x)).max((1, 2))
     values = jax.vmap(jax.vmap(f))(x)

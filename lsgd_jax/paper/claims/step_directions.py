@@ -1,4 +1,4 @@
-"""At least half of the candidate leaders turn a step towards Newton's."""
+"""Step directions: at least half of the candidate leaders turn a step toward Newton's."""
 
 from functools import partial
 from typing import Any
@@ -23,14 +23,14 @@ def measure(
     conditions: tuple[float, ...] = (10.0, 1000.0),
     points: int = 4,
 ) -> Findings:
-    """The share of candidate leaders that turn a step towards Newton's, at random points and at the largest angle."""
+    """Measure the share of candidate leaders that improve a step's direction, at random and worst-case points."""
     curves, of_points = [], []
     for d in dimensions:
         for kappa in conditions:
             problem = quadratic(jax.random.key(d), d, smoothness=kappa)
             at_random = sample_starts(problem, jax.random.key(0), np.ones(1), points)[0]
             for i, x in enumerate([*at_random, _largest_angle(problem)]):
-                promised, angle = directions.promised_pull(problem, x)
+                promised, angle = directions.guaranteed_pull(problem, x)
                 lams = np.sort(np.append(LAMBDAS, min(promised, 10 * LAMBDAS[-1])))
                 good = np.asarray(_improving(problem, x, jax.random.key(i), jnp.asarray(lams), sizes.candidates))
                 low, high = _binomial_interval(good, sizes.candidates)
@@ -78,18 +78,18 @@ def measure(
 def _improving(
     problem: Quadratic, x: Float[Array, " d"], key: PRNGKeyArray, lams: Float[Array, " lams"], count: int
 ) -> Float[Array, " lams"]:
-    """How many of the candidates improve the direction, for each lambda."""
+    """Count the candidates that improve the direction, for each lambda."""
     leaders = directions.sample_candidates(key, problem, x, count)
     return jax.lax.map(lambda lam: directions.improves_direction(problem, x, leaders, lam).sum(), lams)
 
 
 def _largest_angle(problem: Quadratic) -> Float[Array, " d"]:
-    """A point where the angle is as large as it gets (Kantorovich): even in f between the outermost axes."""
+    """Point with the largest possible angle (Kantorovich): equal shares of f along the two outermost axes."""
     values, axes = jnp.linalg.eigh(problem.hessian)
-    return problem.minimiser + axes[:, 0] / jnp.sqrt(values[0]) + axes[:, -1] / jnp.sqrt(values[-1])
+    return problem.minimizer + axes[:, 0] / jnp.sqrt(values[0]) + axes[:, -1] / jnp.sqrt(values[-1])
 
 
 def _binomial_interval(good: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clopper and Pearson's 95 % interval."""
+    """Clopper-Pearson 95 % interval."""
     low, high = stats.beta.ppf(0.025, good, count - good + 1), stats.beta.ppf(0.975, good + 1, count - good)
     return np.where(good == 0, 0, low), np.where(good == count, 1, high)

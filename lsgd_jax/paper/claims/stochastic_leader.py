@@ -1,4 +1,4 @@
-"""A leader elected on noisy losses raises the limit of constant steps by a bounded amount."""
+"""Stochastic leader: election on noisy losses raises the limit of constant steps by a bounded amount."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ LOSS_NOISES = (0.0, 0.01, 0.1, 1.0, 10.0)
 
 
 def measure(sizes: Sizes, *, workers: tuple[int, ...] = (4, 16), lam: float = 1.0) -> Findings:
-    """The limit with steps of one size and a leader elected on noisy losses."""
+    """Measure the limit of constant steps with a leader elected on noisy losses."""
     eta, steps = 1 / (2 * CONSTANTS["smoothness"]), 300
     curves: list[Curve] = []
     numbers: dict[str, Any] = {"eta": eta, "lambda": lam}
 
     def limit(p: int, lam: float, noise: float) -> tuple[float, float]:
         values = mean_values(sizes.replicas, p, np.full(steps, eta), np.full(steps, lam), noise)[0]
-        of_replica = values[steps // 3 :].mean(0)
-        return of_replica.mean(), Z * of_replica.std(ddof=1) / math.sqrt(sizes.replicas)
+        per_replica = values[steps // 3 :].mean(0)
+        return per_replica.mean(), Z * per_replica.std(ddof=1) / math.sqrt(sizes.replicas)
 
     exceeded, largest, raised = 0, 0.0, 0.0
     for p in workers:

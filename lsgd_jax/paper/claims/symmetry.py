@@ -1,4 +1,4 @@
-"""The curse of symmetry: elastic averaging stalls between workers, the leader does not."""
+"""Curse of symmetry: elastic averaging stalls between workers, the leader does not."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +10,13 @@ from lsgd_jax.paper.objectives import sinc_rings
 
 
 def measure(sizes: Sizes, *, dimension: int = 100) -> Findings:
-    """The curse of symmetry on the functions of the paper's figures, the second at a tenth of its dimension."""
+    """Measure the curse of symmetry on the problems of Figures 2 and 3, the latter at a tenth of its dimension."""
     final = {
         name: np.asarray(descend(method, sinc_rings, jnp.array(STARTS), nonconvex.ITERATIONS).values[:, -1])
         for name, method in methods(nonconvex.ETA, nonconvex.PULL).items()
     }
     reached = nonconvex.random_starts(20, sizes.runs)
-    # A target's scale grows with the dimension, and with it the largest step.
+    # The target's scale grows with the dimension, so the step size shrinks with it.
     eta = matrix_completion.ETA * matrix_completion.DIMENSION / dimension
     completed = matrix_completion.solve(dimension, eta, ranks=(1, 10))
     best = {f"rank {r}": {name: float(v[:, -1].min()) for name, v in of.items()} for r, of in completed.items()}

@@ -1,4 +1,4 @@
-"""Averaging workers in different wells slows them; a leader does not."""
+"""Workers in different wells: averaging slows them, a leader does not."""
 
 import math
 
@@ -12,7 +12,7 @@ from lsgd_jax.paper.objectives import double_well
 
 
 def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, eta: float = 0.01, iterations: int = 400) -> Findings:
-    """How soon workers reach the bottom where they start in different wells, and where in one."""
+    """Measure how soon workers reach the bottom when they start in different wells and in the same well."""
     level = 1e-3
     starts = jax.random.uniform(jax.random.key(0), (sizes.starts, workers, 2), minval=-2.0, maxval=2.0)
     curves, numbers = [], {}
@@ -26,10 +26,10 @@ def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, eta: float = 0.
                     ("all", np.asarray((values <= level).all(1))),
                 )
             }
-            median = np.asarray(jnp.median(values.min(1), axis=0))
-            curves.append(Curve("wells", f"{name}, {where}", np.arange(iterations + 1), median))
+            middle = np.asarray(jnp.median(values.min(1), axis=0))
+            curves.append(Curve("wells", f"{name}, {where}", np.arange(iterations + 1), middle))
 
-    def told(who: str, where: str) -> str:
+    def median(who: str, where: str) -> str:
         return ", ".join(f"{name} {numbers[f'{name}, {where}'][who]['iterations'] or 'never'}" for name in METHODS)
 
     apart = {name: numbers[f"{name}, different wells"] for name in METHODS}
@@ -41,14 +41,14 @@ def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, eta: float = 0.
         "averaging workers that descend to different minima slows them; the leader is not slowed",
         "abstract (ii)",
         COMMAND,
-        f"median iterations to f <= {level:g} in four wells, best worker: {told('best', 'different wells')}; all"
-        f" workers: {told('all', 'different wells')}; started in one well, best worker: {told('best', 'one well')}",
+        f"median iterations to f <= {level:g} in four wells, best worker: {median('best', 'different wells')}; all"
+        f" workers: {median('all', 'different wells')}; started in one well, best worker: {median('best', 'one well')}",
         "holds for the leader, not for its followers; tie with independent workers" if slower else "fails",
     )
     return Findings([row], curves, numbers)
 
 
 def _iterations(reached: np.ndarray) -> int | None:
-    """The median of the first iterations at which it was reached; None if half of the runs never reach it."""
+    """Median first iteration at which the level was reached; None if half of the runs never reach it."""
     median = np.median(np.where(reached.any(1), reached.argmax(1), np.inf))
     return int(median) if np.isfinite(median) else None
