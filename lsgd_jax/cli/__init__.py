@@ -18,7 +18,7 @@ from lsgd_jax.tracking.output import Output
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 for a user's mistake."""
+    """Run the command line; returns the exit code (2 for a user error)."""
     stdout: Any = Output(sys.stdout)
     stderr: Any = Output(sys.stderr)
     with redirect_stdout(stdout), redirect_stderr(stderr):
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int | None:
-    """The exit code; None if the command has only had something to print."""
+    """Run a command; returns the exit code, or None if the command only prints."""
     try:
         by_name: dict[str, Callable[..., Any]] = {
             "train": commands.train,
@@ -65,24 +65,24 @@ def _run(arguments: list[str] | None) -> int | None:
     except RunFailed as error:
         print(f"lsgd: {error}", file=sys.stderr, flush=True)
         if distributed.process_count() > 1:
-            os._exit(1)  # An orderly end would wait for the other processes, and they wait for this one.
+            os._exit(1)  # An orderly exit would wait for the other processes, which wait for this one.
         return 1
     except Interrupted as stop:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process at once, here too.
-        for number in (signal.SIGTERM, signal.SIGHUP):  # As the launcher sends it when another process has stopped.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process immediately, here too.
+        for number in (signal.SIGTERM, signal.SIGHUP):  # The launcher sends them when another process has stopped.
             signal.signal(number, signal.SIG_IGN)
         if distributed.process_index() == 0:
             print(f"lsgd: {stop}", file=sys.stderr)
         return 128 + stop.number
     except KeyboardInterrupt:
         print("lsgd: interrupted.", file=sys.stderr, flush=True)
-        for process in multiprocessing.active_children():  # That decode images, and would be left.
+        for process in multiprocessing.active_children():  # Processes that decode images would be left behind.
             process.kill()
-        os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash if it were torn down meanwhile.
+        os._exit(128 + signal.SIGINT)  # JAX may be compiling, and would crash during teardown.
     except Exception as error:
         if distributed.process_count() == 1:
             raise
-        if "by peer" in str(error):  # Gloo's words for a connection that was closed or reset.
+        if "by peer" in str(error):  # Gloo's message for a closed or reset connection.
             print("lsgd: another process of the run has ended, so that this one can't go on.", file=sys.stderr)
         else:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The commands of `lsgd`: one function per command, its arguments the options."""
+"""Commands of `lsgd`, one function per command; their arguments are its options."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
 
 MOST_SEEDS = 10_000
-"""Of a comparison."""
+"""Maximum number of seeds of a comparison."""
 
 
 def train(
@@ -30,23 +30,23 @@ def train(
     tensorboard: bool = False,
     processes: int | None = None,
 ) -> int:
-    """Train a preset with one method and write a run folder: configuration, environment, metrics, a picture.
+    """Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.
 
-    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop, with 128 + the signal for its exit code;
-    a second Ctrl-C stops it at once. Runs that save no checkpoints stop at once.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops with exit code 128 + signal number; a
+    second Ctrl-C stops it immediately. Runs without checkpoints stop immediately.
 
     Args:
-      options: the preset and what to change in it.
-      run_dir: the folder to write; by default one under runs/ named after the data and the time.
-      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
-      resume: go on from the last checkpoint in the folder, or start if there is none; also with other numbers of
-        workers, processes and devices, and to more steps.
-      tensorboard: write event files for TensorBoard, too, into the folder tensorboard of the run's.
-      processes: number of processes of the run; by default LSGD_PROCESSES or, in a cluster, as many as it has started.
-        1 trains alone, also in a SLURM job of several tasks.
+      options: preset and overrides.
+      run_dir: run folder to write; by default one under runs/ named after the data set and the time.
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      resume: resume from the latest checkpoint in the run folder, or start if there is none. The numbers of workers,
+        processes, devices and steps may change.
+      tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
+      processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
+        trains in a single process, even in a SLURM job of several tasks.
     """
     if resume and run_dir is None:
-        raise UsageError("a run goes on in its folder: name it with --run-dir.")
+        raise UsageError("a run is resumed in its folder: name it with --run-dir.")
     options.refuse(TUNING, "in train: it is for compare with --tune")
     config = options.checked()
     if run_dir is not None:
@@ -65,7 +65,7 @@ def train(
             from lsgd_jax.figures import run
 
             print(f"test error of the center after {config.steps} steps: {error:.2%}; see {run.draw(run_dir)}")
-    return 0  # Even if nobody reads the line: the run is in its folder.
+    return 0  # Even if the output was lost: the run is in its folder.
 
 
 def compare(
@@ -77,20 +77,18 @@ def compare(
     target_error: float = 0.05,
     data_dir: Path | None = None,
 ) -> int:
-    """Train several methods on a preset with several seeds; a table and a picture tell how they compare.
+    """Compare methods on a preset over several seeds; writes a table and a figure.
 
-    What has been trained into the folder before is not trained again, so that the same command goes on where it was
-    stopped.
+    Finished runs in the output folder are not trained again, so the same command resumes an interrupted comparison.
 
     Args:
-      options: the preset and what to change in it.
-      methods: names separated by commas. An option applies to all that have it.
-      seeds: numbers separated by commas, or a range like 0..4.
-      out: the folder to write; by default one under runs/ named after the network, the data and the number of
-        workers.
-      tune: choose each method's hyper-parameters from a small grid, on held-out training data.
-      target_error: tell how many steps and bytes it took to reach this test error, in [0, 1].
-      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      options: preset and overrides.
+      methods: comma-separated methods. An option applies to all methods that have it.
+      seeds: comma-separated seeds, or a range like 0..4.
+      out: output folder; by default one under runs/ named after the network, the data set and the number of workers.
+      tune: tune each method's hyperparameters over a small grid, on held-out training data.
+      target_error: report the steps and bytes needed to reach this test error, in [0, 1].
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names, numbers = _names(methods, METHODS), _seeds(seeds)
     for name in ("method", "seed", "validation"):
@@ -101,14 +99,14 @@ def compare(
         options.refuse(TUNING, "without --tune")
     if not 0 <= target_error <= 1:
         raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
-    with stopped_at_once("the same command trains the runs that are not finished"):
+    with stopped_at_once("the same command trains the unfinished runs"):
         from lsgd_jax.compare import compare as run_comparison
         from lsgd_jax.compare import configs_of
 
         [config, *_] = configs_of(options.base, names, options.given).values()
         distributed.initialize()
         if distributed.process_count() > 1:
-            raise AgreedError("compare is for one process, but this is one of several: train is for these.")
+            raise AgreedError("compare runs in one process, but this is one of several: only train supports several.")
         workers = config.groups * config.workers
         distributed.simulate_devices(workers)
         out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{workers}"
@@ -159,25 +157,24 @@ def simulate(
     out: Path = Path("simulation"),
     data_dir: Path | None = None,
 ) -> None:
-    """Simulate methods in virtual time, with workers at their own speeds on links that take time.
+    """Simulate methods in virtual time, with heterogeneous workers and network costs.
 
-    All workers together take workers * --steps steps, and finish those that end with the last. The same command gives
-    the same numbers: virtual time does not depend on the machine. As an example, 8 workers, the first at a tenth of the
-    others' speed:
+    A simulation ends when all workers together have taken workers * --steps steps. It is deterministic: virtual time
+    does not depend on the machine. For example, 8 workers, the first at a tenth of the others' speed:
 
     lsgd simulate digits --groups 1 --workers 8 --slow 0 10
 
     Args:
-      options: the preset and what to change in it; --methods stands for its method.
-      cluster: the machines and links.
-      methods: names separated by commas: lsgd is in step; in lsgd-joined all exchange when the steps of all together
-        have reached the next period; in lsgd-posted nobody waits but for a board on which scores and parameters are
-        put; easgd and downpour go to a server with the center, each worker on its own clock.
-      costs_only: tell times, waiting, staleness and bytes without training: for up to 100,000 workers.
-      parameters: how many float32 parameters are sent, if nothing is trained; by default as many as the network has.
-      target_error: tell when this test error was reached, in [0, 1]; by default 0.05.
-      out: the folder to write to: a timeline, the staleness and, if trained, the errors, as pictures, CSV and JSON.
-      data_dir: where `lsgd data prepare` has put the data; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      options: preset and overrides; --methods replaces its method.
+      cluster: machines and links.
+      methods: comma-separated schedules. lsgd is synchronous; with lsgd-joined, all workers exchange when their total
+        number of steps reaches the next period; with lsgd-posted, workers post scores and parameters to a board and
+        wait only for it; with easgd and downpour, each worker exchanges with the center's server on its own clock.
+      costs_only: report times, waiting, staleness and bytes without training, for up to 100,000 workers.
+      parameters: number of float32 parameters sent, with --costs-only; by default those of the network.
+      target_error: report when this test error was reached, in [0, 1]; by default 0.05.
+      out: output folder for the timeline, the staleness and, with training, the errors, as figures, CSV and JSON.
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names = _names(methods, SCHEDULES)
     if "method" in options.given:
@@ -225,16 +222,15 @@ def figure(
     model: str | None = None,
     dataset: str | None = None,
 ) -> None:
-    """Draw a figure of the paper: a picture, its curves (CSV) and its numbers (JSON).
+    """Draw a figure of the paper, and write its curves (CSV) and numbers (JSON).
 
     Args:
-      name: which figure; analytic: the first three, which are computed here; theory: every claim, with a table of what
-        has been measured; F4 to F8 are drawn from runs.
-      out: the folder to write to.
-      runs: the folder in which F4 to F8 look for runs, and in the folders in it; theory looks for comparisons. By
-        default runs.
-      model: the network that F4 to F8 look for; by default the paper's.
-      dataset: the data that F4 to F8 look for; by default the paper's.
+      name: figure. analytic: the first three; theory: every claim of the paper, measured, with a table of verdicts; F4
+        to F8: from finished runs.
+      out: output folder.
+      runs: folder searched, with its subfolders, for runs (F4 to F8) or comparisons (theory); by default runs.
+      model: network for F4 to F8; by default the paper's.
+      dataset: data set for F4 to F8; by default the paper's.
     """
     from lsgd_jax.paper import analytic, networks
 
@@ -259,11 +255,11 @@ def figure(
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
-    """Write a page about one or several runs, to be read in a browser without a network: lsgd report runs/a runs/b.
+    """Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.
 
     Args:
-      runs: their folders; a run may still be going on.
-      out: the page. An older report in its place is replaced, any other file is not.
+      runs: run folders; a run may still be in progress.
+      out: output file. An existing report is replaced, any other file is not.
     """
     if not runs:
         raise UsageError("report needs the folder of a run, as in lsgd report runs/a.")
@@ -278,12 +274,12 @@ def data(
     name: Annotated[Literal["cifar10", "cifar100", "mnist", "imagenet2012"], tyro.conf.Positional],
     data_dir: Path | None = None,
 ) -> None:
-    """Prepare a data set once: from archives in downloads/manual in the data folder, or else by download.
+    """Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.
 
     Args:
-      action: what to do with it.
-      name: which data set. ImageNet's archives have to be there; see lsgd_jax/data/preparation.py for their names.
-      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      action: action to take.
+      name: data set. ImageNet's archives can't be downloaded; see lsgd_jax/data/preparation.py for their names.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     from lsgd_jax.data import preparation
 
@@ -297,22 +293,22 @@ def launch(
     devices_per_process: int | None = None,
     restarts: int = 0,
 ) -> int:
-    """Train in several processes on this machine, as on several hosts: lsgd launch --processes 2 -- train mnist1d.
+    """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
 
-    SIGINT (Ctrl-C), SIGTERM or SIGHUP lets the run save a checkpoint and stop; a second one stops it at once.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops; a second signal stops it immediately.
 
     Args:
       command: train and its options, after two dashes.
-      processes: how many.
-      devices_per_process: simulated devices of each; by default one for each of its workers.
-      restarts: how often the run is brought back from its last checkpoint after a process was killed or crashed.
+      processes: number of processes.
+      devices_per_process: simulated devices per process; by default one per worker.
+      restarts: maximum number of restarts from the latest checkpoint after a process was killed or crashed.
     """
     from lsgd_jax.distributed.launch import launch as run_processes
 
     if command[:1] != ("train",):
         raise UsageError(
-            "launch is for train, as in lsgd launch --processes 2 -- train mnist1d;"
-            f" {command[0] if command else 'nothing'} is for one process."
+            "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
+            f" got {command[0] if command else 'no command'}."
         )
     for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
         if count is not None and count < 1:
@@ -320,17 +316,17 @@ def launch(
     if restarts < 0:
         raise UsageError(f"restarts must be at least 0, got {restarts}.")
     if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
-        raise UsageError("restarts go on in the run's folder: name it with --run-dir.")
+        raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
     return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
 
 
 def info(
     bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
 ) -> None:
-    """Print versions and devices, or what the workers of a preset will send.
+    """Print versions and devices, or the communication cost of a preset.
 
     Args:
-      bytes: a preset: for each method, what a worker sends in an exchange and a step, before anything is run.
+      bytes: preset for which to print the bytes per worker per exchange and per step, by method.
     """
     if bytes is None:
         from lsgd_jax.tracking.run_folder import environment
@@ -348,24 +344,24 @@ def info(
 
 
 def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = None) -> None:
-    """Compile a preset's training step for TPUs that are not there: what it sends, holds and costs.
+    """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
 
-    It needs libtpu (pip install 'lsgd-jax[tpu]'), but neither TPUs nor the data set.
+    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
 
     Args:
-      options: the preset and what to change in it; there is a worker on every device.
-      topology: the kind of TPU and its chips along each axis, like v5e:16x16.
-      text: a file to write the compiled program's text (HLO) to.
+      options: preset and overrides; each device has one worker.
+      topology: TPU kind and number of chips along each axis, like v5e:16x16.
+      text: output file for the text of the compiled program (HLO).
     """
     from lsgd_jax import distributed
     from lsgd_jax.train import compile_ahead
 
     if options.asynchronous is not None:
-        raise UsageError("compile is for workers in step: asynchronous is for train.")
+        raise UsageError("compile supports only synchronous training: asynchronous is for train.")
     options.refuse((*TUNING, *CHECKPOINTS), "in compile")
     try:
         if text is not None:
-            text.touch()  # Before the compiler takes its minutes.
+            text.touch()  # Before the compilation, which takes minutes.
     except OSError as error:
         raise UsageError(f"{text} can't be written ({error.strerror}): name another file with --text.") from None
     devices = compile_ahead.described_devices(topology)

@@ -1,4 +1,4 @@
-"""The options of a training run on the command line: a preset, and fields that override its own."""
+"""Command-line options of a training run: a preset, and overrides of its fields."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -14,33 +14,33 @@ TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "least_step_seconds", "slowdowns")
 COSTS = ("groups", "workers", "steps", "seed", "period", "global_period", "broadcast", "wire")
-"""What the costs of a simulation depend on, with the parameters."""
+"""Options that affect the costs of a simulation, besides the parameters."""
 PARAMETERS = ("dataset", "model", "width")
-"""What the number of parameters depends on."""
+"""Options that affect the number of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(Config):
-    """What a training run depends on. Options override single fields of a preset."""
+    """Configuration of a training run. Options override fields of the preset."""
 
     preset: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
 
     def __post_init__(self) -> None:
-        """Leave the checks to `checked`, which knows what is given."""
+        """Skip the checks of `Config`: `checked` makes them, knowing which options are given."""
 
     @property
     def base(self) -> Config:
-        """The preset."""
+        """Configuration of the preset."""
         return PRESETS[self.preset]
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that differ from the preset."""
+        """Fields that differ from the preset."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
         return {name: value for name, value in fields.items() if value != getattr(self.base, name)}
 
     def checked(self, **placed: int) -> Config:
-        """The configuration; what the preset alone has set and has no effect is left out."""
+        """Return the checked configuration, without fields of the preset that have no effect in it."""
         try:
             return self.base.replace(**self.given | placed)
         except ValueError as error:
@@ -53,16 +53,16 @@ class Options(Config):
 
 @dataclasses.dataclass(frozen=True)
 class UnplacedOptions(Options):
-    """What a training run depends on. Options override single fields of a preset."""
+    """Configuration of a training run. Options override fields of the preset."""
 
     groups: int | None = None  # type: ignore[assignment]
-    """Groups of workers; by default one on every host, or as many as the workers in each leave."""
+    """Number of groups; by default one per host, or the number of devices divided by `workers`."""
     workers: int | None = None  # type: ignore[assignment]
-    """Workers in each group; by default as many as the groups leave."""
+    """Workers per group; by default the number of devices divided by `groups`."""
 
 
 def refuse(given: Iterable[str], reason: str) -> None:
-    """Raise UsageError if there is an option that is given without effect."""
+    """Raise UsageError if an option is given that has no effect."""
     for name in given:
         raise UsageError(f"{name} has no effect {reason}.")
 
@@ -70,7 +70,7 @@ def refuse(given: Iterable[str], reason: str) -> None:
 if TYPE_CHECKING:
     Preset = Options
     UnplacedPreset = UnplacedOptions
-else:  # One subcommand a preset, its fields as options.
+else:  # One subcommand per preset, with its fields as options.
 
     def _subcommands(kind: type[Options], **changes: Any) -> Any:
         defaults = {

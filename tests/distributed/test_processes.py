@@ -147,13 +147,17 @@ def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_
 def test_compare_is_for_one_process(tmp_path):
     done = launch(2, *LSGD, "compare", "digits", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "[0] lsgd: compare is for one process, but this is one of several: train is for these.\n"
+    message = "compare runs in one process, but this is one of several: only train supports several."
+    assert done.stderr == f"[0] lsgd: {message}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes", "2", "--", "compare", "digits"], "launch is for train, as in lsgd launch --processes 2 -- "),
+        (
+            ["--processes", "2", "--", "compare", "digits"],
+            "launch supports only train, as in lsgd launch --processes 2 -- ",
+        ),
         (["--processes", "0", "--", "train", "digits"], "processes must be at least 1, got 0."),
         (["--processes", "2", "--", "train", "digits", "--perid", "4"], "Unrecognized options: --perid"),
     ],

@@ -169,7 +169,7 @@ def test_a_full_disk_is_the_end_of_several_processes_too(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "digits", "--resume"], "a run goes on in its folder: name it with --run-dir."),
+        (["train", "digits", "--resume"], "a run is resumed in its folder: name it with --run-dir."),
         (
             ["train", "digits", "--resume", "--run-dir", "run", "--checkpoint-every", "0"],
             "checkpoint_every is 0: there are",
