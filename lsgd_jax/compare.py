@@ -1,4 +1,4 @@
-"""Comparing methods: every method from the same starts, on the same data in the same order, over several seeds."""
+"""Compares methods with identical initialization, data and data order, over several seeds."""
 
 import contextlib
 import csv
@@ -28,19 +28,19 @@ from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare
 
 RATES = (0.3, 1.0, 3.0)
-"""Learning rates that tuning tries, as multiples of the preset's, with both values of the method's own option."""
+"""Learning rates in the tuning grid, as multiples of the preset's, for each value of the method's own option."""
 RATES_ALONE = (0.1, 0.3, 0.6, 1.0, 2.0, 3.0)
-"""For methods without an option of their own: as many cells."""
+"""Learning rates for methods without an option of their own, for an equally large grid."""
 VALIDATION = 0.2
-"""The share of the training data held out in tuning."""
+"""Share of the training data held out for tuning."""
 TUNING_SEEDS = 2
-"""How many of the seeds tuning uses: what is good with one seed alone is often about to diverge."""
+"""Number of seeds for tuning: what is good with only one seed is often close to diverging."""
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
-    """The hyper-parameters that tuning tries for a configuration's method.
+    """Return the hyperparameters in the tuning grid of a configuration's method.
 
-    By default the same number for every method. A preset's own rates and periods are tried as they are.
+    By default, the grid has the same size for every method. A preset's own rates and periods are tried as given.
     """
     method = METHODS[config.method]
     if config.tune_learning_rates:
@@ -66,27 +66,26 @@ def compare(
     options: Mapping[str, Any] = MappingProxyType({}),
     data_dir: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Train every method with every seed and sum up; what has been trained into the folder before is not again.
+    """Train every method with every seed and summarize the results; finished runs in the folder are reused.
 
     Args:
-      config: of all runs, but for the method, the seed and what is tuned. Its options that a method does not have are
-        left out for that method.
-      methods: different names in `METHODS`.
-      seeds: of the starts and the data's orders.
-      out: the folder: one run folder a cell, and the summary as JSON, CSV and markdown.
-      tune: whether to choose each method's hyper-parameters from its `grid`, by the mean of the last errors on held-out
+      config: configuration of all runs except for the method, the seed and tuned options; a method ignores the options
+        that it does not have.
+      methods: distinct names in `METHODS`.
+      seeds: random seeds of initialization and data order.
+      out: output folder: one run folder per cell, and the summary as JSON, CSV and Markdown.
+      tune: whether to choose each method's hyperparameters from its `grid`, by the mean final error on held-out
         training data with the first seeds.
-      target_error: the test error, in [0, 1], of which it is told when it was reached.
-      options: fields of the configuration in place of the config's, each for all methods that have it, such as the
-        `prox` of MGRAWA and LGRAWA.
-      data_dir: where data sets have been prepared; None: tensorflow-datasets' own default.
+      target_error: test error in [0, 1] for the number of steps and bytes until it is reached.
+      options: overrides of fields of `config`, each for all methods that have it, such as `prox` of MGRAWA and LGRAWA.
+      data_dir: folder of prepared data sets; None: the default of tensorflow-datasets.
 
     Returns:
       The summary.
 
     Raises:
-      UsageError: if the folder holds a comparison with another configuration, another process writes it, a run does
-        not fit the machine, an option has no effect with any of the methods, or tuning chooses it.
+      UsageError: if the folder has a comparison with another configuration, another process writes it, a run does not
+        fit the machine, an option has no effect with any of the methods, or tuning chooses it.
     """
     out = check_path("out", out)
     check_names("method", methods, METHODS)
@@ -95,7 +94,7 @@ def compare(
         _check_not_chosen(method_config, options)
     chosen = {method: of.replace(learning_rate=of.comparable_rate) for method, of in configs.items()}
     for method_config in chosen.values():
-        # Whatever does not fit is said before anything is trained or written.
+        # Report configurations that don't fit before anything is trained or written.
         model = prepare(method_config, data_dir).model
     with _claimed(out, config, options, tune):
         return _compare(configs, seeds, out, chosen, model, tune, target_error, data_dir)
@@ -111,7 +110,7 @@ def _compare(
     target_error: float,
     data_dir: Path | str | None,
 ) -> dict[str, Any]:
-    """Do what `compare` does, in its folder; methods that are not tuned have the configurations in `chosen`."""
+    """Train and summarize in the claimed folder; methods that are not tuned use the configurations in `chosen`."""
     methods = list(configs)
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, sum(len(seeds) + len(tuning_seeds) * len(grid(of)) for of in configs.values())
@@ -125,13 +124,15 @@ def _compare(
             if trained and (problem := _problem_of(path, config)):
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-                print(f"{path.relative_to(out)} is trained again and is {aside.name} now: {problem}", flush=True)
+                print(
+                    f"{path.relative_to(out)} is trained again; the old run is now {aside.name}: {problem}", flush=True
+                )
                 trained = False
         if not trained:
             shutil.rmtree(unfinished, ignore_errors=True)
             train_and_evaluate(config, unfinished, data_dir=data_dir, lines=False, stop_if_all_fail=False)
             with _writing(out):
-                files.sync_tree(unfinished)  # What a cell is called says that all of it is there.
+                files.sync_tree(unfinished)  # The final name of a cell implies that it is complete.
                 unfinished.rename(path)
                 files.sync(path.parent)
         error = curves([path])["center_error"][0, -1]
@@ -152,8 +153,8 @@ def _compare(
         for seed in seeds:
             cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
 
-    # What sends more than the thriftiest, by more than elections' scalars, is trained once more, for as many steps as
-    # send the same.
+    # Methods that send more than the thriftiest one, beyond the scalars of elections, are also trained for as many steps
+    # as send equally many bytes.
     params = nnx.state(model, nnx.Param)
     totals = {method: bytes_sent(of, params, of.steps) for method, of in chosen.items()}
     thriftiest = min((total for total in totals.values() if total), default=0.0)
@@ -173,7 +174,7 @@ def _compare(
             "tried": tried[method],
         }
     finals = {method: np.array(of["final_error"]["values"]) for method, of in summary["methods"].items()}
-    for method, of in summary["methods"].items():  # Seed by seed, since starts and data are the same.
+    for method, of in summary["methods"].items():  # Paired by seed, since initialization and data are the same.
         of["difference_to_first"] = _interval(finals[method] - finals[methods[0]])
     summary["environment"] = environment()
     files.write(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
@@ -186,7 +187,7 @@ def _compare(
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """The learning rate and the method's options with which it trains, but for those that are off by default.
+    """Return the learning rate and the method's options of a configuration, except for those that are off by default.
 
     Example:
       >>> from lsgd_jax.presets import PRESETS
@@ -205,7 +206,7 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> Iterator[list[str]]:
-    """A comparison's summary as rows of text, the header first."""
+    """Yield the summary of a comparison as rows of text, header first."""
     target = f"{summary['target_error']:.1%}"
     yield [
         "method",
@@ -238,10 +239,10 @@ def table(summary: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def curves(runs: list[Path]) -> dict[str, np.ndarray]:
-    """What the evaluations of a method's runs tell, [seeds, evaluations].
+    """Read metrics at the evaluations of a method's runs, as arrays [seeds, evaluations].
 
     Raises:
-      UsageError: if it can't be read, or is not the same evaluations of the same workers.
+      UsageError: if they can't be read, or the runs differ in their evaluations or workers.
     """
     evaluations = [read_metrics(run, "evaluation") for run in runs]
     with making_sense_of(runs[0].parent):
@@ -256,7 +257,7 @@ def _curves(evaluations: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
         return np.array([[entry[name] for entry in run] for run in evaluations], float)
 
     worker_errors = np.array([[np.ravel(entry["worker_errors"]) for entry in run] for run in evaluations])
-    # The worker with the lowest training loss since the evaluation before; null where a loss is not finite.
+    # The worker with the lowest training loss since the previous evaluation; nonfinite losses are null.
     losses = np.array([[np.ravel(entry["train_losses"]) for entry in run] for run in evaluations]).astype(float)
     best = np.nan_to_num(losses, nan=np.inf).argmin(-1)
     best_worker_error = np.take_along_axis(worker_errors, best[..., None], -1)[..., 0]
@@ -265,7 +266,7 @@ def _curves(evaluations: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
 
 
 def _periods(config: Config, every: int) -> dict[str, int]:
-    """The periods with which a method exchanges among all workers every so many steps."""
+    """Return the periods with which a method exchanges among all workers every `every` steps."""
     if config.method == "lsgd" and config.groups > 1:
         local = max(every // default_global_period(1), 1)
         return {"period": local, "global_period": every}
@@ -273,22 +274,22 @@ def _periods(config: Config, every: int) -> dict[str, int]:
 
 
 def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -> dict[str, Config]:
-    """The configuration of each method, before its learning rate is divided or tuned.
+    """Return the configuration of each method, before its learning rate is divided or tuned.
 
     Raises:
       UsageError: if a method can't be run with its configuration, or an option has no effect with any of them.
     """
     if options.get("asynchronous", config.asynchronous) is not None:
-        raise UsageError("compare trains workers in step: asynchronous is for train.")
+        raise UsageError("compare supports only synchronous training: asynchronous is for train.")
     try:
         configs = config.for_methods({method: method for method in methods}, options)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # What was stopped starts anew.
+    return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # Interrupted runs restart.
 
 
 def _check_not_chosen(config: Config, options: Mapping[str, Any]) -> None:
-    """Raise UsageError if tuning sets an option that is given; multiples of a learning rate depend on it."""
+    """Raise UsageError if an option is given that tuning chooses; tuning may try multiples of a given learning rate."""
     for name in grid(config)[0]:
         is_tried = name == "learning_rate" and not config.tune_learning_rates
         is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
@@ -298,10 +299,10 @@ def _check_not_chosen(config: Config, options: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _claimed(out: Path, config: Config, options: Mapping[str, Any], tune: bool) -> Iterator[None]:
-    """Make the folder for comparisons of this configuration, and be the only process that writes it.
+    """Create and lock the folder for comparisons with this configuration.
 
     Raises:
-      UsageError: if it is not one for them, another process writes it, or it can't be written.
+      UsageError: if it is used for something else, another process writes it, or it can't be written.
     """
     fields = dataclasses.asdict(config) | {"checkpoint_every": 0} | dict(options) | {"method": "lsgd", "seed": 0}
     claim = {"config": json.loads(json.dumps(fields)), "tune": tune}
@@ -331,11 +332,11 @@ def _claim_in(path: Path) -> Any:
     try:
         return files.parse_json(files.read_text(path, MOST_BYTES))
     except ValueError:
-        raise UsageError(f"{path} is not what a comparison has written: name another out folder.") from None
+        raise UsageError(f"{path} was not written by a comparison: name another out folder.") from None
 
 
 def _problem_of(run: Path, config: Config) -> str:
-    """What is wrong with a cell that has been trained, if anything is, as when not all of it had come to the disk.
+    """Describe the problem of a trained cell, such as files that never reached the disk; empty if there is none.
 
     Raises:
       UsageError: if it is a run with another configuration.
@@ -360,7 +361,7 @@ def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict
     first, ever = reached.argmax(1), np.atleast_1d(reached.any(1))
 
     def at_target(name: str) -> float | None:
-        """The median over seeds, of which some may never get there."""
+        """Median over seeds; None if half of them never reach the target."""
         middle = float(np.median([of[name][i, first[i]] if ever[i] else np.inf for i in range(len(runs))]))
         return middle if math.isfinite(middle) else None
 
@@ -377,7 +378,7 @@ def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
-    """The mean over seeds with its 95 % t-interval; no interval for a single seed."""
+    """Mean over seeds with a 95 % t-interval; no interval for a single seed."""
     half = None
     if len(values) > 1:
         half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,22 +1,22 @@
-"""What the command line reports in one sentence."""
+"""Exceptions that the command line reports in one sentence."""
 
 
 class UsageError(ValueError):
-    """What the user has to change, for exit code 2; the message says in one sentence what is wrong and what is not."""
+    """User error (exit code 2); the message says in one sentence what is wrong and what would be right."""
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - it is the run that failed.
-    """A run that can't go on through no mistake of its options; the message says in one sentence why. Exit code 1."""
+    """Failure of a run that is not a user error (exit code 1); the message says why in one sentence."""
 
 
 class AgreedError(UsageError):
-    """The same on all processes of a run, which end together."""
+    """User error that all processes of a run raise together."""
 
 
-class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt, it is no error.
-    """A run has stopped on a signal, and can go on; the message says how."""
+class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, it is not an error.
+    """Stop of a run by a signal; the message says how to resume."""
 
     def __init__(self, message: str, number: int) -> None:
-        """Say how to go on, and the signal's number."""
+        """Create the exception from its message and the signal's number."""
         super().__init__(message)
         self.number = number

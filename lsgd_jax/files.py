@@ -1,4 +1,4 @@
-"""Files that are written as a whole, read only if they are files, and folders that one process at a time writes."""
+"""Atomic writes, safe reads of untrusted files, and locks on folders."""
 
 import contextlib
 import errno
@@ -19,21 +19,21 @@ from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 
 LOCK = ".lock"
-"""The file that a process locks while it writes a folder; it stays there."""
+"""File that a process locks while it writes a folder; it is never removed."""
 LARGEST_NUMBER = 1e39
-"""Beyond float32, in which a run computes; sums and percentages of such numbers are still finite in float64."""
+"""Bound beyond the range of float32, in which runs compute; sums and percentages stay finite in float64."""
 MOST_TEXT = 2**30
-"""Bytes of a text that is read: a file may claim more than there is memory."""
+"""Limit in bytes on text files that are read: a file may claim to be larger than the memory."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file as a whole: a crash or a full disk leaves what was there before, or all that is new.
+    """Write a file atomically: after a crash or on a full disk, it has either its old or all of its new content.
 
     Args:
-      path: of the file; one that is there is replaced, and a link is replaced, not followed.
+      path: path of the file; an existing file is replaced, and so is a symbolic link (it is not followed).
 
     Yields:
       The file to write to.
@@ -55,11 +55,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole, with the folders above it.
+    """Write a file atomically, creating its parent folders.
 
     Args:
-      path: of the file.
-      content: text is encoded as UTF-8, lone surrogates as escapes.
+      path: path of the file.
+      content: bytes, or text to encode as UTF-8 with lone surrogates as escapes.
 
     Raises:
       UsageError: if it can't be written.
@@ -73,25 +73,25 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # The answer of file systems that can't for folders.
+        if error.errno != errno.EINVAL:  # From file systems that can't sync folders.
             raise
     finally:
         os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until all that a folder holds is on the disk."""
+    """Flush everything in a folder to disk."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and see whether files can be written there, before anything is computed for it.
+    """Create a folder and check that files can be written there, before a long computation.
 
     Raises:
       UsageError: if they can't.
@@ -105,7 +105,7 @@ def check_writable(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what `lock` and a killed `replacing` leave there."""
+    """Return whether a folder is empty except for what `lock` and an interrupted `replacing` leave there."""
     ours = re.compile(re.escape(LOCK) + r"|\.[0-9a-f]{8}\.new")
     return all(ours.fullmatch(path.name) for path in folder.iterdir())
 
@@ -118,7 +118,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
       The file.
 
     Raises:
-      OSError: also if it is a pipe or a device, from which reading might never end.
+      OSError: if it can't be opened, or is a pipe or a device, which might block forever.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -127,14 +127,14 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """What a file holds, as UTF-8.
+    """Read a UTF-8 text file.
 
     Args:
-      path: of the file.
-      most: the most bytes that it may have.
+      path: path of the file.
+      most: maximum size in bytes.
 
     Raises:
-      OSError: if it can't be read.
+      OSError: if it can't be read, or is too large.
       ValueError: if it is not text.
     """
     with reading(path) as file:
@@ -144,10 +144,10 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What JSON says, if all its numbers are ones that NumPy can hold and compute with.
+    """Parse JSON whose numbers NumPy can represent and compute with.
 
     Raises:
-      ValueError: if it is not that, or not JSON.
+      ValueError: if it is not valid JSON, or a number is out of range.
     """
 
     def number(text: str, kind: type) -> Any:
@@ -183,18 +183,18 @@ class _Locked(io.FileIO):
 
 
 def lock(folder: Path, advice: str) -> io.FileIO:
-    """Be the only process that writes a folder, of those that may write it.
+    """Lock a folder against writes by other processes, of those that may write it.
 
-    The lock ends when the returned file is closed or the process ends, however it ends. On file systems that have no
-    locks there is none.
+    Closing the returned file, or the end of the process, releases the lock. On file systems without locks, nothing is
+    locked.
 
     Args:
-      folder: that exists.
-      advice: what else the user may do while another process has it, for the end of a sentence.
+      folder: existing folder.
+      advice: alternative for the user while another process holds the lock, as the end of a sentence.
 
     Raises:
-      UsageError: if another process writes it.
-      OSError: if the file for the lock can't be written.
+      UsageError: if another process holds the lock.
+      OSError: if the lock file can't be written.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     file = _Locked(os.open(folder / LOCK, flags, 0o666))

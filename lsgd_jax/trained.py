@@ -1,4 +1,4 @@
-"""What a run has trained, out of its folder."""
+"""Loads trained networks from a run folder."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,30 +21,30 @@ from lsgd_jax.train.step import TrainState, in_mode, state_shapes
 
 
 class Trained(NamedTuple):
-    """The networks of a run, in the mode for testing."""
+    """Networks of a run, in evaluation mode."""
 
     step: int
-    """Local steps that every worker had taken."""
+    """Local steps per worker at the checkpoint."""
     center: nnx.Module
-    """What the method reports. Its batch statistics, if it has any, are the mean of the workers'."""
+    """Evaluated model of the method. Its batch statistics, if any, are the mean over the workers."""
     workers: list[nnx.Module]
-    """In the order of their positions."""
+    """Models of the workers, by index."""
     best: int
-    """The position of the worker with the lowest training loss, by whose like leaders are elected."""
+    """Index of the worker with the lowest training loss, the criterion by which leaders are elected."""
 
 
 def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
-    """The networks in a checkpoint of a run, on any number of devices; the data set is not needed.
+    """Load the networks from a checkpoint of a run as Flax NNX modules, on any number of devices, without the data set.
 
-    They take examples as the run's feed has them for testing, [examples, ...]: those of MNIST-1D and digits as they
-    are, images as `lsgd_jax.data.load(...).preprocessing.testing` makes them. Each of several processes gets all.
+    They take test examples [examples, ...] as the run's feed provides them: MNIST-1D and digits unchanged, images
+    preprocessed by `lsgd_jax.data.load(...).preprocessing.testing`. With several processes, each gets all networks.
 
     Args:
-      run_dir: the run's folder.
-      step: of the checkpoint; None: of the last one.
+      run_dir: run folder.
+      step: step of the checkpoint; None: the latest.
 
     Raises:
-      UsageError: if the folder is not of a run, or there is no such checkpoint that can be read.
+      UsageError: if the folder is not a run folder, or has no such readable checkpoint.
     """
     run_dir = check_path("run_dir", run_dir)
     config = read_config(run_dir)
@@ -59,13 +59,13 @@ def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
     try:
         progress = checkpoints.progress(step)
         groups, workers = progress.shape
-        if (groups, workers) != placement.shape:  # The run has gone on with others since.
+        if (groups, workers) != placement.shape:  # The run has since been resumed with other workers.
             config = config.replace(groups=groups, workers=workers)
             placement = place(groups, workers, jax.local_devices())
             checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
         model, optimizer = make_model(config, blank_feed(config)), make_optimizer(config, placement)
         state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
-    except ValueError as problem:  # Also of a configuration that such workers can't have.
+    except ValueError as problem:  # Also if the configuration does not fit these workers.
         why = str(problem).removesuffix(".")
         raise UsageError(f"the checkpoint of step {step} in {run_dir} can't be read: {why}.") from None
 

@@ -56,7 +56,7 @@ def train(name, key):
     tx = METHODS[name].build(optax.sgd(rate), axis_name="worker", **options)
 
     def worker(key):
-        x = problem.minimiser + 3.0
+        x = problem.minimizer + 3.0
 
         def step(carry, now):
             x, state = carry

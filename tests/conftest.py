@@ -56,3 +56,16 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session", params=[None, "posted"])
+def trained(request, tmp_path_factory):
+    """The folder of a small run, in step and asynchronous, with event files for TensorBoard."""
+    from lsgd_jax import train
+    from tests.figures.runs import SMALL
+
+    path = tmp_path_factory.mktemp("runs") / "run"
+    jax.config.update("jax_disable_most_optimizations", True)  # Compiling takes longer than the few steps.
+    train.train_and_evaluate(SMALL.replace(asynchronous=request.param), path, tensorboard=True)
+    jax.config.update("jax_disable_most_optimizations", False)
+    return path

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from lsgd_jax import cli
+from lsgd_jax import cli, distributed
+from lsgd_jax.cli import commands
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 
@@ -124,7 +125,7 @@ def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
 def test_what_is_given_has_an_effect_or_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("initialize", "simulate_devices"):
-        monkeypatch.setattr(cli.distributed, name, lambda *_, **__: None)
+        monkeypatch.setattr(distributed, name, lambda *_, **__: None)
     assert cli.main(arguments) == 2
     assert f"lsgd: {message}" in capsys.readouterr().err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -135,7 +136,7 @@ def test_what_the_preset_alone_has_set_may_be_without_effect(monkeypatch):
     monkeypatch.setattr("lsgd_jax.train.train_and_evaluate", lambda config, *_, **__: taken.append(config) or 0.0)
     monkeypatch.setattr("lsgd_jax.figures.run.draw", lambda run_dir: run_dir)
     for name in ("initialize", "simulate_devices"):
-        monkeypatch.setattr(cli.distributed, name, lambda *_, **__: None)
+        monkeypatch.setattr(distributed, name, lambda *_, **__: None)
     preset = PRESETS["cnn7-mnist5k-16"]
     assert preset.global_period
     assert cli.main(["train", "cnn7-mnist5k-16", "--method", "local_sgd", "--period", "8"]) == 0
@@ -146,7 +147,7 @@ def test_more_workers_than_a_host_simulates_devices_for_are_refused(monkeypatch)
     for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="at most 512 devices, one for each worker, got 1000000 workers: lower groups"):
-        cli.distributed.simulate_devices(1_000_000)
+        distributed.simulate_devices(1_000_000)
 
 
 def test_fewer_devices_than_workers(tmp_path):
@@ -207,12 +208,12 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
 
 
 def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):
-    @functools.wraps(cli.info)
+    @functools.wraps(commands.info)
     def broken(*_, **__):
         raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7071")
 
-    monkeypatch.setattr(cli, "info", broken)
-    monkeypatch.setattr(cli.distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(commands, "info", broken)
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):
         cli.main(["info"])

@@ -121,9 +121,9 @@ def test_there_are_commands():
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
     for name in ("train", "compare", "report", "figure", "data", "simulate", "info", "launch", "compile_ahead"):
-        function = getattr(cli, name)
+        function = getattr(cli.commands, name)
         instead = functools.wraps(function)(lambda *_, **__: understood.append(True))
-        monkeypatch.setattr(cli, name, instead)
+        monkeypatch.setattr(cli.commands, name, instead)
     assert cli.main(list(arguments)) == 0
     assert understood == [True]
 

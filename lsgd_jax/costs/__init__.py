@@ -1,1 +1,1 @@
-"""What a method sends: by formula, and as read from compiled programs."""
+"""Communication cost of a method: by formula, and from compiled programs."""

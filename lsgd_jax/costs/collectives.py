@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text: `jax.jit(...).lower(...).compile().as_text()`."""
+"""Collectives of a compiled program, parsed from its text: `jax.jit(...).lower(...).compile().as_text()`."""
 
 import re
 from collections.abc import Iterator
@@ -9,27 +9,26 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "co
 
 
 class Collective(NamedTuple):
-    """One collective operation of a program."""
+    """Collective operation of a program."""
 
     kind: str
-    """Its name in XLA, one of `KINDS`."""
+    """Name in XLA, one of `KINDS`."""
     bytes: int
-    """The size of the whole array that is reduced, gathered or scattered; else of what each device hands in."""
+    """Size of the whole array that is reduced, gathered or scattered; otherwise of each device's operand."""
     group_size: int
-    """Devices that take part together."""
+    """Number of devices per group."""
     times: int | None = 1
-    """How often it is run by one run of the program, if every branch that holds it is taken; None if it lies in a loop
-    of unknown length."""
+    """Executions per run of the program, if every enclosing branch is taken; None in a loop of unknown length."""
     conditional: bool = False
-    """Whether it lies in a branch that may not be taken."""
+    """Whether it is in a branch that may not be taken."""
     senders: int | None = None
-    """How many of those devices send, in a permutation that is not closed; None: all."""
+    """Number of sending devices, in a permutation that is not a cycle; None: all."""
 
     @property
     def sent(self) -> float:
-        """The bytes that each device sends each time: by a ring for what is reduced, gathered or scattered.
+        """Bytes sent per device per execution, with ring algorithms for reductions, gathers and scatters.
 
-        On average, in a permutation in which some don't send.
+        In a permutation in which some devices don't send, it is the average.
         """
         share = (self.group_size - 1) / self.group_size
         if self.kind == "collective-permute":
@@ -38,13 +37,13 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """The collectives of a compiled program, one an instruction and a way to get there.
+    """List the collectives of a compiled program, one entry per instruction and call path.
 
-    Loops count by the trip counts that the compiler knows, and instructions that start and finish an asynchronous
-    collective as one.
+    Loops count with the trip counts known to the compiler. The start and the end of an asynchronous collective count as
+    one instruction.
 
     Args:
-      hlo_text: of a compiled program, with its computations.
+      hlo_text: text of a compiled program, including its computations.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -61,7 +60,7 @@ def collectives(hlo_text: str) -> list[Collective]:
     """
     computations = _computations(hlo_text)
     if _ENTRY not in computations:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation.")
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation.")
     counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", hlo_text.split("\n\n", 1)[0])
     return list(_walk(computations, _ENTRY, max(map(int, counts), default=1), 1, conditional=False))
 
@@ -74,7 +73,7 @@ class _Instruction(NamedTuple):
 
 
 _ENTRY = "ENTRY"
-# A layout may hold parentheses, `{0:T(128)}`, but none that follow a space and a small letter.
+# A layout may contain parentheses, `{0:T(128)}`, but none after a space and a lowercase word.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) .*\{$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,<=]*)\]")
@@ -117,7 +116,7 @@ def _walk(
 
 
 def _trips(computations: dict[str, list[_Instruction]], caller: list[_Instruction], loop: _Instruction) -> int | None:
-    """How often a loop runs: as the compiler notes it, or else counted from a constant by ones to another."""
+    """Trip count of a loop: as annotated by the compiler, or from a counter that runs by ones between two constants."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(noted[1])
     condition, body = (
@@ -143,7 +142,7 @@ def _trips(computations: dict[str, list[_Instruction]], caller: list[_Instructio
 
 
 def _operands(instructions: list[_Instruction], of: _Instruction) -> list[_Instruction]:
-    """Where an instruction's operands come from, in one computation, behind copies."""
+    """Find the instructions that produce an instruction's operands in its computation, looking through copies."""
     by_name = {instruction.name: instruction for instruction in instructions}
 
     def origin(name: str) -> _Instruction:
@@ -164,7 +163,7 @@ def _number(after: str, text: str) -> int:
 
 
 def _bytes(shapes: str) -> int:
-    """The size of an array's type, or of all in a tuple's."""
+    """Size in bytes of an array type, or of all arrays in a tuple type."""
     total = 0
     for dtype, dimensions in _SHAPE.findall(shapes):
         bits = 8 if dtype == "pred" else int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz"))
@@ -175,7 +174,7 @@ def _bytes(shapes: str) -> int:
 
 
 def _group_size(rest: str, devices: int) -> tuple[int, int | None]:
-    """How many devices take part together, and how many of them send, if not all."""
+    """Number of devices per group, and how many of them send, if not all."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         targets = dict(re.findall(r"\{(\d+),(\d+)", pairs[1] + "}"))
         first = next((at for at in targets if at not in targets.values()), next(iter(targets)))

@@ -1,4 +1,4 @@
-"""What a method sends, by formula: the collectives that a compiled run has, known before it is compiled."""
+"""Communication ledger: the collectives of a method by formula, known before anything is compiled."""
 
 from collections import Counter
 from math import ceil, prod
@@ -13,34 +13,34 @@ from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, s
 from lsgd_jax.methods import METHODS
 
 WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
-"""Methods that average the starts at the first step, to form a centre."""
+"""Methods that average the initial parameters at the first step, to form a center."""
 _NUMBER = 4
-"""The bytes of a score, a position, a norm or a scale."""
+"""Bytes of a score, an index, a norm or a scale."""
 
 
 class Exchange(NamedTuple):
-    """One kind of exchange of a method."""
+    """Exchange of a method at one level."""
 
     period: int
-    """Local steps from one to the next."""
+    """Local steps between exchanges."""
     collectives: list[Collective]
-    """What it consists of, for a worker on a device of its own."""
+    """Collectives of the exchange, with one worker per device."""
 
     @property
     def bytes_sent(self) -> float:
-        """The bytes that each worker sends in one."""
+        """Bytes sent per worker per exchange."""
         return sum(each.sent * (each.times or 0) for each in self.collectives)
 
 
 def exchanges(config: Config, params: Any) -> list[Exchange]:
-    """The exchanges of a run: LSGD's in a group first.
+    """List the exchanges of a run, for LSGD those in groups first.
 
-    LSGD's are two scalars for the election and a broadcast; GRAWA's a norm, or a norm for each array, and an average;
-    all others' an average.
+    An exchange of LSGD consists of two scalars for the election and a broadcast; of GRAWA, of one norm (or one per
+    array) and an average; of all other methods, of an average.
 
     Args:
-      config: of the run.
-      params: one worker's, or their shapes and dtypes.
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
     """
     leaves = jax.tree.leaves(params)
     average, found = _size(leaves), []
@@ -57,15 +57,15 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
 
 
 def bytes_sent(config: Config, params: Any, steps: int) -> float:
-    """The bytes that each worker has sent after some local steps, evaluations left out.
+    """Compute the bytes sent per worker after some local steps, without evaluations.
 
-    An all-reduce is counted as a ring of n workers does it, 2 (n - 1) / n times its size a worker. Where workers share
-    a device, it is what they would send if each had its own.
+    An all-reduce counts as a ring all-reduce of n workers: 2 (n - 1) / n times its size per worker. If workers share a
+    device, the result is what they would send with one device each.
 
     Args:
-      config: of the run.
-      params: one worker's, or their shapes and dtypes.
-      steps: local steps.
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
+      steps: number of local steps.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,15 +82,15 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
 
 
 def table(config: Config, params: Any) -> str:
-    """What each worker sends with each method in an exchange and, on average over many, in a step; text, for reading.
+    """Format a table of the bytes sent per worker, per exchange and per step on average, by method.
 
     Args:
-      config: of the workers and their options; its method does not matter.
-      params: one worker's, or their shapes and dtypes.
+      config: configuration of the workers; its method does not matter.
+      params: parameters of one worker, or their shapes and dtypes.
     """
-    rows = [("method", "bytes a worker sends in an exchange", "and in a step")]
+    rows = [("method", "bytes per worker per exchange", "per step")]
     for method in METHODS:
-        # A few methods refuse these two options, which send nothing.
+        # A few methods refuse these two options, which do not affect communication.
         statistics = "own" if config.batch_statistics == "leader" else config.batch_statistics
         of_method = config.replace(method=method, batch_statistics=statistics, learning_rates="equal")
         found = exchanges(of_method, params)
@@ -101,7 +101,7 @@ def table(config: Config, params: Any) -> str:
 
 
 def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...], *, one_root: bool) -> list[Collective]:
-    """The broadcast of a leader's parameters over axes of these sizes, of one of all workers or of every group's."""
+    """Collectives that broadcast a leader over axes of these sizes: one global leader, or one per group."""
     method = "ring" if config.broadcast == "chain" and not one_root else config.broadcast
     return rounded_collectives(leaves, sizes, method, config.wire)
 
@@ -109,13 +109,13 @@ def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...], *, one_ro
 def rounded_collectives(
     leaves: list[Any], sizes: tuple[int, ...], method: BroadcastMethod, wire: Wire | None
 ) -> list[Collective]:
-    """What `broadcast_rounded` consists of.
+    """List the collectives of `broadcast_rounded`.
 
     Args:
-      leaves: the tree's arrays, or their shapes and dtypes.
-      sizes: of the axes.
-      method: of `broadcast_from`.
-      wire: of `broadcast_rounded`.
+      leaves: arrays of the tree, or their shapes and dtypes.
+      sizes: sizes of the axes.
+      method: `method` of `broadcast_from`.
+      wire: `wire` of `broadcast_rounded`.
     """
     numbers: Counter[int] = Counter()
     scales = 0
@@ -136,13 +136,13 @@ def rounded_collectives(
 def broadcast_collectives(
     numbers: dict[int, int], sizes: tuple[int, ...], method: BroadcastMethod, chunks: int = CHUNKS
 ) -> list[Collective]:
-    """What `broadcast_from` consists of.
+    """List the collectives of `broadcast_from`.
 
     Args:
-      numbers: how many numbers the tree has of each width in bytes.
-      sizes: of the axes.
-      method: of `broadcast_from`.
-      chunks: of a ring or a chain.
+      numbers: number of scalars in the tree by width in bytes.
+      sizes: sizes of the axes.
+      method: `method` of `broadcast_from`.
+      chunks: number of chunks in a ring or a chain.
     """
     sizes = tuple(size for size in sizes if size > 1)
     total, workers = sum(width * count for width, count in numbers.items()), prod(sizes)

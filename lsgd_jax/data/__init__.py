@@ -1,4 +1,4 @@
-"""Data sets and how they reach the workers."""
+"""Data sets and input pipelines."""
 
 from lsgd_jax.data.descriptions import DESCRIPTIONS, Description
 from lsgd_jax.data.feeds import Feed, InMemory, Streamed

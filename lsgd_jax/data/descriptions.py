@@ -1,4 +1,4 @@
-"""What each data set is like, to be known without having it."""
+"""Sizes, shapes and preprocessing of the data sets, known without loading them."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from lsgd_jax.data.preprocessing import Preprocessing
 
 
 class Description(NamedTuple):
-    """What is known of a data set."""
+    """Metadata of a data set."""
 
     train: int
-    """Training examples."""
+    """Number of training examples."""
     test: int
-    """Test examples."""
+    """Number of test examples."""
     shape: tuple[int, ...]
-    """Of an example before preprocessing; of ImageNet's images, which come in all sizes, the usual one."""
+    """Shape of an example before preprocessing; for ImageNet, whose images vary in size, the usual one."""
     dtype: npt.DTypeLike
-    """Of an example before preprocessing."""
+    """Dtype of an example before preprocessing."""
     classes: int
     preprocessing: Preprocessing | None = None
-    """What makes 8-bit images into the networks' input; None if the examples are that already."""
+    """Turns 8-bit images into network inputs; None if examples need no preprocessing."""
 
 
 DESCRIPTIONS: dict[str, Description] = {
@@ -34,4 +34,4 @@ DESCRIPTIONS: dict[str, Description] = {
     "cifar100": Description(50_000, 10_000, (32, 32, 3), np.uint8, 100, preprocessing.CIFAR100),
     "imagenet2012": Description(1_281_167, 50_000, (224, 224, 3), np.uint8, 1_000, preprocessing.IMAGENET),
 }
-"""By the data set's name."""
+"""Descriptions by data set name."""

@@ -1,8 +1,8 @@
-"""Preparing data sets once, and reading them, by tensorflow-datasets (tfds) without TensorFlow.
+"""Prepares data sets once and reads them, with tensorflow-datasets (tfds) but without TensorFlow.
 
     lsgd data prepare cifar10 --data-dir D
 
-Archives that lie in D/downloads/manual are used, and need no network; others are downloaded, except ImageNet's:
+Archives in D/downloads/manual are used without network access; all others are downloaded, except ImageNet's:
 
 | data set | archives |
 |---|---|
@@ -11,8 +11,8 @@ Archives that lie in D/downloads/manual are used, and need no network; others ar
 | mnist | train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz |
 | imagenet2012 | ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar |
 
-The builders are tfds' own, with its addresses, checksums, features and order of examples; what they do by TensorFlow,
-reading archives and encoding images, is done here by the standard library and Pillow.
+The builders are those of tfds, with its URLs, checksums, features and order of examples. Reading archives and encoding
+images, for which tfds uses TensorFlow, is done here with the standard library and Pillow.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ from lsgd_jax.errors import UsageError
 
 
 def prepare(name: str, data_dir: Path | str | None = None) -> Path:
-    """Prepare a data set, unless it is; all of it or, if anything fails, nothing.
+    """Prepare a data set unless it is already prepared; if anything fails, nothing is left behind.
 
     Args:
       name: cifar10, cifar100, mnist or imagenet2012.
-      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Returns:
       The folder of the prepared data set.
@@ -71,13 +71,13 @@ def prepare(name: str, data_dir: Path | str | None = None) -> Path:
         tfds.disable_progress_bar()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        quiet = contextlib.redirect_stdout(io.StringIO())  # tfds would name the folder of the work as the result.
+        quiet = contextlib.redirect_stdout(io.StringIO())  # tfds would print the temporary folder as the result.
         with (
             quiet,
             tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as work,
             Path(work, "lock").open("w") as lock,
         ):
-            with contextlib.suppress(OSError):  # Where nothing can be locked, nothing is removed.
+            with contextlib.suppress(OSError):  # Without locks, nothing is removed.
                 _lock(lock)
             builder = builder_class(data_dir=work, file_format="array_record")
             builder.download_and_prepare(download_dir=Path(work, "downloads"), download_config=config)
@@ -85,7 +85,7 @@ def prepare(name: str, data_dir: Path | str | None = None) -> Path:
             Path(builder.data_dir).rename(folder)
     except NonMatchingChecksumError as error:
         file = next(info.filename for url, info in builder_class.url_infos.items() if url in str(error))
-        raise UsageError(f"{file} has not the published checksum: put an intact one into {archives}.") from None
+        raise UsageError(f"{file} does not match the published checksum: put an intact file into {archives}.") from None
     except (OSError, EOFError, tarfile.TarError, zlib.error, DownloadError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "Failed to finalize writing" not in str(error):
             raise  # What array_record's writers raise is of this general kind.
@@ -94,7 +94,7 @@ def prepare(name: str, data_dir: Path | str | None = None) -> Path:
 
 
 def _remove_left(name: str, data_dir: Path) -> None:
-    """Remove the folders in which a data set was being prepared by processes that were killed."""
+    """Remove temporary folders of preparations that were killed."""
     for work in data_dir.glob(f".{name}-*"):
         with contextlib.suppress(OSError), (work / "lock").open("w") as lock:
             _lock(lock)
@@ -102,37 +102,37 @@ def _remove_left(name: str, data_dir: Path) -> None:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file until it is closed, at the latest by this process's end; OSError if another process has locked it."""
+    """Lock a file until it is closed or this process ends; raises OSError if another process holds the lock."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_prepared(name: str, data_dir: Path | str | None = None) -> bool:
-    """Whether the data set is prepared."""
+    """Return whether the data set is prepared."""
     return (_folder(name, _data_dir(data_dir)) / "dataset_info.json").exists()
 
 
 class Examples(Protocol):
-    """Examples in files that are read at random: an "image" is the content of a PNG or JPEG file, a "label" an int."""
+    """Examples with random access: "image" is the content of a PNG or JPEG file, "label" an int."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Many at once, which is faster."""
+        """Return several examples, which is faster than one by one."""
         ...
 
 
 def encoded_examples(name: str, split: str, data_dir: Path | str | None = None) -> Examples:
-    """The examples of a prepared data set, always in the same order.
+    """Return the encoded examples of a prepared data set, always in the same order.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       split: "train", or "test" ("validation" for imagenet2012).
-      data_dir: where data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UsageError: if it is not prepared, or in a format that only TensorFlow reads.
+      UsageError: if the data set is not prepared, or in a format that only TensorFlow can read.
     """
     builder = _prepared_builder(name, _data_dir(data_dir))
     return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -151,7 +151,7 @@ def _prepared_builder(name: str, data_dir: Path) -> Any:
 
 
 def _data_dir(data_dir: Path | str | None) -> Path:
-    """The folder, or the one that tfds uses by default."""
+    """Return the folder, by default that of tfds."""
     folder = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return check_path("data_dir", folder).expanduser()
 
@@ -161,7 +161,7 @@ def _folder(name: str, data_dir: Path) -> Path:
 
 
 def _check_archives(builder_class: Any, archives: Path) -> None:
-    """Make sure that all archives are there, or on a server that answers: tfds itself would try for minutes."""
+    """Check that all archives exist or can be downloaded: tfds itself would retry for minutes."""
     missing = {url: info for url, info in builder_class.url_infos.items() if not (archives / info.filename).exists()}
     files = ", ".join(info.filename for info in missing.values())
     if missing and builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -178,18 +178,18 @@ def _check_archives(builder_class: Any, archives: Path) -> None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The files in a tar archive, by name, each to be read before the next."""
+    """Yield the files in a tar archive with their names; read each before the next."""
     with tarfile.open(archive) as tar:
         for member in tar:
             file = tar.extractfile(member)
-            if file is not None:  # A folder is.
+            if file is not None:  # None for a folder.
                 yield member.name, file
 
 
-with registered.skip_registration():  # Their names are those of tfds' own.
+with registered.skip_registration():  # The names are taken by tfds' own builders.
 
     class _Cifar(tfds.core.GeneratorBasedBuilder):
-        """What CIFAR-10 and CIFAR-100 have in common."""
+        """Builder shared by CIFAR-10 and CIFAR-100."""
 
         def _split_generators(self, downloads: Any) -> dict[str, Any]:
             source = self._cifar_info
@@ -202,7 +202,7 @@ with registered.skip_registration():  # Their names are those of tfds' own.
             return {split: self._generate_examples(split, records[split]) for split in parts}
 
         def _generate_examples(self, split: str, records: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-            """A record is its labels, a byte each, and an image, channels first."""
+            """Decode records: labels of one byte each, then an image, channels first."""
             labels = self._cifar_info.label_keys
             for i, record in enumerate(np.frombuffer(records, np.uint8).reshape(-1, len(labels) + 3 * 32 * 32)):
                 pixels = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
@@ -229,7 +229,7 @@ with registered.skip_registration():  # Their names are those of tfds' own.
             return {split: self._generate_examples(*files[split]) for split in parts}
 
         def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-            """After headers of 16 and of 8 bytes, the files are pixels and labels."""
+            """Decode pixels and labels, which follow headers of 16 and 8 bytes."""
             pixels, classes = (np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8) for file in (images, labels))
             for i, (image, label) in enumerate(zip(pixels[16:].reshape(-1, 28, 28), classes[8:], strict=True)):
                 yield i, {"image": Image.fromarray(image), "label": label}
@@ -252,9 +252,9 @@ with registered.skip_registration():  # Their names are those of tfds' own.
             }
 
         def _fix_image(self, name: str, image: IO[bytes]) -> IO[bytes]:
-            """The few images that are no RGB or grey JPEG, as one."""
+            """Convert the few images that are not RGB or grayscale JPEG."""
             content = image.read()
-            opened = Image.open(io.BytesIO(content))  # Reads no more than the header.
+            opened = Image.open(io.BytesIO(content))  # Reads only the header.
             if opened.format == "JPEG" and opened.mode != "CMYK":
                 return io.BytesIO(content)
             converted = io.BytesIO()

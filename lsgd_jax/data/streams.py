@@ -1,4 +1,4 @@
-"""Which examples each worker sees at each step: a pure function of the seed, the step and the workers until then."""
+"""Assigns examples to workers and steps, as a pure function of the seed, the step and the history of workers."""
 
 import copy
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ class Stretch(NamedTuple):
 
     steps: int
     workers: int
-    """In all groups together."""
+    """Number of workers in all groups."""
     batch_size: int
     """Examples per worker per step."""
 
 
 class BatchIndices:
-    """The indices of the training examples that all workers take at a step.
+    """Indices of the training examples of all workers at each step.
 
-    - "shards": every epoch is shuffled anew and dealt out to the workers in disjoint shards. An epoch is
-      examples / (workers * batch size) steps, rounded down; what is left over waits for another epoch.
-    - "independent": every worker goes through all the data in orders of its own.
+    - "shards": every epoch is shuffled and split into disjoint shards, one per worker. An epoch has
+      examples / (workers * batch size) steps, rounded down; leftover examples wait for another epoch.
+    - "independent": every worker goes through all the data in its own order.
 
-    Nothing but the step has to be known to go on from anywhere, unless the number of workers has changed: then `after`
-    takes the steps with other workers. The epoch goes on with the examples that they have left, in new shards, so that
-    no example comes twice in an epoch; once these are too few for a step of the present workers, the next epoch begins.
+    Resuming needs only the step, unless the number of workers has changed: then pass the earlier steps to `after`. The
+    epoch continues with the remaining examples in new shards, so that no example occurs twice in an epoch; once too few
+    remain for a step of the present workers, the next epoch begins.
 
     Example:
       >>> batches = BatchIndices(examples=8, workers=2, batch_size=2, sampling="shards", seed=0)
@@ -37,7 +37,7 @@ class BatchIndices:
       >>> print(np.sort(epoch.reshape(-1)))
       [0 1 2 3 4 5 6 7]
 
-      One worker goes on after a step of two:
+      One worker continues after a step of two workers:
 
       >>> alone = BatchIndices(examples=8, workers=1, batch_size=2, sampling="shards", seed=0)
       >>> alone = alone.after([Stretch(steps=1, workers=2, batch_size=2)])
@@ -48,17 +48,17 @@ class BatchIndices:
     def __init__(
         self, *, examples: int, workers: int, batch_size: int, sampling: Literal["shards", "independent"], seed: int
     ) -> None:
-        """Set out the epochs.
+        """Plan the epochs.
 
         Args:
-          examples: in the training data.
-          workers: in all groups together.
-          batch_size: examples a worker takes a step.
+          examples: number of training examples.
+          workers: number of workers in all groups.
+          batch_size: examples per worker per step.
           sampling: "shards" or "independent".
-          seed: of the shuffles.
+          seed: random seed of the shuffles.
 
         Raises:
-          UsageError: if the data are too few for one step.
+          UsageError: if there are too few examples for one step.
         """
         self._examples, self._workers, self._batch_size = examples, workers, batch_size
         self._sampling, self._seed = sampling, seed
@@ -68,16 +68,16 @@ class BatchIndices:
         self._start_from([])
 
     def after(self, earlier: Sequence[Stretch]) -> "BatchIndices":
-        """The batches of the same workers once others have taken the first steps.
+        """Return the batches of these workers after the steps of earlier workers.
 
         Args:
-          earlier: these steps, from the first on.
+          earlier: the earlier steps, from the first on.
 
         Returns:
-          The batches of the steps from then on.
+          The batches of all later steps.
 
         Raises:
-          UsageError: if the data are too few for one of these steps.
+          UsageError: if there are too few examples for one of the earlier steps.
         """
         batches = copy.copy(self)
         batches._dealt_epoch = -1
@@ -85,10 +85,10 @@ class BatchIndices:
         return batches
 
     def __call__(self, step: int) -> Int32[np.ndarray, "workers batch_size"]:
-        """The indices at a step, counted from 0; the worker axis first.
+        """Return the indices at a step, counted from 0; worker axis first.
 
         Raises:
-          ValueError: for a step that was taken by earlier workers.
+          ValueError: for a step of earlier workers.
         """
         epoch, step_of_epoch = self._position(step)
         if epoch != self._dealt_epoch:
@@ -96,10 +96,10 @@ class BatchIndices:
         return self._batches[step_of_epoch]
 
     def epochs(self, step: int) -> float:
-        """Epochs that the workers have gone through before a step.
+        """Return the number of epochs completed before a step.
 
         Raises:
-          ValueError: for a step that was taken by earlier workers.
+          ValueError: for a step of earlier workers.
         """
         epoch, step_of_epoch = self._position(step)
         taken, steps = (self._taken, self._steps) if epoch == self._epoch else (0, self.steps_per_epoch)
@@ -107,9 +107,9 @@ class BatchIndices:
         return (epoch * of_epoch + taken + step_of_epoch * self._needed) / of_epoch
 
     def _start_from(self, earlier: Sequence[Stretch]) -> None:
-        """Find the epoch that the earlier workers have begun, and what they have taken of it."""
+        """Find the epoch that the earlier workers have begun, and the examples that they have used of it."""
         self._first = self._epoch = self._taken = 0
-        self._parts: list[Stretch] = []  # Of the epoch.
+        self._parts: list[Stretch] = []  # Of the current epoch.
         for stretch in earlier:
             needed = self._needed_by(stretch.workers, stretch.batch_size)
             self._first += stretch.steps
@@ -120,10 +120,10 @@ class BatchIndices:
                 stretch = stretch._replace(steps=steps + 1)
             self._taken += stretch.steps * needed
             self._parts.append(stretch)
-        self._steps = (self._examples - self._taken) // self._needed  # That the epoch still has.
+        self._steps = (self._examples - self._taken) // self._needed  # Remaining in the epoch.
 
     def _needed_by(self, workers: int, batch_size: int) -> int:
-        """Examples that a step takes of the data that workers share."""
+        """Examples per step out of the data that workers share."""
         needed = self._shards(workers) * batch_size
         if needed > self._examples:
             raise UsageError(
@@ -133,11 +133,11 @@ class BatchIndices:
         return needed
 
     def _shards(self, workers: int) -> int:
-        """In how many an order of the examples is dealt out."""
+        """Number of shards per order of the examples."""
         return workers if self._sampling == "shards" else 1
 
     def _position(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and which of the present workers' steps in it."""
+        """Return the epoch of a step, and the step's number among the present workers' steps in it."""
         since = step - self._first
         if since < 0:
             raise ValueError(f"step {step} was taken by earlier workers, whose last is {self._first - 1}.")
@@ -147,13 +147,13 @@ class BatchIndices:
         return self._epoch + 1 + epochs, step_of_epoch
 
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
-        # What more than one worker shares is one order, and otherwise each has its own.
+        # Workers with shards share one order; independent workers have one each.
         orders: list[list[int]] = [[]] if self._sampling == "shards" else [[i] for i in range(self._workers)]
         shards = [self._dealt(self._left(epoch, *which), self._workers, self._batch_size) for which in orders]
         return np.concatenate(shards).swapaxes(0, 1).astype(np.int32)
 
     def _left(self, epoch: int, *which: int) -> np.ndarray:
-        """An order of the examples, without those that earlier workers have taken."""
+        """Return an order of the examples, without those used by earlier workers."""
         order = np.random.default_rng([self._seed, epoch, *which]).permutation(self._examples)
         for steps, workers, batch_size in self._parts if epoch == self._epoch else []:
             shards = self._dealt(order, workers, batch_size)
@@ -161,7 +161,7 @@ class BatchIndices:
         return order
 
     def _dealt(self, order: np.ndarray, workers: int, batch_size: int) -> np.ndarray:
-        """[shard, step, example]."""
+        """Split an order into [shard, step, example]."""
         shards = self._shards(workers)
         steps = len(order) // (shards * batch_size)
         return order[: shards * steps * batch_size].reshape(shards, steps, batch_size)

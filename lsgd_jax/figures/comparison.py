@@ -1,4 +1,4 @@
-"""A comparison's picture: test error of each method's center against steps, bytes and wall-clock (as in F4 to F7)."""
+"""Figure of a comparison: test error of each method's center against steps, bytes and seconds (as in F4 to F7)."""
 
 import itertools
 from pathlib import Path
@@ -13,7 +13,7 @@ from lsgd_jax.figures.output import write_picture
 
 
 def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
-    """Draw a comparison from its folder into the folder; returns the picture's path.
+    """Draw the figure of a comparison and write it to its folder; returns its path.
 
     Raises:
       UsageError: if it can't be written.
@@ -28,12 +28,12 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
         low, middle, high = np.quantile(error, (0, 0.5, 1), axis=0)
         against = (of["step"][0], of["bytes_sent"][0] / 1e6, np.median(of["seconds"], axis=0))
         for axes, x in zip(panels, against, strict=True):
-            if x.any():  # Without any bytes there is nothing to draw against them.
+            if x.any():  # A method that sends nothing has no curve by bytes.
                 axes.plot(x, middle, color=color, linewidth=1.2, label=method)
                 axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
         best = np.median(100 * of["best_worker_error"], axis=0)
         panels[0].plot(of["step"][0], best, ":", color=color, linewidth=0.8)
-    for axes, label in zip(panels, ("local steps", "MB sent by each worker", "seconds of training"), strict=True):
+    for axes, label in zip(panels, ("local steps", "MB sent per worker", "seconds of training"), strict=True):
         axes.set(xlabel=label, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")

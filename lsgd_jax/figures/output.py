@@ -1,4 +1,4 @@
-"""What a figure leaves behind."""
+"""Writes figures with their curves and numbers."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from lsgd_jax.checks import check_path
 def write(
     out: Path | str, name: str, figure: Figure, columns: list[str], rows: Iterable[list], summary: dict[str, Any]
 ) -> None:
-    """Write a figure, the curves in it as CSV, and its summary as JSON.
+    """Write a figure as PNG, its curves as CSV and its summary as JSON.
 
     Raises:
       UsageError: if they can't be written.
@@ -30,7 +30,7 @@ def write(
 
 
 def write_picture(path: Path, figure: Figure, **options: Any) -> None:
-    """Write a figure as PNG, with options of matplotlib's.
+    """Write a figure as PNG; `options` are passed to Matplotlib's `savefig`.
 
     Raises:
       UsageError: if it can't be written.

@@ -1,4 +1,4 @@
-"""A run's picture: test errors against steps and wall-clock, and who led (the layout of the paper's F8)."""
+"""Figure of a run: test errors against steps and wall-clock time, and the leaders (layout of the paper's F8)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +15,27 @@ from lsgd_jax.figures.output import write_picture
 from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metrics
 
 MOST_WORKERS = 2**16
-"""In a picture."""
+"""Workers per figure."""
 MOST_BARS = 256
-"""Of more, a picture shows the outline."""
+"""Workers up to which each gets a bar; beyond, the figure shows the outline."""
 MOST_NUMBERS = 10**8
-"""By worker, of all evaluations of a run."""
+"""Numbers per metric, over all workers and evaluations of a run."""
 
 
 def draw(run: Path | str) -> Path:
-    """Draw a run from its folder into the folder; returns the picture's path.
+    """Draw the figure of a run and write it to the run folder; returns its path.
 
     Raises:
-      UsageError: if the folder is not one of a run that has been tested, or can't be written.
+      UsageError: if the folder is not that of a run with an evaluation, or can't be written.
     """
     run = check_path("run", run)
     config = read_config(run)
     errors = errors_of(run)
     exchange_steps, leaders = leaders_of(run)
     if not len(errors.steps):
-        raise UsageError(f"the run in {run} has not been tested yet.")
+        raise UsageError(f"the run in {run} has not been evaluated yet.")
 
-    rows = 2 if len(leaders) else 1  # The second tells who led.
+    rows = 2 if len(leaders) else 1  # The second shows the leaders.
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
     by_step, by_time = panels[0]
@@ -47,32 +47,32 @@ def draw(run: Path | str) -> Path:
     by_time.set_title(f"final test error of the center {errors.center[-1]:.2f} %")
 
     if len(leaders):
-        count = max(errors.workers.shape[1], leaders.max() + 1)  # Some may have gone before they were tested.
+        count = max(errors.workers.shape[1], leaders.max() + 1)  # Some may have left before an evaluation.
         identity, share = panels[1]
         draw_leaders(identity, exchange_steps, leaders, count)
         draw_shares(share, leaders, count)
-        identity.set_title("who led all")
-        share.set_title(f"how often each led, of {len(leaders)}")
+        identity.set_title("global leader")
+        share.set_title(f"exchanges led by each worker ({len(leaders)} total)")
     path = run / "curves.png"
     write_picture(path, figure, dpi=120)
     return path
 
 
 class Errors(NamedTuple):
-    """The test errors in a run's evaluations, in percent."""
+    """Test errors at the evaluations of a run, in percent."""
 
     steps: Int[np.ndarray, " evaluations"]
     seconds: Float[np.ndarray, " evaluations"]
-    """Of training."""
+    """Seconds of training."""
     center: Float[np.ndarray, " evaluations"]
     workers: Float[np.ndarray, "evaluations workers"]
-    """NaN for workers that were not there."""
+    """Error of each worker; NaN for absent workers."""
     leader: Float[np.ndarray, " evaluations"]
-    """Of the last leader of all; NaN where there was none."""
+    """Error of the latest global leader; NaN before the first election."""
 
 
 def errors_of(run: Path) -> Errors:
-    """The test errors that a run has logged.
+    """Read the test errors of a run.
 
     Raises:
       UsageError: if they can't be read.
@@ -93,10 +93,10 @@ def errors_of(run: Path) -> Errors:
 
 
 def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries workers"]:
-    """What events tell of each worker; NaN for what is not finite and, as a run may go on with others, not there.
+    """Collect a per-worker metric from events; NaN for nonfinite values and for workers absent at an event.
 
     Raises:
-      ValueError: if that is too much to hold.
+      ValueError: if there are too many values to hold.
     """
     rows = [np.ravel(np.array(entry[name], float)) for entry in entries]
     count = max(map(len, rows), default=0)
@@ -107,33 +107,33 @@ def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries work
 
 
 def leaders_of(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The steps on which a run's workers elected the leader of all, and the leaders' positions.
+    """Read the steps at which a run elected a global leader, and the leaders' indices.
 
     Raises:
       UsageError: if they can't be read.
     """
     exchanges = [entry for entry in read_metrics(run, "exchange") if "leader" in entry]
-    exchanges.sort(key=lambda entry: entry["step"])  # Workers at their own speed may log late.
+    exchanges.sort(key=lambda entry: entry["step"])  # Asynchronous workers may log late.
     with making_sense_of(run):
-        return np.array([entry["step"] for entry in exchanges], int), logged_positions(
+        return np.array([entry["step"] for entry in exchanges], int), logged_indices(
             [entry["leader"] for entry in exchanges]
         )
 
 
-def logged_positions(values: Any) -> Int[np.ndarray, "..."]:
-    """What was logged as workers' positions.
+def logged_indices(values: Any) -> Int[np.ndarray, "..."]:
+    """Convert logged worker indices to an array.
 
     Raises:
-      ValueError: if one of them is of no worker that a picture can show.
+      ValueError: if an index is too large for a figure.
     """
     found = np.array(values, int)
     if found.size and found.max() >= MOST_WORKERS:
-        raise ValueError(f"a worker's position is {found.max():,}, but the most is {MOST_WORKERS - 1:,}")
+        raise ValueError(f"a worker's index is {found.max():,}, but the largest is {MOST_WORKERS - 1:,}")
     return found
 
 
 def draw_errors(axes: Axes, x: np.ndarray, errors: Errors, label: str) -> None:
-    """Draw the test errors of the workers, the leader and the center against x."""
+    """Plot the test errors of the workers, the leader and the center against x."""
     draw_workers(axes, x, errors.workers)
     marker = marker_of(x)
     if np.isfinite(errors.leader).any():
@@ -145,18 +145,18 @@ def draw_errors(axes: Axes, x: np.ndarray, errors: Errors, label: str) -> None:
 
 
 def draw_workers(axes: Axes, x: np.ndarray, values: np.ndarray) -> None:
-    """Draw a thin line for each worker; `values` [points, workers]."""
+    """Plot a thin line per worker; `values` [points, workers]."""
     labels = ["workers"] + [None] * (values.shape[1] - 1)
     axes.plot(x, values, color="0.5", alpha=0.4, linewidth=0.8, marker=marker_of(x), label=labels)
 
 
 def marker_of(x: np.ndarray) -> str | None:
-    """How the points of a line are marked: a line of one point can't be seen."""
+    """Marker of a line's points; only a line of a single point needs one to be visible."""
     return "." if len(x) == 1 else None
 
 
 def scale(axes: Axes, *values: np.ndarray) -> None:
-    """Let the vertical axis be logarithmic, with plain numbers, if the values differ enough for it."""
+    """Make the vertical axis logarithmic, with plain numbers, if the values span a large enough range."""
     positive = np.concatenate([of[of > 0] for of in values])
     ratio = positive.max() / positive.min() if len(positive) else 1.0
     if ratio > 3:
@@ -167,13 +167,13 @@ def scale(axes: Axes, *values: np.ndarray) -> None:
 
 
 def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
-    """Draw who of so many workers led against the step (the layout of the paper's F8)."""
+    """Plot the leader's index, out of `count` workers, against the step (layout of the paper's F8)."""
     axes.plot(steps, leaders, ".", markersize=3)
-    axes.set(xlabel="local steps", ylabel="the leader's position", yticks=_positions(count))
+    axes.set(xlabel="local steps", ylabel="index of the leader", yticks=_ticks(count))
 
 
 def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
-    """Draw how often each of so many workers led."""
+    """Plot how many exchanges each of `count` workers led."""
     shares = np.bincount(leaders[leaders >= 0], minlength=count)
     if count > MOST_BARS:
         axes.stairs(shares, np.arange(count + 1) - 0.5, fill=True)
@@ -182,9 +182,8 @@ def draw_shares(axes: Axes, leaders: np.ndarray, count: int) -> None:
         if count <= 16:
             axes.bar_label(bars, fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="position", ylabel="exchanges", xticks=_positions(count))
+    axes.set(xlabel="worker", ylabel="exchanges led", xticks=_ticks(count))
 
 
-def _positions(count: int) -> np.ndarray:
-    """To be labelled."""
+def _ticks(count: int) -> np.ndarray:
     return np.arange(0, count, -(-count // 16))

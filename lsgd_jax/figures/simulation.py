@@ -1,4 +1,4 @@
-"""Simulations in virtual time: who computed, waited and led, how stale exchanges were, and errors against time."""
+"""Figures of simulations in virtual time: timelines, staleness of exchanges, and test error against time."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from lsgd_jax.simulate.training import History, Network, train_on
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 MOST_LOGGED = 64
-"""Workers up to which a simulation has a log, a timeline and training."""
+"""Workers up to which a simulation has an event log, a timeline and training."""
 PERIODS_SHOWN = 4
 COMPUTES, WAITS, EXCHANGES, AWAY, LEADS = "#8fbbd9", "#f3e3c3", "#c0392b", "0.85", "black"
 
@@ -41,17 +41,17 @@ def make(
     parameters: int | None = None,
     data_dir: Path | str | None = None,
 ) -> str:
-    """Simulate methods and write what came of it into a folder; returns a table of it.
+    """Simulate methods and write figures, CSV and JSON to a folder; returns a table of the results.
 
     Args:
-      out: the folder.
-      config: of the workers and of training. Its options that a method does not have are left out for that method.
-      cluster: the machines.
-      names: different ones of `SCHEDULES`.
-      target_error: in [0, 1], of which it is told when it was reached; None: costs only.
-      options: fields of the configuration in place of the config's, each for all methods that have it.
-      parameters: how many float32 parameters are sent; None: as many as the network has.
-      data_dir: where data sets have been prepared.
+      out: output folder.
+      config: configuration of workers and training; a method ignores the options that it does not have.
+      cluster: machines and links.
+      names: distinct names in `SCHEDULES`.
+      target_error: test error in [0, 1] whose time of arrival is reported; None: simulate costs only.
+      options: overrides of fields of `config`, each for all methods that have it.
+      parameters: number of float32 parameters sent; None: those of the network.
+      data_dir: folder of prepared data sets.
 
     Raises:
       UsageError: if the configuration can't be simulated.
@@ -67,7 +67,7 @@ def make(
         raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: simulate costs only.")
     if workers > MOST_LOGGED and cluster.absences:
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
-    if parameters is None:  # Costs only may be of more workers than there are examples for.
+    if parameters is None:  # With costs only, there may be more workers than examples.
         params = parameter_shapes(config.replace(groups=1, workers=1))
     else:
         params = jax.ShapeDtypeStruct((parameters,), np.float32)
@@ -87,15 +87,15 @@ def make(
         logs[name] = event_log(schedule, of_method, cluster, params)
         sums[name] = totals(logs[name])
         if target_error is not None:
-            alone = of_method.replace(method="independent")  # Methods share what is compiled for local steps.
+            alone = of_method.replace(method="independent")  # Methods share the compiled local steps.
             networks[alone] = networks.get(alone) or Network(alone, data_dir)
             histories[name] = train_on(logs[name], schedule, of_method, networks[alone])
 
     summary: dict[str, Any] = {"cluster": _plain(cluster), "methods": {name: of.summary() for name, of in sums.items()}}
-    for name, course in histories.items():
+    for name, history in histories.items():
         summary["methods"][name] |= {
-            "final_error": float(course.center_error[-1]),
-            f"seconds_to_{target_error:g}": course.seconds_to(target_error or 0),
+            "final_error": float(history.center_error[-1]),
+            f"seconds_to_{target_error:g}": history.seconds_to(target_error or 0),
         }
     stale_rows = ([name, steps, times] for name, of in sums.items() for steps, times in of.staleness.items())
     write(out, "staleness", draw_staleness(sums), ["method", "steps", "times"], stale_rows, summary)
@@ -109,10 +109,10 @@ def make(
 
 
 def with_own_rate(config: Config, name: str) -> Config:
-    """The configuration for a method; where workers' steps add up, with an n-th of the learning rate.
+    """Return the configuration of a method; if it sums the workers' updates, with 1/n of the learning rate.
 
     Raises:
-      UsageError: if the method can't have the configuration.
+      UsageError: if the configuration does not fit the method.
     """
     try:
         of_method = config.replace(method=SCHEDULES[name].method)
@@ -122,7 +122,7 @@ def with_own_rate(config: Config, name: str) -> Config:
 
 
 def table(methods: dict[str, dict[str, Any]]) -> str:
-    """Numbers of several methods, in markdown."""
+    """Format the results of several methods as a Markdown table."""
 
     def cell(value: Any) -> str:
         return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
@@ -135,7 +135,7 @@ def table(methods: dict[str, dict[str, Any]]) -> str:
 
 
 def draw_timeline(logs: dict[str, EventLog], histories: dict[str, History]) -> Figure:
-    """The first periods of every method, a row a worker; with a course, who led."""
+    """Plot the first periods of each method, one row per worker; with histories, also the leaders."""
     [first, *_] = logs.values()
     shown = PERIODS_SHOWN * _typical_period(logs) / SECOND
     height = 0.9 + 0.17 * first.workers
@@ -151,14 +151,14 @@ def draw_timeline(logs: dict[str, EventLog], histories: dict[str, History]) -> F
         Patch(facecolor=color, label=label)
         for color, label in ((COMPUTES, "a step"), (WAITS, "waits"), (EXCHANGES, "exchanges"), (AWAY, "away"))
     ]
-    if any(course.leaders for course in histories.values()):
+    if any(history.leaders for history in histories.values()):
         legend.append(Line2D([], [], color=LEADS, marker="*", linestyle="", label="leads"))
     figure.legend(handles=legend, ncols=len(legend), loc="outside upper right", frameon=False, fontsize=9)
     return figure
 
 
 def _typical_period(logs: dict[str, EventLog]) -> float:
-    """The median time from a worker's exchange to its next, over all methods but those of a single step."""
+    """Longest median time between a worker's exchanges, over all methods."""
     gaps = []
     for log in logs.values():
         times: dict[int, list[int]] = {}
@@ -171,7 +171,7 @@ def _typical_period(logs: dict[str, EventLog]) -> float:
     return float(max(gaps)) or max(log.end for log in logs.values()) / PERIODS_SHOWN
 
 
-def _draw_log(axes: Axes, log: EventLog, course: History | None, shown: float) -> None:
+def _draw_log(axes: Axes, log: EventLog, history: History | None, shown: float) -> None:
     bars: dict[tuple[int, str], list[tuple[float, float]]] = {}
 
     def bar(worker: int, color: str, start: int, end: int) -> None:
@@ -185,7 +185,7 @@ def _draw_log(axes: Axes, log: EventLog, course: History | None, shown: float) -
                 bar(worker, COMPUTES, begun, event.time)
             elif event.kind == "exchange":
                 bar(worker, WAITS, begun, event.time)
-                # However short, an exchange is to be seen.
+                # Short exchanges stay visible.
                 bar(worker, EXCHANGES, event.time, max(event.end, event.time + round(0.003 * shown * SECOND)))
             elif event.kind == "leave":
                 left[worker] = begun
@@ -197,14 +197,14 @@ def _draw_log(axes: Axes, log: EventLog, course: History | None, shown: float) -
     for (worker, color), spans in bars.items():
         edge = {"edgecolor": "white", "linewidth": 0.6} if color == COMPUTES else {"zorder": 3}
         axes.broken_barh(spans, (worker - 0.4, 0.8), facecolor=color, **edge)
-    led = [(event.time / SECOND, leader) for event, leader in (course.leaders if course else []) if leader != NOBODY]
+    led = [(event.time / SECOND, leader) for event, leader in (history.leaders if history else []) if leader != NOBODY]
     led = [(time, leader) for time, leader in led if time < shown]
     axes.plot(*zip(*led, strict=True) if led else ([], []), "*", color=LEADS, markersize=7, zorder=4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_staleness(sums: dict[str, Totals]) -> Figure:
-    """How many steps partners had taken when workers exchanged, a panel a method."""
+    """Plot the staleness of exchanges, one panel per method."""
     figure = Figure(figsize=(2.4 * max(len(sums), 2), 3), layout="constrained")
     most = max([steps for of in sums.values() for steps in of.staleness], default=1)
     bins = np.arange(most + 2) - 0.5 if most < 60 else np.linspace(0, most + 1, 60)
@@ -218,18 +218,18 @@ def draw_staleness(sums: dict[str, Totals]) -> Figure:
         axes.set_title(f"{name}\nmean {of.mean_staleness:.1f}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set(yscale="log", ylabel="share of exchanges")
-    figure.supxlabel("steps that the others had taken, on average, since the worker's last exchange", fontsize=9)
+    figure.supxlabel("staleness: steps taken by the others, on average, since the worker's last exchange", fontsize=9)
     return figure
 
 
 def draw_errors(histories: dict[str, History], target: float) -> Figure:
-    """Test error of each method's center against virtual time and against steps."""
+    """Plot the test error of each method's center against virtual time and steps."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
-    for (name, course), color in zip(histories.items(), colors, strict=False):
-        for axes, x in zip(panels, (course.seconds, course.steps), strict=True):
-            axes.plot(x, 100 * course.center_error, color=color, linewidth=1.4, label=name)
+    for (name, history), color in zip(histories.items(), colors, strict=False):
+        for axes, x in zip(panels, (history.seconds, history.steps), strict=True):
+            axes.plot(x, 100 * history.center_error, color=color, linewidth=1.4, label=name)
     for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
         axes.axhline(100 * target, color="0.6", linewidth=0.8, linestyle=":")
         axes.set(xlabel=label, yscale="log")
@@ -249,13 +249,13 @@ def _log_rows(logs: dict[str, EventLog]) -> Any:
 
 
 def _error_rows(histories: dict[str, History]) -> Any:
-    for name, course in histories.items():
-        for seconds, steps, error in zip(course.seconds, course.steps, course.center_error, strict=True):
+    for name, history in histories.items():
+        for seconds, steps, error in zip(history.seconds, history.steps, history.center_error, strict=True):
             yield [name, f"{seconds:.9f}", f"{steps:g}", f"{error:.6f}"]
 
 
 def _plain(cluster: Cluster) -> dict[str, Any]:
-    """For JSON, in which there are no infinities and no paths."""
+    """Fields of a cluster for JSON, which has no infinities or paths."""
     fields = dataclasses.asdict(cluster) | {"trace": None if cluster.trace is None else str(cluster.trace)}
     fields["absences"] = [[w, start, end if np.isfinite(end) else None] for w, start, end in cluster.absences]
     return {name: None if value == float("inf") else value for name, value in fields.items()}

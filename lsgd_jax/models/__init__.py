@@ -1,4 +1,4 @@
-"""Networks in flax.nnx, called with a batch of examples, channels last; they return logits."""
+"""Flax NNX networks: they take a batch of examples, channels last, and return logits."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,9 @@ MODELS: dict[str, tuple[Callable[..., nnx.Module], int | None]] = {
     "resnet20": (ResNet20, 3),
     "resnet50": (ResNet50, 3),
 }
-"""By name: the class, made from an example's shape, the number of classes, `width`, which multiplies the layers' sizes,
-the `dtype` of the computation and `rngs`; and the number of dimensions that an example must have, or None if it may
-have any. Called with `rngs=`, from which layers with dropout draw in training mode."""
+"""Network classes by name, each with the number of dimensions of its examples (None: any).
+
+The constructor takes an example's shape, the number of classes, the width multiplier `width`, the `dtype` of the
+computation and `rngs`. Calls take `rngs=`, which dropout layers sample from in training mode."""
 BATCH_NORM = ("vgg16", "resnet20", "resnet50")
-"""Those with batch normalization, which have batch statistics."""
+"""Networks with batch normalization, and thus with batch statistics."""

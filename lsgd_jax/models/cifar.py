@@ -1,4 +1,4 @@
-"""Networks without shortcuts for CIFAR-10's pictures."""
+"""Convolutional networks without shortcuts, for CIFAR-10."""
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ from lsgd_jax.models.layers import BatchNorm, Conv, he_normal, max_pool, scaled
 
 
 class CNN7(nnx.Module):
-    """The seven-layer network of the experiments with EASGD and LSGD, made for 28 x 28 pictures.
+    """Seven-layer CNN of the EASGD and LSGD experiments, for 28 x 28 images.
 
-    Convolutions of 5 x 5 x 64, 5 x 5 x 128 and 3 x 3 x 64, none padded, with rectifiers and two max pools between them,
-    a dense layer of 256, dropout of a half, and a dense layer. Its source is Zhang, Choromanska, LeCun, "Deep learning
+    Unpadded convolutions of 5 x 5 x 64, 5 x 5 x 128 and 3 x 3 x 64 with ReLUs and two max pools, a dense layer of 256
+    units, dropout of 1/2, and a dense output layer. Its source is Zhang, Choromanska, LeCun, "Deep learning
     with Elastic Averaging SGD", https://arxiv.org/abs/1412.6651, with the sizes of https://arxiv.org/abs/1905.10395.
-    Kernels start at LeCun's variance, 1 / inputs: at He's, twice that, gradients without normalisation are too large
-    for the paper's learning rates.
+    Kernels have LeCun initialization (variance 1 / inputs): with He initialization, of twice the variance, gradients
+    without normalization are too large for the paper's learning rates.
 
     Args:
-      shape: of an example, (height, width, channels).
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example, (height, width, channels).
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
 
     Raises:
-      ValueError: for a picture of which the layers leave nothing.
+      ValueError: if the images are too small for the layers.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CNN7(nnx.Module):
     ) -> None:
         *sides, channels = shape
         if min(sides) < 24:
-            raise ValueError(f"CNN7 needs pictures of at least 24 x 24 pixels, got {sides[0]} x {sides[1]}.")
+            raise ValueError(f"CNN7 needs images of at least 24 x 24 pixels, got {sides[0]} x {sides[1]}.")
         self.convolutions: nnx.List = nnx.List([])
         for size, taps in ((64, 5), (128, 5), (64, 3)):
             size = scaled(size, width)
@@ -54,9 +54,9 @@ class CNN7(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """The logits; training mode needs `rngs`, for `dropout`."""
+        """Compute logits; training mode needs `rngs` for dropout."""
         first, second, third = self.convolutions
-        # A pool and a rectifier commute: behind the pool, there is a quarter to rectify.
+        # Pool and ReLU commute: after the pool, the ReLU has a quarter of the work.
         x = jax.nn.relu(max_pool(first(x)))
         x = jax.nn.relu(max_pool(second(x)))
         x = jax.nn.relu(third(x))
@@ -65,18 +65,18 @@ class CNN7(nnx.Module):
 
 
 class VGG16(nnx.Module):
-    """Configuration D of the VGG networks, with batch normalisation and two hidden dense layers of 512.
+    """VGG network, configuration D, with batch normalization and two hidden dense layers of 512 units.
 
     Simonyan, Zisserman, "Very deep convolutional networks for large-scale image recognition",
     https://arxiv.org/abs/1409.1556. Thirteen 3 x 3 convolutions, a max pool after the 2nd, 4th, 7th, 10th and 13th. A
-    side of a single pixel is pooled no further: so pictures of 28 x 28 end as those of 32 x 32 do, at 1 x 1.
+    side of a single pixel is not pooled further, so 28 x 28 images end at 1 x 1, as 32 x 32 images do.
 
     Args:
-      shape: of an example, (height, width, channels).
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example, (height, width, channels).
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters, statistics and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class VGG16(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """The logits; training mode needs `rngs`, for `dropout`."""
+        """Compute logits; training mode needs `rngs` for dropout."""
         for stage in self.stages:
             for convolution, norm in stage:
                 x = jax.nn.relu(norm(convolution(x)))

@@ -1,12 +1,12 @@
-"""A convolution that is fast on a CPU: on its own, inside loops, and over workers' own kernels.
+"""Convolution that is fast on a CPU: standalone, inside loops, and with per-worker kernels.
 
-XLA hands a convolution on a CPU to its fast kernel only if the operands lie channels last. It brings them there in the
-main computation of a program, but not in a loop's body, where the gradients of a convolution, which come in another
-layout, take an order of magnitude longer; even there where they are fast, a product of matrices is faster. `jax.vmap`
+On a CPU, XLA uses its fast kernel for a convolution only if the operands are channels last. It transposes them in the
+main computation of a program, but not in the body of a loop. There, the gradients of a convolution, which come in
+another layout, take an order of magnitude longer; where they are fast, a matrix product is still faster. `jax.vmap`
 over kernels makes a grouped convolution, which has no fast kernel at all.
 
-So here the gradients are products of matrices, or convolutions with channels last, and `jax.vmap` makes one convolution
-a worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
+Therefore, gradients here are matrix products or channels-last convolutions, and `jax.vmap` makes one convolution per
+worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,21 +39,21 @@ def convolve(
 
     .. math:: y_o = \sum_k x_{o \cdot stride + k - before} \, kernel_k,
 
-    o a position of the output, k one of the kernel, `before` the padding. On other platforms it is the stock
-    convolution. The platform is the one that a program is lowered for, so that a program compiled on a CPU's host for
-    TPUs has the stock one too. With dilations, groups or further options it is the stock one everywhere. On a CPU it
-    has no forward-mode derivative.
+    where o is a position of the output, k one of the kernel, and `before` the padding. On other platforms it is JAX's
+    own convolution. The platform is the one that the program is lowered for, so a program compiled on a CPU host for
+    TPUs also uses JAX's own. With dilations, groups or further options, JAX's own is used everywhere. On a CPU,
+    there is no forward-mode derivative.
 
     Args:
-      x: the examples, channels last, with one spatial axis or two.
-      kernel: of the dtype of `x`.
-      strides: by spatial axis.
-      padding: "SAME", "VALID", or what is added before and after, by spatial axis.
-      dimension_numbers: those of channels last.
-      lhs_dilation: by spatial axis.
-      rhs_dilation: by spatial axis.
-      feature_group_count: the number of groups.
-      **options: further ones of `jax.lax.conv_general_dilated`, None where not used.
+      x: examples, channels last, with one or two spatial axes.
+      kernel: kernel with the dtype of `x`.
+      strides: stride per spatial axis.
+      padding: "SAME", "VALID", or the padding before and after, per spatial axis.
+      dimension_numbers: dimension numbers for channels last.
+      lhs_dilation: input dilation per spatial axis.
+      rhs_dilation: kernel dilation per spatial axis.
+      feature_group_count: number of groups.
+      **options: further options of `jax.lax.conv_general_dilated`; None if unused.
     """
     stock = partial(
         lax.conv_general_dilated,
@@ -97,7 +97,7 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
         if _keeps_size(kernel, strides, pads):
             reverse = jnp.flip(kernel, range(len(taps))).swapaxes(-1, -2)
             return _channels_last(g, reverse, [(after, before) for before, after in pads])
-        # The transpose of a linear function, at a point that varies over the workers as g does.
+        # The transpose of a linear function, taken at a point that varies over the workers as g does.
         _, spread = jax.vjp(lambda x: _fields(x, taps, strides, pads), jnp.zeros_like(g, shape=shape))
         return spread(g @ kernel.reshape(-1, kernel.shape[-1]).T)[0]
 
@@ -113,12 +113,12 @@ _convolution.defvjp(_forward, _backward)
 
 
 def _varying_like(y: Array, other: Array) -> Array:
-    """In `jax.shard_map`, y typed as another on every device if the other is: its gradients are then summed."""
+    """Type y as device-varying in `jax.shard_map` if `other` is, so that its gradients are summed."""
     return jnp.where(jnp.ones_like(other, bool, shape=()), y, y)
 
 
 def _keeps_size(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
-    """Whether the output is as large as x: if smaller, the gradient as a convolution would mostly multiply zeros."""
+    """Return whether the output is as large as x; if smaller, the gradient as a convolution multiplies mostly zeros."""
     return set(strides) == {1} and all(sum(pad) == taps - 1 for pad, taps in zip(pads, kernel.shape, strict=False))
 
 
@@ -129,7 +129,7 @@ def _channels_last(x: Array, kernel: Array, pads: Sequence[tuple[int, int]]) -> 
 
 
 def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
-    """What each output sees of x: [batch, *out_space, taps x in_channels]."""
+    """Receptive field of each output in x: [batch, *out_space, taps x in_channels]."""
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     last = [size - taps for size, taps in zip(x.shape[1:-1], taps, strict=True)]
 
@@ -141,7 +141,7 @@ def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -
 
 
 def _by_worker(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """The function, of which `jax.vmap` makes one call a worker."""
+    """Wrap a function so that `jax.vmap` makes one call per worker."""
     call = custom_vmap(function)
 
     @call.def_vmap

@@ -1,4 +1,4 @@
-"""What the networks are made of."""
+"""Layers shared by the networks."""
 
 from functools import partial
 
@@ -9,24 +9,25 @@ from jaxtyping import Array, Float
 from lsgd_jax.models.convolution import convolve
 
 Conv = partial(nnx.Conv, conv_general_dilated=convolve)
-"""`flax.nnx.Conv`, fast on a CPU too."""
+"""`flax.nnx.Conv` with a convolution that is also fast on a CPU."""
 
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9)
-"""`flax.nnx.BatchNorm`; a batch makes a tenth of the running statistics."""
+"""`flax.nnx.BatchNorm` with running statistics of momentum 0.9."""
 
 he_normal = nnx.initializers.he_normal()
-"""Keeps the variance through rectified layers (He et al. 2015, https://arxiv.org/abs/1502.01852)."""
+"""He initialization, which preserves the variance through ReLU layers (He et al. 2015, https://arxiv.org/abs/1502.01852)."""
 
 
 def scaled(size: int, width: float) -> int:
-    """A layer's published size times `width`, rounded, at least 1."""
+    """Scale a layer's published size by `width`, rounded, to at least 1."""
     return max(1, round(size * width))
 
 
 def max_pool(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch half_height half_width channels"]:
-    """The maxima of 2 x 2 squares; an odd row or column at the end falls away, but a side of 1 stays as it is.
+    """Max-pool 2 x 2 windows; an odd last row or column is dropped, but a side of 1 is kept.
 
-    On a CPU, the maximum of slices and its gradient are several times faster than `flax.nnx.max_pool`, of equal value.
+    The value equals that of `flax.nnx.max_pool`; on a CPU, the maximum of slices and its gradient are several times
+    faster.
     """
     if x.shape[1] > 1:
         end = x.shape[1] // 2 * 2

@@ -1,6 +1,6 @@
 """Residual networks: He, Zhang, Ren, Sun, "Deep residual learning for image recognition".
 
-https://arxiv.org/abs/1512.03385. A block adds a correction to its input, y = relu(shortcut(x) + f(x)).
+https://arxiv.org/abs/1512.03385. A block computes y = relu(shortcut(x) + f(x)).
 """
 
 import jax
@@ -12,18 +12,18 @@ from lsgd_jax.models.layers import BatchNorm, Conv, he_normal, scaled
 
 
 class ResNet20(nnx.Module):
-    """The residual network of 20 layers for CIFAR-10, with 0.27 million parameters.
+    """ResNet-20 for CIFAR-10, with 0.27 million parameters.
 
-    A 3 x 3 convolution, and three stages of three blocks, of 16, 32 and 64 channels; the second and the third stage
-    begin by halving the picture. Shortcuts have no parameters (option A): where the shape changes, they take every
-    other row and column, and fill up the channels with zeros.
+    A 3 x 3 convolution and three stages of three blocks with 16, 32 and 64 channels; the second and the third stage
+    start by halving the resolution. Shortcuts have no parameters (option A): where the shape changes, they subsample
+    rows and columns and pad the channels with zeros.
 
     Args:
-      shape: of an example, (height, width, channels).
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example, (height, width, channels).
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters, statistics and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ResNet20(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """The logits."""
+        """Compute logits."""
         x = jax.nn.relu(self.stem(x))
         for block in self.blocks:
             x = block(x)
@@ -55,19 +55,19 @@ class ResNet20(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """The residual network of 50 layers for ImageNet, with 25.6 million parameters.
+    """ResNet-50 for ImageNet, with 25.6 million parameters.
 
     A 7 x 7 convolution, a max pool, and four stages of 3, 4, 6 and 3 bottleneck blocks, whose narrow layers have 64,
-    128, 256 and 512 channels. Shortcuts are convolutions where the shape changes. A block halves the picture in its
+    128, 256 and 512 channels. Shortcuts are convolutions where the shape changes. A block halves the resolution in its
     3 x 3 convolution (version 1.5), not in the 1 x 1 before it, which would skip three quarters of its input. All
-    scales start at 1, as published; there are recipes that start each block's last at 0.
+    batch-norm scales start at 1, as published; some recipes start the last one of each block at 0.
 
     Args:
-      shape: of an example, (height, width, channels).
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example, (height, width, channels).
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters, statistics and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ResNet50(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """The logits."""
+        """Compute logits."""
         x = jax.nn.relu(self.stem(x))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
@@ -100,7 +100,7 @@ class ResNet50(nnx.Module):
 
 
 class _NormedConv(nnx.Module):
-    """A convolution, padded by half its size, and batch normalisation."""
+    """Convolution, padded by half its size, with batch normalization."""
 
     def __init__(
         self, inputs: int, outputs: int, taps: int, strides: int = 1, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
@@ -123,7 +123,7 @@ class _NormedConv(nnx.Module):
 
 
 class _Basic(nnx.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters."""
+    """Basic block: two 3 x 3 convolutions and a shortcut without parameters."""
 
     def __init__(self, inputs: int, outputs: int, strides: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.strides, self.extra_channels = strides, outputs - inputs
@@ -137,7 +137,7 @@ class _Basic(nnx.Module):
 
 
 class _Bottleneck(nnx.Module):
-    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, the last of them to four times as many channels, and a shortcut."""
+    """Bottleneck block: 1 x 1, 3 x 3 and 1 x 1 convolutions, the last with four times the channels, and a shortcut."""
 
     def __init__(self, inputs: int, narrow: int, strides: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         outputs = 4 * narrow

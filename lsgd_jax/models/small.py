@@ -11,14 +11,14 @@ from lsgd_jax.models.layers import Conv, scaled
 
 
 class Conv1D(nnx.Module):
-    """Three strided convolutions of 64 channels and a dense layer, for signals such as MNIST-1D's.
+    """1-D CNN for signals such as MNIST-1D: three strided convolutions of 64 channels and a dense layer.
 
     Args:
-      shape: of an example, (length, channels).
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example, (length, channels).
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Conv1D(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """The logits."""
+        """Compute logits."""
         for convolution in self.convolutions:
             x = jax.nn.relu(convolution(x))
         return self.out(x.reshape(len(x), -1)).astype(jnp.float32)
 
 
 class MLP(nnx.Module):
-    """Two hidden layers of 64 units, for examples of any shape.
+    """Multilayer perceptron with two hidden layers of 64 units, for examples of any shape.
 
     Args:
-      shape: of an example.
-      classes: how many there are.
-      width: multiplies the layers' sizes.
-      dtype: of the computation; parameters and logits are float32.
-      rngs: for the start, `params`.
+      shape: shape of an example.
+      classes: number of classes.
+      width: width multiplier relative to the published architecture.
+      dtype: dtype of the computation; parameters and logits are float32.
+      rngs: random number generators; `params` initializes the parameters.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MLP(nnx.Module):
         self.out = nnx.Linear(units, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch ..."], *, rngs: nnx.Rngs | None = None) -> Float[Array, "batch classes"]:
-        """The logits."""
+        """Compute logits."""
         x = x.reshape(len(x), -1)
         for layer in self.hidden:
             x = jax.nn.relu(layer(x))

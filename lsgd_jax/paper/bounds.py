@@ -1,12 +1,12 @@
-r"""The paper's theory as functions: what it promises, and under which conditions.
+r"""The paper's bounds as functions, with the conditions under which they hold.
 
-f is m-strongly convex with an M-Lipschitz gradient and the minimum f*, :math:`\kappa = M / m`; gradients are unbiased
-with variance :math:`\sigma^2`; z is the leader. The pull is that of the objective, eq. 1: a step of size eta pulls by
-eta lambda,
+The objective f is m-strongly convex with an M-Lipschitz gradient and minimum f*; :math:`\kappa = M / m`. Gradients are
+unbiased with variance :math:`\sigma^2`, and z is the leader. The pull is that of the objective (eq. 1): a step of size
+eta pulls by eta lambda,
 
 .. math:: x_+ = x - \eta (g(x) + \lambda (x - z)).
 
-`lsgd figure theory` measures all of it.
+`lsgd figure theory` measures all of them.
 
 Teng, Gao, Chalus, Choromanska, Goldfarb, Weller, "Leader Stochastic Gradient Descent for Distributed Training of Deep
 Learning Models: Extension", https://arxiv.org/abs/1905.10395.
@@ -18,9 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
-
-from lsgd_jax.paper.objectives import Quadratic
+from jaxtyping import Array, Bool, Float
 
 Objective = Callable[[Float[Array, " d"]], Float[Array, ""]]
 
@@ -28,20 +26,20 @@ Objective = Callable[[Float[Array, " d"]], Float[Array, ""]]
 def leader_objective(
     f: Objective, lam: float, *, through_leader: bool = False
 ) -> Callable[[Float[Array, "workers d"]], Float[Array, ""]]:
-    r"""The objective of LSGD with one group (eq. 1), :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - \tilde x\|^2`.
+    r"""Objective of LSGD with one group (eq. 1), :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - \tilde x\|^2`.
 
-    Where the best worker is unique, it is :math:`\tilde x` in a neighbourhood, and its own pull is zero. With the
-    leader held fixed, as in the update (eq. 2), its gradient is that of f alone, so that at a stationary point
-    :math:`\nabla f(\tilde x) = 0` (the paper's theorem on stationary points). This is not so for the derivative that
-    also goes through :math:`\tilde x`: the followers' pulls act back on the leader.
+    Where the best worker is unique, it is :math:`\tilde x` in a neighborhood, and its own pull is zero. With the
+    leader held fixed, as in the update (eq. 2), the leader's gradient is that of f alone, so
+    :math:`\nabla f(\tilde x) = 0` at a stationary point (the paper's theorem on stationary points). The derivative
+    through :math:`\tilde x` lacks this property: the followers' pulls act back on the leader.
 
     Args:
-      f: of one worker's point.
-      lam: lambda.
-      through_leader: whether derivatives go through the leader, too.
+      f: objective of one worker.
+      lam: pull coefficient lambda.
+      through_leader: whether to differentiate through the leader as well.
 
     Returns:
-      A function of all workers' points, the worker axis first.
+      A function of all workers' parameters, worker axis first.
 
     Example:
       >>> workers = jnp.array([[1.0], [3.0]])
@@ -62,18 +60,18 @@ def leader_objective(
 
 
 def elastic_objective(f: Objective, lam: float) -> Callable[[Float[Array, "workers d"]], Float[Array, ""]]:
-    r"""The objective of elastic averaging, :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - c\|^2`, at the best centre c.
+    r"""Objective of elastic averaging, :math:`\sum_i f(x^i) + \frac\lambda2 \|x^i - c\|^2`, at the optimal center c.
 
-    That centre is the workers' mean, so that stationary points of this function are those of the objective in the
-    workers and the centre. No worker need be stationary for f there: for :math:`f(x) = (x^2 - 1)^2` and two workers see
-    `elastic_counterexample`.
+    The optimal center is the workers' mean, so this function and the objective of workers and center have the same
+    stationary points. There, no worker's gradient has to vanish: `elastic_counterexample` shows it for
+    :math:`f(x) = (x^2 - 1)^2` and two workers.
 
     Args:
-      f: of one worker's point.
-      lam: lambda.
+      f: objective of one worker.
+      lam: pull coefficient lambda.
 
     Returns:
-      A function of all workers' points, the worker axis first.
+      A function of all workers' parameters, worker axis first.
 
     Example:
       >>> jax.grad(elastic_objective(lambda x: x @ x, lam=0.5))(jnp.array([[1.0], [3.0]])).tolist()
@@ -87,17 +85,17 @@ def elastic_objective(f: Objective, lam: float) -> Callable[[Float[Array, "worke
 
 
 def elastic_counterexample(lam: float) -> float:
-    r"""Where elastic averaging rests although no worker's gradient vanishes.
+    r"""Position of two workers at which elastic averaging is stationary although no gradient vanishes.
 
-    For :math:`f(x) = (x^2 - 1)^2`, two workers at :math:`\pm a` and the centre 0 are stationary if
+    For :math:`f(x) = (x^2 - 1)^2`, two workers at :math:`\pm a` and the center 0 are stationary if
     :math:`4 a (a^2 - 1) + \lambda a = 0`, that is :math:`a^2 = 1 - \lambda / 4`; there
-    :math:`f'(\pm a) = \mp \lambda a`. It is a minimum of the objective for lambda < 8/3.
+    :math:`f'(\pm a) = \mp \lambda a`. The point is a minimum of the objective for lambda < 8/3.
 
     Args:
-      lam: lambda, in (0, 4).
+      lam: pull coefficient lambda, in (0, 4).
 
     Returns:
-      a.
+      The position a.
 
     Raises:
       ValueError: if lambda is out of range.
@@ -114,7 +112,7 @@ def elastic_counterexample(lam: float) -> float:
 def bound_applies(
     eta: ArrayLike, lam: ArrayLike, *, strong_convexity: float, smoothness: float
 ) -> Bool[np.ndarray, "..."]:
-    r"""Whether the bounds hold for a step: :math:`\eta \le 1/(2M)` and :math:`\eta \lambda \le 1/(2\kappa)`.
+    r"""Return whether the bounds apply to a step: :math:`\eta \le 1/(2M)` and :math:`\eta \lambda \le 1/(2\kappa)`.
 
     With :math:`\|a + b\|^2 \le 2 \|a\|^2 + 2 \|b\|^2`, M-smoothness gives
 
@@ -127,13 +125,13 @@ def bound_applies(
     :math:`\eta^2 M \lambda^2 \|x - z\|^2`.
 
     Args:
-      eta: the step's size, >= 0.
-      lam: lambda, >= 0.
-      strong_convexity: m.
-      smoothness: M.
+      eta: step size, >= 0.
+      lam: pull coefficient lambda, >= 0.
+      strong_convexity: strong-convexity constant m.
+      smoothness: Lipschitz constant M of the gradient.
 
     Raises:
-      ValueError: if the numbers are not 0 < m <= M.
+      ValueError: unless 0 < m <= M.
 
     Example:
       >>> bool(bound_applies(0.05, 1.0, strong_convexity=1.0, smoothness=10.0))
@@ -141,7 +139,7 @@ def bound_applies(
     """
     _check(strong_convexity, smoothness)
     eta, lam = np.asarray(eta), np.asarray(lam)
-    rounding = 1 + 1e-12  # At the limit, the conditions hold.
+    rounding = 1 + 1e-12  # The conditions include equality.
     return (2 * smoothness * eta <= rounding) & (2 * smoothness / strong_convexity * eta * lam <= rounding)
 
 
@@ -155,21 +153,21 @@ def one_step_bound(
     smoothness: float,
     noise: float,
 ) -> Float[np.ndarray, "..."]:
-    r"""What a step leaves at most (the paper's lemma on one step), where `bound_applies`.
+    r"""Upper bound on the expected gap after one step (the paper's lemma on one step), where `bound_applies`.
 
     .. math:: E f(x_+) - f^* \le (1 - m \eta) (f(x) - f^*) - \eta \lambda (f(x) - f(z)) + \tfrac12 \eta^2 M \sigma^2
 
     Args:
-      gap: f(x) - f*.
-      leader_gap: f(z) - f*.
-      eta: the step's size.
-      lam: lambda.
-      strong_convexity: m.
-      smoothness: M.
-      noise: sigma.
+      gap: worker's gap f(x) - f*.
+      leader_gap: leader's gap f(z) - f*.
+      eta: step size.
+      lam: pull coefficient lambda.
+      strong_convexity: strong-convexity constant m.
+      smoothness: Lipschitz constant M of the gradient.
+      noise: standard deviation sigma of the gradient noise.
 
     Raises:
-      ValueError: if the numbers are not 0 < m <= M, or the noise is negative.
+      ValueError: unless 0 < m <= M and the noise is nonnegative.
 
     Example:
       >>> constants = {"strong_convexity": 1.0, "smoothness": 10.0, "noise": 1.0}
@@ -184,16 +182,16 @@ def one_step_bound(
 def decreasing_step(
     k: ArrayLike, *, strong_convexity: float, smoothness: float, scale: float = 2.0
 ) -> Float[np.ndarray, "..."]:
-    r"""The sizes :math:`\eta_k = \frac{s}{m (k + 2 \kappa s)}` of steps k = 0, 1, ..., the first being 1/(2M).
+    r"""Step sizes :math:`\eta_k = \frac{s}{m (k + 2 \kappa s)}` for steps k = 0, 1, ..., starting at 1/(2M).
 
     Args:
-      k: the step.
-      strong_convexity: m.
-      smoothness: M.
-      scale: s; `decreasing_steps_bound` needs more than 1.
+      k: step number.
+      strong_convexity: strong-convexity constant m.
+      smoothness: Lipschitz constant M of the gradient.
+      scale: scale s; `decreasing_steps_bound` needs s > 1.
 
     Raises:
-      ValueError: if the numbers are not 0 < m <= M and s > 0.
+      ValueError: unless 0 < m <= M and s > 0.
 
     Example:
       >>> decreasing_step(np.array([0, 40]), strong_convexity=1.0, smoothness=10.0).tolist()
@@ -217,27 +215,28 @@ def decreasing_steps_bound(
     workers: int = 1,
     loss_noise: float = 0.0,
 ) -> Float[np.ndarray, "..."]:
-    r"""After k steps of sizes `decreasing_step`: O(1/k) (the paper's theorems on convergence).
+    r"""Upper bound O(1/k) on the expected gap after k steps of `decreasing_step` (the paper's convergence theorems).
 
-    Since the leader is no worse, `one_step_bound` gives :math:`a_{k+1} \le (1 - m \eta_k) a_k + B \eta_k^2` for the
-    expected gap :math:`a_k`, with :math:`B = \frac12 M \sigma^2`. With s > 1, by induction,
+    Since the leader is no worse than the worker, `one_step_bound` gives
+    :math:`a_{k+1} \le (1 - m \eta_k) a_k + B \eta_k^2` for the expected gap :math:`a_k`, with
+    :math:`B = \frac12 M \sigma^2`. With s > 1, by induction,
 
     .. math:: a_k \le \frac{1}{k + 2 \kappa s} \max\left(\frac{s^2 B}{m^2 (s - 1)}, \; 2 \kappa s \, a_0\right) .
 
     A leader elected on noisy losses adds at most :math:`4 \eta_k \lambda_k \sqrt p \sigma_f` to a step (see
-    `limit_bound`). With lambda_k proportional to eta_k, :math:`\lambda_k = 2 M \lambda_0 \eta_k`, this too is of the
-    order of :math:`\eta_k^2`, and the same bound holds with :math:`8 M \lambda_0 \sqrt p \sigma_f` more in B.
+    `limit_bound`). With :math:`\lambda_k = 2 M \lambda_0 \eta_k`, proportional to eta_k, this term is also of order
+    :math:`\eta_k^2`, and the same bound holds with :math:`8 M \lambda_0 \sqrt p \sigma_f` added to B.
 
     Args:
-      k: steps done.
-      gap: of the start, f(x_0) - f*.
-      strong_convexity: m.
-      smoothness: M.
-      noise: sigma.
-      scale: s > 1.
-      lam: lambda, or lambda_0 where losses are noisy; at most m, so that every `bound_applies`.
-      workers: p.
-      loss_noise: sigma_f.
+      k: number of completed steps.
+      gap: initial gap f(x_0) - f*.
+      strong_convexity: strong-convexity constant m.
+      smoothness: Lipschitz constant M of the gradient.
+      noise: standard deviation sigma of the gradient noise.
+      scale: scale s > 1 of the step sizes.
+      lam: lambda, or lambda_0 for noisy losses; at most m, so that `bound_applies` to every step.
+      workers: number of workers p.
+      loss_noise: standard deviation sigma_f of the loss noise.
 
     Raises:
       ValueError: if a number is out of range.
@@ -265,26 +264,29 @@ def limit_bound(
     workers: int = 1,
     loss_noise: float = 0.0,
 ) -> float:
-    r"""Where steps of one size end at most (the paper's theorem on a stochastic leader), where `bound_applies`.
+    r"""Upper bound on the limiting gap with constant steps (the paper's theorem on a stochastic leader).
+
+    It holds where `bound_applies`.
 
     .. math:: \limsup_k E f(x_k) - f^* \le \tfrac12 \eta \kappa \sigma^2 + \frac4m \lambda \sqrt p \, \sigma_f
 
-    The leader is elected on unbiased estimates of the losses with variance :math:`\sigma_f^2`. The p estimates' largest
-    error has a mean of at most :math:`\sqrt p \sigma_f`, so that E f(z) exceeds f(x) by no more. The limit of
+    The leader is elected on unbiased estimates of the losses with variance :math:`\sigma_f^2`. The
+    largest error of the p estimates has mean at most :math:`\sqrt p \sigma_f`, so E f(z) exceeds f(x) by at most that.
+    The limit of
     :math:`a \leftarrow (1 - m \eta) a + \eta \lambda \sqrt p \sigma_f + \frac12 \eta^2 M \sigma^2` is the bound, even
     with 1 in place of the paper's 4.
 
     Args:
-      eta: the steps' size.
-      lam: lambda.
-      strong_convexity: m.
-      smoothness: M.
-      noise: sigma.
-      workers: p.
-      loss_noise: sigma_f.
+      eta: step size.
+      lam: pull coefficient lambda.
+      strong_convexity: strong-convexity constant m.
+      smoothness: Lipschitz constant M of the gradient.
+      noise: standard deviation sigma of the gradient noise.
+      workers: number of workers p.
+      loss_noise: standard deviation sigma_f of the loss noise.
 
     Raises:
-      ValueError: if a number is out of range, or no such step is promised anything.
+      ValueError: if a number is out of range, or the bound does not apply to such a step.
 
     Example:
       >>> constants = {"strong_convexity": 1.0, "smoothness": 10.0, "noise": 1.0}
@@ -296,109 +298,6 @@ def limit_bound(
         raise ValueError(f"the bound needs eta <= 1/(2M) and eta lam <= m/(2M), got eta {eta} and lam {lam}.")
     of_leader = 4 / strong_convexity * lam * workers**0.5 * loss_noise
     return eta * smoothness / strong_convexity * noise**2 / 2 + of_leader
-
-
-def sample_candidates(
-    key: PRNGKeyArray, problem: Quadratic, x: Float[Array, " d"], count: int
-) -> Float[Array, "count d"]:
-    """Candidate leaders, uniform by volume in the ellipsoid {z : f(z) <= f(x)} of a quadratic.
-
-    Args:
-      key: for the candidates.
-      problem: the quadratic.
-      x: where the worker is.
-      count: how many.
-
-    Example:
-      >>> from lsgd_jax.paper.objectives import quadratic
-      >>> problem = quadratic(jax.random.key(0), 3)
-      >>> z = sample_candidates(jax.random.key(1), problem, jnp.ones(3), 100)
-      >>> bool((jax.vmap(problem.value)(z) <= problem.value(jnp.ones(3))).all())
-      True
-    """
-    of_direction, of_radius = jax.random.split(key)
-    direction = jax.random.normal(of_direction, (count, x.size), x.dtype)
-    radius = jax.random.uniform(of_radius, (count, 1), x.dtype) ** (1 / x.size)
-    ball = radius * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
-    # f(z) = |L^T (z - x*)|^2 / 2 with the Hessian's Cholesky factor L: the ellipsoid is a ball, stretched linearly.
-    factor = jnp.linalg.cholesky(problem.hessian)
-    stretched = jax.scipy.linalg.solve_triangular(factor, ball.T, trans=1, lower=True).T
-    return problem.minimiser[None] + jnp.sqrt(2 * problem.value(x)) * stretched
-
-
-def improves_direction(
-    problem: Quadratic, x: Float[Array, " d"], leaders: Float[Array, "count d"], lam: ArrayLike
-) -> Bool[Array, " count"]:
-    r"""Whether candidate leaders turn the step towards Newton's (the condition of the paper's theorem on directions).
-
-    .. math:: \angle(d_N, -\nabla f(x) + \lambda (z - x)) \le \angle(d_N, -\nabla f(x)), \qquad
-              d_N = -\nabla^2 f(x)^{-1} \nabla f(x)
-
-    Args:
-      problem: a quadratic, whose Newton step leads to the minimiser.
-      x: where the worker is.
-      leaders: z.
-      lam: lambda.
-
-    Example:
-      >>> from lsgd_jax.paper.objectives import Quadratic
-      >>> problem = Quadratic(jnp.diag(jnp.array([1.0, 10.0])), jnp.zeros(2), 1.0, 10.0, 0.0)
-      >>> improves_direction(problem, jnp.ones(2), jnp.array([[0.0, 0.0], [1.0, -1.0]]), lam=1.0).tolist()
-      [True, False]
-    """
-    newton, descent = problem.minimiser - x, -jax.grad(problem.value)(x)
-    step = descent[None] + lam * (leaders - x[None])
-
-    def cosine(a: Float[Array, "... d"]) -> Float[Array, "..."]:
-        return jnp.matmul(a, newton, precision="highest") / jnp.linalg.norm(a, axis=-1)
-
-    return cosine(step) >= cosine(descent)
-
-
-def promised_pull(problem: Quadratic, x: Float[Array, " d"]) -> tuple[float, float]:
-    r"""Up to which lambda at least half of the candidate leaders improve a step's direction, and the angle there.
-
-    The theorem speaks of a small lambda or a large angle theta between :math:`d_N` and :math:`-g`, g the gradient. In
-    numbers, with x* = 0, a the longest half-axis of the ellipsoid :math:`\{z : f(z) \le f(x)\}` and d the unit vector
-    along :math:`d_N`:
-
-    - Small lambda. Let w be what of d is orthogonal to g. Half of the candidates have :math:`w^T z \ge 0`, and thus
-      :math:`w^T u \ge \|x\| \sin^2 \theta` with u = z - x. Since
-      :math:`\|\lambda u - g\| \le \|g\| + (\frac12 \lambda^2 \|u\|^2 - \lambda g^T u) / \|g\|`, they improve the
-      direction if :math:`\lambda \le 2 \|g\| \|x\| \sin^2 \theta / (\cos \theta (\|x\| + a)^2)`.
-    - Large angle. Directions no farther from d than -g is form a convex cone. Half of the candidates have
-      :math:`x^T z \le 0`; if :math:`\tan \theta \ge a / \|x\|`, for all of these z - x is in that cone, and so is
-      :math:`\lambda (z - x) - g`, whatever lambda.
-
-    Args:
-      problem: the quadratic.
-      x: where the worker is.
-
-    Returns:
-      The largest lambda, infinite where the angle is large and 0 where it is 0, and the angle in degrees.
-
-    Raises:
-      ValueError: if x is the minimiser, where there is no angle.
-
-    Example:
-      >>> from lsgd_jax.paper.objectives import Quadratic
-      >>> problem = Quadratic(jnp.diag(jnp.array([1.0, 10.0])), jnp.zeros(2), 1.0, 10.0, 0.0)
-      >>> lam, angle = promised_pull(problem, jnp.array([2.0, 0.1]))
-      >>> print(f"{lam:.3f} at {angle:.0f} degrees")
-      0.097 at 24 degrees
-      >>> promised_pull(problem, jnp.array([1.0, 10**-0.5]))[0]
-      inf
-    """
-    newton, gradient = np.asarray(problem.minimiser - x, float), np.asarray(jax.grad(problem.value)(x), float)
-    distance, slope = np.linalg.norm(newton), np.linalg.norm(gradient)
-    if distance == 0:
-        raise ValueError("x must not be the minimiser.")
-    cosine = min(float(-newton @ gradient / (distance * slope)), 1.0)
-    half_axis = np.sqrt(distance * slope * cosine / problem.strong_convexity)  # 2 f(x) = x^T g.
-    angle = float(np.degrees(np.arccos(cosine)))
-    if np.sqrt(1 - cosine**2) * distance >= cosine * half_axis:
-        return np.inf, angle
-    return float(2 * slope * distance * (1 - cosine**2) / (cosine * (distance + half_axis) ** 2)), angle
 
 
 def _check(strong_convexity: float, smoothness: float, **noises: float) -> None:

@@ -1,4 +1,4 @@
-"""What the analytic figures share: their methods and their descents."""
+"""Methods and full-gradient descents shared by the analytic figures."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,15 +18,15 @@ START_COLOR, END_COLOR = "tab:red", "navy"
 
 
 class Descent(NamedTuple):
-    """The worker axis comes first; then the iterations, the start included."""
+    """Trajectories of all workers: worker axis first, then iterations, including the start."""
 
     x: Float[Array, "workers iterations ..."]
-    """None where the points are not kept."""
+    """Parameters at each iteration; None unless kept."""
     values: Float[Array, "workers iterations"]
 
 
 def methods(eta: float, pull: float) -> dict[str, optax.GradientTransformation]:
-    """Leader and elastic averaging gradient descent, both pulls taken at x as in eq. 2, and workers on their own."""
+    """Gradient descent with a leader, with elastic averaging (both pulls at x, as in eq. 2), and independent."""
     sgd = optax.sgd(eta)
     return {
         "EAGD": easgd(sgd, axis_name="worker", period=1, pull=pull, pull_at="before_step"),
@@ -44,15 +44,15 @@ def descend(
     *arguments: Array,
     keep_x: bool = True,
 ) -> Descent:
-    """Full-gradient descent of all workers.
+    """Run full-gradient descent on all workers.
 
     Args:
-      method: over the axis "worker".
-      objective: of a point and the arguments.
-      starts: the workers' first points.
-      iterations: how many.
-      *arguments: of the objective, beside the point.
-      keep_x: whether to keep the points, too.
+      method: transformation whose collectives run over the axis "worker".
+      objective: function of a worker's parameters and `arguments`.
+      starts: initial parameters, worker axis first.
+      iterations: number of iterations.
+      *arguments: further arguments of the objective.
+      keep_x: whether to also keep the parameters at each iteration.
     """
     method = optax.with_extra_args_support(method)
 
@@ -69,7 +69,7 @@ def descend(
 
 
 def path_rows(descents: dict[str, Descent]) -> Iterable[list]:
-    """CSV rows: method, worker, iteration, x, y, value."""
+    """Yield CSV rows: method, worker, iteration, x, y, value."""
     for method, descent in descents.items():
         for worker, (path, values) in enumerate(zip(descent.x, descent.values, strict=True)):
             for iteration, ((x, y), value) in enumerate(zip(path.tolist(), values.tolist(), strict=True)):
@@ -78,4 +78,4 @@ def path_rows(descents: dict[str, Descent]) -> Iterable[list]:
 
 PATH_COLUMNS = ["method", "worker", "iteration", "x", "y", "value"]
 STARTS = ((-6.0, -4.0), (20.0, 11.0), (17.0, 8.0), (-15.0, -18.0))
-"""The paper's four starts in the plane."""
+"""The paper's four starting points in the plane."""

@@ -1,4 +1,4 @@
-"""Low-rank matrix completion (the paper's F3): elastic averaging stalls on plateaus, the leader descends linearly.
+"""Low-rank matrix completion (the paper's F3): elastic averaging stalls on plateaus, the leader converges linearly.
 
 lsgd figure matrix-completion
 """
@@ -16,13 +16,13 @@ from lsgd_jax.paper.objectives import matrix_completion, matrix_completion_probl
 
 DIMENSION, RANKS, WORKERS, ITERATIONS = 1000, (1, 10, 50, 100), 8, 50
 ETA, LAMBDA = 5e-4, 0.5
-"""The paper's pull is that of the objective, eq. 1: a step pulls by eta lambda = 2.5e-4."""
+"""The paper's pull is that of the objective (eq. 1): a step pulls by eta lambda = 2.5e-4."""
 Curves = dict[int, dict[str, np.ndarray]]
-"""Values [workers, iterations] by rank and method."""
+"""Objective values [workers, iterations] by rank and method."""
 
 
 def make(out: Path | str) -> str:
-    """Compute and draw the figure into a folder; returns what it shows."""
+    """Compute the figure and write it to a folder; returns a text summary."""
     curves = solve(DIMENSION)
     with jax.enable_x64(True):
         double = solve(DIMENSION)
@@ -60,7 +60,7 @@ def make(out: Path | str) -> str:
 
 
 def _plateaus(pull: float) -> dict[str, float]:
-    """Where the best EAGD worker ends with another pull, by rank."""
+    """Final value of the best EAGD worker with another pull, by rank."""
     ends = {}
     for rank in RANKS:
         target, starts = matrix_completion_problem(jax.random.key(0), DIMENSION, rank, WORKERS)
@@ -71,7 +71,7 @@ def _plateaus(pull: float) -> dict[str, float]:
 
 
 def solve(dimension: int, eta: float = ETA, ranks: tuple[int, ...] = RANKS) -> Curves:
-    """The values of all workers, by rank and method, at every iteration."""
+    """Solve each problem with each method; returns all workers' values at every iteration."""
     curves: Curves = {}
     for rank in ranks:
         target, starts = matrix_completion_problem(jax.random.key(0), dimension, rank, WORKERS)

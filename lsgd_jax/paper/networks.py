@@ -1,4 +1,4 @@
-"""Figures 4 to 8, drawn from folders of runs: test error of the center against wall-clock, and who led."""
+"""The paper's Figures 4 to 8, from run folders: test error of the center against wall-clock time, and leaders."""
 
 import dataclasses
 from collections import Counter
@@ -18,14 +18,14 @@ from lsgd_jax.tracking.run_folder import read_config, read_metrics
 
 
 class Layout(NamedTuple):
-    """Of which runs a figure is made."""
+    """The runs that a figure shows."""
 
     model: str
     dataset: str
     workers: tuple[int, ...]
-    """One row of panels each."""
+    """Numbers of workers, one row of panels per number."""
     methods: tuple[str, ...] = ("data_parallel", "downpour", "easgd", "lsgd")
-    """One curve each."""
+    """Methods, one curve per method."""
 
 
 FIGURES = {
@@ -40,23 +40,23 @@ COLORS = {"data_parallel": "tab:gray", "downpour": "tab:green", "easgd": "tab:or
 
 
 def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = None, dataset: str | None = None) -> str:
-    """Draw a figure from all finished runs in a folder and the folders in it.
+    """Draw a figure from all finished runs in a folder and its subfolders.
 
-    A cell of a figure is a method with a number of workers. It is drawn from the runs that differ in nothing but the
-    seed; where there are several sets of such runs, from the longest runs, and of these from the largest set.
+    A cell of a figure is a method with a number of workers. It shows a set of runs that differ only in the seed; among
+    several such sets, the one with the longest runs, then the one with the most seeds.
 
     Args:
-      name: F4 to F8.
-      runs: where to look.
-      out: the folder to write to.
-      model: in place of the paper's.
-      dataset: in place of the paper's.
+      name: figure name, F4 to F8.
+      runs: folder to search.
+      out: output folder.
+      model: network; None: the paper's.
+      dataset: data set; None: the paper's.
 
     Returns:
-      What was found, in a few lines, with the cells that are missing.
+      A text summary, one line per cell, including the missing cells.
 
     Raises:
-      UsageError: if there is not one run for the figure.
+      UsageError: if there is no run for the figure.
     """
     layout, runs = FIGURES[name], check_path("runs", runs)
     layout = layout._replace(model=model or layout.model, dataset=dataset or layout.dataset)
@@ -84,12 +84,12 @@ def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = No
 
 
 def _runs_of(layout: Layout, workers: int, method: str, root: Path) -> list[Path]:
-    """The run folders of a cell."""
+    """Find the run folders of a cell."""
     found: dict[Config, list[Path]] = {}
     for path in sorted(root.rglob("config.json")):
         try:
             config = read_config(path.parent)
-        except UsageError:  # Another program's file.
+        except UsageError:  # Not a run of ours.
             continue
         is_cell = (config.model, config.dataset, config.method) == (layout.model, layout.dataset, method)
         if is_cell and config.groups * config.workers == workers and not config.validation and _finished(path.parent):
@@ -105,11 +105,11 @@ def _finished(run: Path) -> bool:
 
 
 Drawn: TypeAlias = tuple[Figure, list[str], list[list], list[str]]
-"""A figure, its columns and rows, and what it tells in a few lines."""
+"""A figure, its CSV columns and rows, and the lines of its summary."""
 
 
 def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
-    """The whole curves on the left and their ends on the right, a row for each number of workers."""
+    """Full curves on the left and their final part on the right, one row per number of workers."""
     figure = Figure(figsize=(12, 4.2 * len(layout.workers)), layout="constrained")
     panels = figure.subplots(len(layout.workers), 2, squeeze=False)
     lines, rows = [], []
@@ -145,15 +145,15 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
 
 
 def _leaders(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
-    """The leader's rank against the step on the left, and how often each worker led on the right."""
+    """The leader's index against the step on the left, and exchanges led per worker on the right."""
     [((workers, _), found)] = cells.items()
     steps, leaders = leaders_of(found[0])
     figure = Figure(figsize=(12, 4), layout="constrained")
     identity, share = figure.subplots(1, 2)
     draw_leaders(identity, steps, leaders, workers)
     draw_shares(share, leaders, workers)
-    identity.set_title("who led all")
-    share.set_title(f"how often each led, of {len(leaders)}")
+    identity.set_title("global leader")
+    share.set_title(f"exchanges led by each worker ({len(leaders)} total)")
     figure.suptitle(f"{layout.model} on {layout.dataset}, {workers} workers, seed {read_config(found[0]).seed}")
     led = Counter(leaders.tolist())
     counts = ", ".join(f"{led[worker]}" for worker in range(workers))

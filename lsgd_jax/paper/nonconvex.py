@@ -1,4 +1,4 @@
-"""A heavily non-convex function (the paper's F2): elastic averaging stalls between the workers' rings, LGD does not.
+"""A heavily nonconvex function (the paper's F2): elastic averaging stalls between the workers' rings, LGD does not.
 
 lsgd figure nonconvex
 """
@@ -28,12 +28,12 @@ from lsgd_jax.paper.objectives import sinc_rings
 ETA, PULL, ITERATIONS = 0.1, 0.1, 100
 BOXES, RUNS = (20, 10, 5), 2000
 GLOBAL_MINIMUM = -0.2172
-"""Of the ring r = 1.43; a worker below -0.21 is counted as in it."""
+"""Value on the ring r = 1.43; a worker below -0.21 counts as in the global minimum."""
 RINGS = ((1.4303, GLOBAL_MINIMUM), (3.4709, -0.0913), (5.4815, -0.0580), (7.4855, -0.0425), (9.4878, -0.0335))
 
 
 def make(out: Path | str) -> str:
-    """Compute and draw the figure into a folder; returns what it shows."""
+    """Compute the figure and write it to a folder; returns a text summary."""
     descents = {
         name: descend(method, sinc_rings, jnp.array(STARTS), ITERATIONS) for name, method in methods(ETA, PULL).items()
     }
@@ -55,7 +55,7 @@ def make(out: Path | str) -> str:
 
 
 def random_starts(box: float, runs: int = RUNS) -> dict[str, float]:
-    """The share of workers in the global minimum after runs of four workers from uniform starts in a square."""
+    """Share of workers in the global minimum, over runs of four workers from uniform starts in a square."""
     starts = jax.random.uniform(jax.random.key(0), (runs, 4, 2), minval=-box, maxval=box)
 
     def reached(method: object) -> float:

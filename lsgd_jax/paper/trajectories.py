@@ -1,4 +1,4 @@
-"""Trajectories in a convex bowl (the paper's F1): EAGD bends paths to the workers' mean, LGD to the leader.
+"""Trajectories in a convex bowl (the paper's F1): EAGD bends paths toward the workers' mean, LGD toward the leader.
 
 lsgd figure trajectories
 """
@@ -27,7 +27,7 @@ ETA, PULL, ITERATIONS = 0.02, 0.1, 100
 
 
 def make(out: Path | str) -> str:
-    """Compute and draw the figure into a folder; returns what it shows."""
+    """Compute the figure and write it to a folder; returns a text summary."""
     descents = {
         name: descend(method, bowl, jnp.array(STARTS), ITERATIONS) for name, method in methods(ETA, PULL).items()
     }

@@ -1,4 +1,4 @@
-"""One file an experiment; `PRESETS` maps their names to their configurations."""
+"""Presets, one file per experiment; `PRESETS` maps their names to configurations."""
 
 from lsgd_jax.config import Config
 from lsgd_jax.presets import (

@@ -1,8 +1,8 @@
-"""What the paper's experiments on CIFAR-10 have in common.
+"""Shared configuration of the paper's CIFAR-10 experiments.
 
-Batches of 128 a worker, Nesterov momentum 0.9, weight decay 1e-4, leaders elected by the mean of the last 10 losses, 4
-workers a group; learning rates of 0.1, 0.01 and 0.001 and exchanges among all workers every 4, 16 and 64 steps are
-tried, with local ones four times as often. The strengths of the pulls are the methods' defaults, which are the paper's.
+Batches of 128 per worker, Nesterov momentum 0.9, weight decay 1e-4, leaders elected by the mean of the last 10 losses,
+4 workers per group. Tuning tries learning rates of 0.1, 0.01 and 0.001 and exchanges among all workers every 4, 16 and
+64 steps, with local exchanges four times as often. Pull strengths are the methods' defaults, which are the paper's.
 """
 
 from typing import Literal
@@ -13,12 +13,12 @@ from lsgd_jax.config import Config
 def cifar10(
     model: Literal["cnn7", "resnet20", "vgg16"], *, groups: int, steps: int, learning_rate_drops: tuple[float, ...] = ()
 ) -> Config:
-    """The configuration for a network and a number of groups.
+    """Return the configuration for a network and a number of groups.
 
     Args:
-      model: the network.
-      groups: of 4 workers.
-      steps: of every worker.
+      model: network.
+      groups: number of groups of 4 workers.
+      steps: steps per worker.
       learning_rate_drops: fractions of the steps after which the learning rate is multiplied by 0.1.
     """
     return Config(

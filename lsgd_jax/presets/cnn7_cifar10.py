@@ -8,7 +8,7 @@
 Read off the paper, the final test error of the center is 17.5 % for LSGD, 17.6 % for EASGD, 18.5 % for DOWNPOUR and
 20 % for SGD with 4 workers; 17.0 %, 17.4 %, 19 % and 20 % with 16.
 
-The paper tells seconds and no steps; the lengths are this project's choice.
+The paper reports seconds instead of steps; the numbers of steps are this project's choice.
 """
 
 from lsgd_jax.config import Config

@@ -1,10 +1,10 @@
-"""Figure 4 at the scale of a laptop: CNN7 of a quarter of its width on 5,000 images of MNIST, 4 and 16 workers.
+"""Figure 4 at laptop scale: CNN7 at a quarter of its width on 5,000 images of MNIST, 4 and 16 workers.
 
     lsgd compare cnn7-mnist5k-4 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --tune
     lsgd compare cnn7-mnist5k-16 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --tune
     lsgd figure F4 --dataset mnist5k
 
-The images come with a Python package, without a download.
+The images come with a Python package; no download is needed.
 """
 
 from lsgd_jax.config import Config

@@ -2,7 +2,7 @@
 
     lsgd train digits
 
-The data are easy: it tells whether training works, not which method is better.
+The data are easy: this checks that training works, not which method is better.
 """
 
 from lsgd_jax.config import Config

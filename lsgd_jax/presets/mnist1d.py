@@ -1,8 +1,8 @@
-"""The embedded default: MNIST-1D, a small 1-D convolutional net, 2 groups of 4 workers.
+"""Default without a download: MNIST-1D, a small 1-D convolutional network, 2 groups of 4 workers.
 
     lsgd train mnist1d
 
-The data are made by their package, without a download, and have a real generalisation gap.
+A Python package generates the data, which have a real generalization gap.
 """
 
 from lsgd_jax.config import Config

@@ -7,11 +7,12 @@
     lsgd figure F8
 
 Read off the paper, the final test error of the center is about 9.3 % for all methods with 4 workers; 9.0 % for LSGD,
-9.8 % for SGD, 10.0 % for EASGD and 11.5 % for DOWNPOUR with 16. With 4 workers LSGD's led 34, 38, 48 and 62 of 182
-times.
+9.8 % for SGD, 10.0 % for EASGD and 11.5 % for DOWNPOUR with 16. With 4 workers, LSGD's workers led 34, 38, 48 and 62
+of 182 times.
 
-With 4 workers the length is that of Figure 8, 182 x 1024 steps of all workers; with 16 half as many of each. The paper
-drops the learning rate by the clock, at 1500 seconds: `--learning-rate-drops 1500 --learning-rate-drops-in seconds`.
+With 4 workers, the number of steps is that of Figure 8, 182 x 1024 in total; with 16, each takes half as many. The
+paper drops the learning rate by wall-clock time, at 1500 seconds:
+`--learning-rate-drops 1500 --learning-rate-drops-in seconds`.
 """
 
 from lsgd_jax.config import Config

@@ -6,7 +6,7 @@
 
 Read off the paper, the final top-1 test error of the center is 25 % for LSGD, 26 % for EASGD and 26 % for DOWNPOUR.
 
-90 epochs of 5,004 steps; the learning rate drops after 30 and 60, as in the paper. Batches of 64 a worker are this
+90 epochs of 5,004 steps; the learning rate drops after 30 and 60, as in the paper. Batches of 64 per worker are this
 project's choice.
 """
 

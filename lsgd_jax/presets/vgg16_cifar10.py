@@ -7,7 +7,7 @@
 Read off the paper, the final test error of the center is 9.7 % for LSGD, 9.8 % for SGD, 10.0 % for EASGD and 10.3 % for
 DOWNPOUR.
 
-The paper tells seconds and no steps; the length is this project's choice.
+The paper reports seconds instead of steps; the number of steps is this project's choice.
 """
 
 from lsgd_jax.config import Config

@@ -1,7 +1,7 @@
-"""The methods in virtual time: workers at their own speeds, on links that take time, on one machine.
+"""Discrete-event simulation of the methods in virtual time, with heterogeneous workers and links, on one machine.
 
-`event_log` tells what happens when, and `throughput` what that comes to for up to 100,000 workers;
-`lsgd_jax.simulate.training` trains a small model along an event log: its error against virtual time.
+`event_log` records every event, and `throughput` computes only the totals, for up to 100,000 workers.
+`lsgd_jax.simulate.training` trains a small model along an event log, for its error against virtual time.
 """
 
 from lsgd_jax.simulate.cluster import LATEST, SECOND, Cluster, StepTimes

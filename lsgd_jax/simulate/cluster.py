@@ -1,6 +1,6 @@
-"""What the workers run on: how long their steps take, what messages between them cost, and who is away when.
+"""Simulated cluster: durations of steps, costs of messages, and absences of workers.
 
-Virtual time is counted in whole nanoseconds, so that sums of times do not depend on their order.
+Virtual time counts integer nanoseconds, so that sums of times do not depend on their order.
 """
 
 import dataclasses
@@ -18,53 +18,53 @@ from lsgd_jax.costs.ledger import exchanges
 from lsgd_jax.errors import UsageError
 
 SECOND = 1_000_000_000
-"""Nanoseconds of virtual time."""
+"""Nanoseconds per second of virtual time."""
 LATEST = 1_000_000_000 * SECOND
-"""Where virtual time ends, after about 32 years: sums of a few times fit into 64 bits."""
+"""End of virtual time, about 32 years, so that sums of a few times fit into 64 bits."""
 _BLOCK = 8192
-"""As many numbers as stay in a processor's cache until they are done with."""
+"""Number of values that fit into a processor's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The machines of a simulation. Times are in seconds, bandwidths in bits per second."""
+    """Machines and links of a simulation. Times are in seconds, bandwidths in bits per second."""
 
     step_seconds: float = 0.1
-    """Of a local step of a worker at full speed."""
+    """Duration of a local step at full speed."""
     slow: tuple[tuple[int, float], ...] = ()
-    """Workers whose steps take longer, each with how many times: 0 10 for the first worker at a tenth of the speed."""
+    """Stragglers as pairs of worker and slowdown factor: 0 10 runs the first worker at a tenth of the speed."""
     variation: Literal["none", "lognormal", "pareto"] = "none"
-    """By what random factor steps take longer: not, lognormal with median 1, or Pareto (at least 1, now and then very
-    much). Without variation steps of fast and slow workers end at the same instants, which real ones never do, and
-    joined exchanges wait for less than they would."""
+    """Distribution of the random slowdown factor: none, lognormal with median 1, or Pareto (at least 1, heavy-tailed).
+    Without variation, steps of fast and slow workers end at the same instants, which real ones never do, so joined
+    exchanges wait less than they would in practice."""
     varies_by: Literal["step", "worker"] = "step"
-    """Whether that factor is drawn for every step, or once for each worker."""
+    """Whether the factor is sampled for every step or once per worker."""
     sigma: float = 0.3
-    """Of the lognormal factor's logarithm."""
+    """Standard deviation of the logarithm of the lognormal factor."""
     tail: float = 2.0
-    """The Pareto factor exceeds f with probability f^-tail."""
+    """Tail exponent: the Pareto factor exceeds f with probability f^-tail."""
     pause_every: int | None = None
-    """Steps from one pause of a worker to its next, as for garbage collection; workers pause at different steps."""
+    """Steps between pauses of a worker, as for garbage collection; workers pause at different steps."""
     pause_seconds: float = 1.0
-    """How long a pause is."""
+    """Duration of a pause."""
     trace: Path | None = None
-    """A text file of seconds a step in place of step_seconds: a line a step, a column a worker, separated by blanks or
-    commas; both are repeated when they are at an end."""
+    """Text file of step durations in seconds, in place of step_seconds: one line per step, one column per worker,
+    separated by blanks or commas; lines and columns repeat cyclically."""
     local_bandwidth: float = 10e9
-    """Of every worker's link within its group."""
+    """Bandwidth of each worker's link within its group."""
     local_latency: float = 10e-6
-    """Of a message within a group."""
+    """Latency of a message within a group."""
     global_bandwidth: float = 1e9
-    """Of every worker's link to other groups; where there is one group, it is not used."""
+    """Bandwidth of each worker's link to other groups; unused with one group."""
     global_latency: float = 100e-6
-    """Of a message between groups."""
+    """Latency of a message between groups."""
     servers: int = 1
-    """Machines that hold a centre variable or a board together, each with a link like a worker's."""
+    """Servers that jointly hold the center variable or the board, each with a link like a worker's."""
     absences: tuple[tuple[int, float, float], ...] = ()
-    """Workers that are away: which, from when and until when (inf: for good). Whoever is away from 0 joins later."""
+    """Absences as triples of worker, start and end (inf: never returns). A worker absent from 0 on joins later."""
 
     def __post_init__(self) -> None:
-        """Check every number's range."""
+        """Check the ranges of all fields."""
         for name in ("step_seconds", "pause_seconds", "tail"):
             self._check(name, 0 < getattr(self, name) < math.inf, "positive")
         for name in ("local_bandwidth", "global_bandwidth"):
@@ -76,7 +76,7 @@ class Cluster:
         self._check("pause_every", every is None or 1 <= every < 2**63, "at least 1 and below 2^63")
         self._check("servers", self.servers >= 1, "at least 1")
         in_order = all(worker >= 0 and 0 <= start < end for worker, start, end in self.absences)
-        self._check("absences", in_order, "workers, each with when it goes and a later time when it comes back")
+        self._check("absences", in_order, "workers, each with a start and a later end of its absence")
 
     def _check(self, name: str, right: bool, demand: str) -> None:
         if not right:
@@ -84,7 +84,7 @@ class Cluster:
 
 
 class StepTimes:
-    """How long steps take: a pure function of the seed, the worker and the number of the step.
+    """Durations of steps, as a pure function of the seed, the worker and the step number.
 
     Example:
       >>> times = StepTimes(Cluster(slow=((1, 10.0),)), workers=2, seed=0)
@@ -96,12 +96,12 @@ class StepTimes:
         """Read the trace, if there is one.
 
         Args:
-          cluster: of the workers.
-          workers: in all groups together.
-          seed: of all that is random.
+          cluster: cluster that the workers run on.
+          workers: number of workers in all groups.
+          seed: random seed.
 
         Raises:
-          UsageError: if the trace can't be read, or a worker that the cluster tells of is not there.
+          UsageError: if the trace can't be read, or the cluster refers to a worker that does not exist.
         """
         named = [worker for worker, *_ in (*cluster.slow, *cluster.absences)]
         if named and max(named) >= workers:
@@ -115,7 +115,7 @@ class StepTimes:
         self._pauses_at = (np.arange(workers) * 2_654_435_761) % (cluster.pause_every or 1)  # Spread out.
 
     def __call__(self, workers: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Nanoseconds of the steps with these numbers, counted from 0, of these workers; from 1 to `LATEST`."""
+        """Return the durations of these steps (counted from 0) of these workers, in nanoseconds from 1 to `LATEST`."""
         times = np.empty(len(workers), np.int64)
         for first in range(0, len(workers), _BLOCK):
             block = slice(first, first + _BLOCK)
@@ -132,17 +132,17 @@ class StepTimes:
         if cluster.variation != "none":
             uniform = self._uniform(workers, steps if cluster.varies_by == "step" else np.zeros_like(steps))
             if cluster.variation == "lognormal":
-                from scipy.special import ndtri  # Takes its time to import, and the command line imports this module.
+                from scipy.special import ndtri  # Slow to import, and the command line imports this module.
 
                 seconds *= np.exp(cluster.sigma * ndtri(uniform))
             else:
                 seconds *= uniform ** (-1 / cluster.tail)
         if cluster.pause_every is not None:
             seconds += cluster.pause_seconds * (steps % cluster.pause_every == self._pauses_at[workers])
-        return np.maximum(np.fmin(np.rint(seconds * SECOND), LATEST), 1)  # `LATEST` also if it is not a number.
+        return np.maximum(np.fmin(np.rint(seconds * SECOND), LATEST), 1)  # NaN becomes `LATEST`.
 
     def _uniform(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """A number in (0, 1) for each worker and step: SplitMix64 of both, so that any can be had at any time."""
+        """Random number in (0, 1) per worker and step: a SplitMix64 hash of both, which allows random access."""
         bits = workers.astype(np.uint64) << np.uint64(40)
         bits += steps.astype(np.uint64)
         bits *= np.uint64(0x9E3779B97F4A7C15)
@@ -155,7 +155,7 @@ class StepTimes:
 
 
 def check_time(now: int, cluster: Cluster) -> None:
-    """Raise UsageError if virtual time has come to its end."""
+    """Raise UsageError if virtual time has reached its end."""
     if now < LATEST:
         return
     lower = ["steps", "step_seconds" if cluster.trace is None else "the seconds in the trace"]
@@ -176,33 +176,33 @@ def _read_trace(path: Path) -> np.ndarray:
     except ValueError:
         seconds = np.empty(0)
     if seconds.ndim != 2 or not np.all((seconds > 0) & np.isfinite(seconds)):
-        raise UsageError(f"the trace {path} must have as many positive numbers of seconds in every line.")
+        raise UsageError(f"the trace {path} must have the same number of positive durations in every line.")
     return seconds
 
 
 class ExchangeCost(NamedTuple):
-    """What an exchange costs each worker that takes part, once nobody is waited for."""
+    """Cost of an exchange per participating worker, waiting excluded."""
 
     nanoseconds: int
-    """From its beginning until the worker goes on."""
+    """Duration of the exchange."""
     bytes_sent: float
-    """By the worker."""
+    """Bytes sent by the worker."""
     occupies: int = 0
-    """Nanoseconds for which it keeps the servers from serving others."""
+    """Nanoseconds for which the exchange occupies the servers."""
 
 
 def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
-    r"""Costs of exchanges among workers that wait for each other, groups first, by `lsgd_jax.costs.ledger`.
+    r"""Costs of synchronous exchanges by level, groups first, from `lsgd_jax.costs.ledger`.
 
-    An all-reduce of S bytes among n workers takes :math:`2 \lceil \log_2 n \rceil` messages one after the other and
-    :math:`2 (n - 1) / n \, S` bytes over every worker's link (recursive halving and doubling), scattering and
-    gathering half of both. In a ring or a chain each hop is a message. What crosses groups goes at the pace of the
-    links between groups.
+    An all-reduce of S bytes among n workers takes :math:`2 \lceil \log_2 n \rceil` sequential messages and sends
+    :math:`2 (n - 1) / n \, S` bytes over each worker's link (recursive halving and doubling); scattering and gathering
+    take half of both. In a ring or a chain, each hop is a message. Traffic across groups is limited by the links
+    between groups.
 
     Args:
-      config: of the workers.
-      cluster: they run on.
-      params: one worker's, or their shapes and dtypes.
+      config: configuration of the workers.
+      cluster: cluster that they run on.
+      params: parameters of one worker, or their shapes and dtypes.
 
     Raises:
       UsageError: if an exchange takes longer than virtual time lasts.
@@ -217,19 +217,19 @@ def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[Exch
 
 
 def server_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
-    """What an exchange with a centre variable or a board costs: for LSGD in groups, with and without a global pull.
+    """Costs of an exchange with the center variable or the board; for LSGD in groups, without and with a global pull.
 
-    A worker sends its parameters (and, for a board, its score) and receives as many at the same time, or, where it is
-    pulled to a global leader, too, twice as many; servers share out each such exchange evenly, and serve one after the
-    other.
+    A worker sends its parameters (and, for a board, its score) and simultaneously receives as many, or twice as many
+    if it is also pulled to a global leader. Each exchange is divided evenly among the servers, which serve one worker
+    after another.
 
     Args:
-      config: of the workers.
-      cluster: they run on.
-      params: one worker's, or their shapes and dtypes.
+      config: configuration of the workers.
+      cluster: cluster that they run on.
+      params: parameters of one worker, or their shapes and dtypes.
 
     Raises:
-      UsageError: if an exchange of each worker takes longer than virtual time lasts.
+      UsageError: if serving each worker once takes longer than virtual time lasts.
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -245,10 +245,10 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
 
 
 def request_nanoseconds(config: Config, cluster: Cluster) -> int:
-    """How long it takes to ask a server.
+    """Duration of a request to a server, in nanoseconds.
 
     Raises:
-      UsageError: if that is longer than virtual time lasts.
+      UsageError: if it is longer than virtual time lasts.
     """
     _, latency = _link(cluster, crosses=config.groups > 1)
     _check_seconds("a message", latency, "global" if config.groups > 1 else "local")
@@ -256,10 +256,10 @@ def request_nanoseconds(config: Config, cluster: Cluster) -> int:
 
 
 def fetch_nanoseconds(config: Config, cluster: Cluster, params: Any) -> int:
-    """How long it takes a worker that joins to fetch parameters to start from.
+    """Duration of fetching the initial parameters when a worker joins, in nanoseconds.
 
     Raises:
-      UsageError: if that is longer than virtual time lasts.
+      UsageError: if it is longer than virtual time lasts.
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
@@ -269,7 +269,7 @@ def fetch_nanoseconds(config: Config, cluster: Cluster, params: Any) -> int:
 
 
 def _check_seconds(what: str, seconds: float, *links: str) -> None:
-    if not seconds * SECOND < LATEST:  # It may be not a number.
+    if not seconds * SECOND < LATEST:  # Also if it is NaN.
         bandwidths, latencies = (" or ".join(f"{link}_{of}" for link in links) for of in ("bandwidth", "latency"))
         raise UsageError(
             f"{what} takes {seconds:.3g} seconds, but must take less than the {LATEST / SECOND:g} of virtual time:"
@@ -278,7 +278,7 @@ def _check_seconds(what: str, seconds: float, *links: str) -> None:
 
 
 def _link(cluster: Cluster, *, crosses: bool) -> tuple[float, float]:
-    """Bandwidth and latency within groups or between them."""
+    """Return the bandwidth and latency within groups or between them."""
     if crosses:
         return cluster.global_bandwidth, cluster.global_latency
     return cluster.local_bandwidth, cluster.local_latency
@@ -287,7 +287,7 @@ def _link(cluster: Cluster, *, crosses: bool) -> tuple[float, float]:
 def _collective_seconds(collective: Collective, cluster: Cluster, crosses: bool) -> float:
     doublings = math.ceil(math.log2(collective.group_size)) if collective.group_size > 1 else 0
     messages = {"all-reduce": 2 * doublings, "collective-permute": 1}.get(collective.kind, doublings)
-    # Only what is sent level by level scatters and gathers, and that within groups.
+    # Only hierarchical broadcasts scatter and gather, and they do so within groups.
     crosses = crosses and collective.kind in ("all-reduce", "collective-permute")
     bandwidth, latency = _link(cluster, crosses=crosses)
     sent = collective.bytes if collective.kind == "collective-permute" else collective.sent

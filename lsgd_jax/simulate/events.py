@@ -1,15 +1,15 @@
-"""The methods in virtual time, event by event: who computes, who waits, and when exchanges happen.
+"""Event-driven simulation of the methods in virtual time: steps, waiting and exchanges.
 
-When anything happens does not depend on what the workers learn, so that the log of events comes first, and training
-(`lsgd_jax.simulate.training`) goes through it afterwards. Two questions part the methods:
+The timing of events does not depend on what the workers learn, so the event log is computed first, and training
+(`lsgd_jax.simulate.training`) replays it. Schedules differ in two respects:
 
-- When is an exchange due? By a worker's own count, `period` steps after its last; or by the count of all, when the
-  workers' steps together reach the next multiple of workers * `period` (Algorithm 1).
-- Who waits? All who exchange, for the last of them; or nobody but for a server, which holds a centre variable or a
-  board and serves one after the other.
+- When is an exchange due? By a worker's own count, `period` steps after its last exchange; or by the global count, when
+  the total number of steps reaches the next multiple of workers * `period` (Algorithm 1).
+- Who waits? All participants, for the last of them; or each only for a server, which holds the center variable or the
+  board and serves one worker after another.
 
-A worker looks whether an exchange is due at the end of a step, and what happens at one instant has all happened before
-anybody looks. Counting takes no time. An exchange makes up for all that have been due until it begins.
+A worker checks at the end of a step whether an exchange is due; all events of one instant take effect before any check.
+Counting takes no time. An exchange covers all exchanges that were due before it begins.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ from lsgd_jax.simulate.cluster import (
 
 
 class Schedule(NamedTuple):
-    """When a method's workers exchange, and whom they wait for."""
+    """When the workers of a method exchange, and whom they wait for."""
 
     method: str
-    """In `lsgd_jax.methods.METHODS`."""
+    """Name in `lsgd_jax.methods.METHODS`."""
     counts: Literal["own", "all"]
-    """Whose steps tell that an exchange is due."""
+    """Whose steps determine when an exchange is due: each worker's own, or those of all."""
     waits: Literal["together", "server"]
-    """Whether those who exchange wait for each other, or each for a server."""
+    """Whether participants wait for each other, or each for a server."""
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -54,82 +54,82 @@ SCHEDULES: dict[str, Schedule] = {
     "local_sgd": Schedule("local_sgd", "own", "together"),
     "data_parallel": Schedule("data_parallel", "own", "together"),
 }
-"""By name. LSGD is there three times: in step; joined, where all workers exchange at the end of the step that they are
-at; and posted, where each puts its score and parameters on a board and is drawn to the best that lie there."""
+"""Schedules by name. LSGD has three: synchronous; joined, where all workers exchange at the end of their current step;
+and posted, where each worker posts its score and parameters to a board and is pulled to the best ones posted there."""
 
 
 class Event(NamedTuple):
-    """Something that happens; times are nanoseconds of virtual time."""
+    """Event of a simulation; times are nanoseconds of virtual time."""
 
     time: int
-    """When it takes effect: a step's end, an exchange's beginning once nobody is waited for."""
+    """When the event takes effect: the end of a step, or the start of an exchange after waiting."""
     kind: Literal["step", "exchange", "leave", "join"]
     workers: tuple[int, ...]
-    """Who takes part."""
+    """Participating workers."""
     begun: tuple[int, ...]
-    """Since when each computes or waits for it; of a worker that leaves, what is lost."""
+    """Since when each worker has computed or waited; for a leaving worker, the start of the lost work."""
     end: int
-    """When they go on."""
+    """When the workers continue."""
     level: int = 0
-    """Of an exchange: 0 in a group, or among all if there are no levels; 1 among all groups. With a board, whether
-    there is a global pull, too."""
+    """Level of an exchange: 0 in a group, or among all workers if there is one group; 1 among all groups. With a board,
+    1 if there is also a global pull."""
     staleness: tuple[int, ...] = ()
-    """Of an exchange of level 0: how many steps each one's partners have taken since its last, on average."""
+    """For exchanges of level 0: steps that each worker's partners have taken since its last exchange, on average."""
 
 
 class EventLog(NamedTuple):
-    """A simulation, event by event in the order of their effects."""
+    """Event log of a simulation, in the order of the events' effects."""
 
     workers: int
     end: int
-    """The nanosecond at which the workers' steps together reached workers * steps, or nobody was left."""
+    """Nanosecond at which the total number of steps reached workers * steps, or no worker was left."""
     events: list[Event]
-    """Those that have begun by then; some go on beyond it."""
+    """Events that have begun by then; some last longer."""
     still_waiting: dict[int, int]
-    """The workers that then wait for others, each with since when."""
+    """Workers that are waiting at the end, each with the start of its wait."""
     costs: tuple[float, ...]
-    """The bytes that each worker sends in an exchange, by level."""
+    """Bytes sent per worker per exchange, by level."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What a simulation comes to, summed over all workers."""
+    """Totals of a simulation over all workers."""
 
     workers: int
     nanoseconds: int
-    """Of virtual time."""
+    """Duration in virtual time."""
     steps: int
     exchanges: tuple[int, ...]
-    """By level, each counted once for every worker that takes part."""
+    """Exchanges by level, counted once per participating worker."""
     bytes_sent: float
     waiting: int
-    """Nanoseconds of waiting for others or for a server."""
+    """Nanoseconds spent waiting for other workers or for a server."""
     exchanging: int
-    """Nanoseconds of sending and receiving."""
+    """Nanoseconds spent sending and receiving."""
     away: int
-    """Nanoseconds of absences, with the steps that were lost."""
+    """Nanoseconds of absences, including lost steps."""
     staleness: dict[int, int]
-    """How often partners had taken so many steps since a worker's last exchange, as in `Event`."""
+    """Number of exchanges per value of staleness, as in `Event`."""
 
     @property
     def throughput(self) -> float:
-        """Steps a second, of all workers."""
+        """Steps per second of all workers."""
         return self.steps * SECOND / self.nanoseconds
 
     @property
     def efficiency(self) -> float:
-        """The share of the present workers' time that they compute."""
+        """Share of the present workers' time spent computing."""
         present = self.workers * self.nanoseconds - self.away
         return 1 - (self.waiting + self.exchanging) / present
 
     @property
     def mean_staleness(self) -> float:
-        """In steps; NaN if there were no exchanges."""
+        """Mean staleness in steps; NaN without exchanges."""
         count = sum(self.staleness.values())
         return sum(steps * times for steps, times in self.staleness.items()) / count if count else float("nan")
 
     def summary(self) -> dict[str, Any]:
-        """Numbers for a table, in seconds, bytes and shares."""
+        """Return the numbers of a table, in seconds, bytes and shares."""
         time = self.workers * self.nanoseconds
         return {
             "workers": self.workers,
@@ -152,17 +152,17 @@ def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any)
     The same arguments give the same log.
 
     Args:
-      schedule: of the method; the configuration's own method does not matter.
-      config: of the workers: how many, their steps, their periods, how leaders are sent, the seed.
-      cluster: they run on.
-      params: one worker's, or their shapes and dtypes: what is sent.
+      schedule: schedule of the method; the configuration's own method does not matter.
+      config: configuration of the workers: their number, steps, periods, broadcast and seed.
+      cluster: cluster that they run on.
+      params: parameters of one worker, which are sent, or their shapes and dtypes.
 
     Raises:
-      UsageError: if the cluster tells of workers that are not there, its trace can't be read, or virtual time ends
-        (`LATEST`) before the workers are done.
+      UsageError: if the cluster refers to workers that do not exist, its trace can't be read, or virtual time ends
+        (`LATEST`) before the workers finish.
 
     Example:
-      Two workers in step, the second at half speed: 4 steps take it 4 * 0.2 seconds.
+      Two synchronous workers, the second at half speed: its 4 steps take 4 * 0.2 seconds.
 
       >>> from lsgd_jax.presets import PRESETS
       >>> config = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=4)
@@ -175,7 +175,7 @@ def event_log(schedule: Schedule, config: Config, cluster: Cluster, params: Any)
 
 
 def totals(log: EventLog) -> Totals:
-    """Sum up a log; what goes on beyond its end is cut off there."""
+    """Compute the totals of an event log; events that last beyond its end are cut off there."""
     exchanges, staleness = [0] * len(log.costs), Counter[int]()
     waiting = exchanging = away = steps = 0
     left_at: dict[int, int] = {}
@@ -212,11 +212,11 @@ def totals(log: EventLog) -> Totals:
     )
 
 
-_STEP, _LEAVE, _JOIN = range(3)  # In this order at one instant.
+_STEP, _LEAVE, _JOIN = range(3)  # Order of events at the same instant.
 
 
 class _Queue:
-    """The state of a simulation and its queue of what is to happen: a step's end, or a worker's coming or going."""
+    """State of a simulation, and its queue of future events: ends of steps, and workers leaving or joining."""
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.schedule, self.cluster, self.workers = schedule, cluster, config.groups * config.workers
@@ -229,17 +229,17 @@ class _Queue:
         self.fetching = fetch_nanoseconds(config, cluster, params) if cluster.absences else 0
         self.step_times = StepTimes(cluster, self.workers, config.seed)
 
-        self.queue: list[tuple[int, int, int, int]] = []  # When, what, who, and which of the worker's plans it is.
-        self.plans = [0] * self.workers  # Only the last of a worker's plans holds.
+        self.queue: list[tuple[int, int, int, int]] = []  # Time, kind, worker, and number of the worker's plan.
+        self.plans = [0] * self.workers  # Only the latest plan of a worker is valid.
         self.present = [True] * self.workers
-        self.begun = [0] * self.workers  # The step at hand, or the one that is to follow an exchange.
+        self.begun = [0] * self.workers  # Start of the current step, or of the one after an exchange.
         self.steps, self.since_exchange = [0] * self.workers, [0] * self.workers
-        self.drawn: list[list[int]] = [[] for _ in range(self.workers)]  # Coming steps' times, the next at the end.
+        self.durations: list[list[int]] = [[] for _ in range(self.workers)]  # Of future steps, the next one last.
         self.started = [0] * self.workers
-        self.settled = [0] * self.workers  # The number of the last exchange that was due.
+        self.settled = [0] * self.workers  # Number of the last exchange that was due.
         self.partners_steps = [0] * self.workers  # At the last exchange with a server.
-        self.arrived: dict[int, int] = {}  # Who waits for the group, since when.
-        self.parked: dict[int, tuple[int, list[int]]] = {}  # Groups that wait for others, since when, and who.
+        self.arrived: dict[int, int] = {}  # Workers waiting for their group, with since when.
+        self.parked: dict[int, tuple[int, list[int]]] = {}  # Groups waiting for others: since when, and members.
         self.total, self.servers_free = 0, 0
         self.events: list[Event] = []
         for worker, start, end in cluster.absences:
@@ -282,14 +282,14 @@ class _Queue:
         return EventLog(self.workers, now, events, waiting, tuple(cost.bytes_sent for cost in self.costs))
 
     def start(self, worker: int, time: int) -> None:
-        """Let a worker take its next step from a time on."""
-        if not self.drawn[worker]:
+        """Start a worker's next step at a time."""
+        if not self.durations[worker]:
             coming = self.started[worker] + np.arange(64)
-            self.drawn[worker] = self.step_times(np.full(64, worker), coming)[::-1].tolist()
+            self.durations[worker] = self.step_times(np.full(64, worker), coming)[::-1].tolist()
         self.started[worker] += 1
         self.begun[worker] = time
         self.plans[worker] += 1
-        heapq.heappush(self.queue, (time + self.drawn[worker].pop(), _STEP, worker, self.plans[worker]))
+        heapq.heappush(self.queue, (time + self.durations[worker].pop(), _STEP, worker, self.plans[worker]))
 
     def end_step(self, worker: int, now: int) -> None:
         self.steps[worker] += 1
@@ -311,7 +311,7 @@ class _Queue:
         self.events.append(Event(now, "leave", (worker,), (since,), now))
 
     def join(self, worker: int, now: int) -> None:
-        """Come with nothing done since the last exchange, and with what is due for those that are there."""
+        """Let a worker join, with no steps since an exchange and the exchanges settled that its peers have settled."""
         there = [other for other in range(self.workers) if self.present[other]]
         nearest = [other for other in there if other // self.group_size == worker // self.group_size] or there
         self.settled[worker] = min((self.settled[other] for other in nearest), default=self.settled[worker])
@@ -322,7 +322,7 @@ class _Queue:
         self.start(worker, now + self.fetching)
 
     def due(self, worker: int) -> int:
-        """The number of the last exchange that has been due for a worker."""
+        """Return the number of the last exchange that has been due for a worker."""
         if self.schedule.counts == "own":
             return self.settled[worker] + (self.since_exchange[worker] >= self.period)
         return self.total // (self.workers * self.period)
@@ -331,14 +331,14 @@ class _Queue:
         return self.due(worker) > self.settled[worker]
 
     def settle(self, members: Iterable[int]) -> bool:
-        """Note what an exchange makes up for; tells whether one of all groups was among it."""
+        """Settle all exchanges that were due; returns whether one of all groups was among them."""
         due, settled = (max(of(worker) for worker in members) for of in (self.due, self.settled.__getitem__))
         for worker in members:
             self.settled[worker], self.since_exchange[worker] = due, 0
         return self.ratio is not None and due // self.ratio > settled // self.ratio
 
     def be_served(self, worker: int, now: int) -> None:
-        """Exchange with the servers once they have served whoever came before."""
+        """Exchange with the servers once they have served earlier workers."""
         partners_steps = self.total - self.steps[worker]
         stale = _rounded(partners_steps - self.partners_steps[worker], self.workers - 1)
         self.partners_steps[worker] = partners_steps
@@ -350,7 +350,7 @@ class _Queue:
         self.start(worker, end)
 
     def exchange_in_group(self, group: int, now: int) -> None:
-        """Exchange if all of the group that are there have arrived."""
+        """Exchange in a group if all its present members have arrived."""
         first = group * self.group_size
         members = [worker for worker in range(first, first + self.group_size) if self.present[worker]]
         if group in self.parked or not members or any(worker not in self.arrived for worker in members):
@@ -368,7 +368,7 @@ class _Queue:
                 self.start(worker, end)
 
     def exchange_of_all(self, now: int) -> None:
-        """Exchange among all groups if all wait for it, but for those that have come while others waited."""
+        """Exchange among all groups if all wait for it, except for workers that joined during the wait."""
         if self.ratio is None or not self.parked:
             return
         number = max(self.settled[worker] for _, members in self.parked.values() for worker in members)
@@ -376,7 +376,7 @@ class _Queue:
             expected = self.present[worker] and self.settled[worker] // self.ratio < number // self.ratio
             if expected and worker // self.group_size not in self.parked:
                 return
-        begins = max(now, *(since for since, _ in self.parked.values()))  # Now, if who was waited for has left.
+        begins = max(now, *(since for since, _ in self.parked.values()))  # Now, if the last missing worker left.
         begun = {worker: since for since, members in self.parked.values() for worker in members}
         end = begins + self.costs[1].nanoseconds
         members = tuple(sorted(begun))
@@ -388,5 +388,5 @@ class _Queue:
 
 
 def _rounded(total: int, count: int) -> int:
-    """The mean, to the nearest whole number; 0 of nothing."""
+    """Mean, rounded to the nearest integer; 0 if the count is 0."""
     return (2 * total + count) // (2 * count) if count else 0

@@ -1,8 +1,8 @@
-"""The same simulation for very many workers, without a log: as arrays over workers, many events at once.
+"""Vectorized simulation of many workers without an event log: arrays over workers, many events at once.
 
-Whose exchanges are due by their own count is dealt with a period at a time. Where the count of all tells, what a worker
-does at the end of a step can have no effect on others before a further step is at an end: all steps that end before the
-first such time are dealt with at once.
+Workers that exchange by their own count are simulated one period at a time. With the global count, the end of a
+worker's step can affect others only once its next step ends, so all steps that end before the first such time are
+processed at once.
 """
 
 import itertools
@@ -25,39 +25,39 @@ from lsgd_jax.simulate.cluster import (
 from lsgd_jax.simulate.events import Schedule, Totals
 
 _NEVER = 2**62
-"""Later than anything, however much is added to it once."""
+"""Later than any time, without overflow if a time is added once."""
 _NEAR = 16
-"""Steps of the average worker, before whose end workers are looked at."""
+"""Horizon in steps of the average worker: only steps that end before it are considered."""
 
 
 def throughput(schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> Totals:
-    """What `totals(event_log(...))` gives, to the nanosecond, in time for 100,000 workers.
+    """Compute `totals(event_log(...))`, exact to the nanosecond, fast enough for 100,000 workers.
 
     Args:
-      schedule: of the method; the configuration's own method does not matter.
-      config: of the workers: how many, their steps, their periods, how leaders are sent, the seed.
-      cluster: they run on, without absences.
-      params: one worker's, or their shapes and dtypes: what is sent.
+      schedule: schedule of the method; the configuration's own method does not matter.
+      config: configuration of the workers: their number, steps, periods, broadcast and seed.
+      cluster: cluster that they run on, without absences.
+      params: parameters of one worker, which are sent, or their shapes and dtypes.
 
     Raises:
-      ValueError: if the cluster has absences, or if the steps of workers who wait for each other by their own count
-        are no multiple of the longest period.
-      UsageError: if the cluster tells of workers that are not there, its trace can't be read, or virtual time ends
-        (`LATEST`) before the workers are done.
+      ValueError: if the cluster has absences, or if the steps of synchronous workers are not a multiple of the
+        longest period.
+      UsageError: if the cluster refers to workers that do not exist, its trace can't be read, or virtual time ends
+        (`LATEST`) before the workers finish.
     """
     if cluster.absences:
-        raise ValueError("workers that are away need an event log.")
-    kind = _OfAll if schedule.counts == "all" else _InStep if schedule.waits == "together" else _OnOwnClock
+        raise ValueError("absences need an event log.")
+    kind = _GlobalCount if schedule.counts == "all" else _Synchronous if schedule.waits == "together" else _OwnCount
     return kind(schedule, config.replace(method=schedule.method), cluster, params).run()
 
 
 def _sum(times: np.ndarray) -> int:
-    """Of more nanoseconds than may fit into 64 bits."""
+    """Sum of times that may exceed 64 bits."""
     return (int((times >> 32).sum()) << 32) + int((times & 0xFFFFFFFF).sum())
 
 
 class _Simulation:
-    """What there is to know of the workers, and what their exchanges come to so far."""
+    """State of the workers, and the totals so far."""
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.cluster, self.workers = cluster, config.groups * config.workers
@@ -70,7 +70,7 @@ class _Simulation:
         self.step_times = StepTimes(cluster, self.workers, config.seed)
         self.steps_each, self.target = config.steps, self.workers * config.steps
         self.last = [(self.zeros(), self.zeros(), self.zeros()) for _ in self.costs]
-        """Of each worker's last exchange: since when, when, until when."""
+        """Last exchange of each worker: start of waiting, start and end of the exchange."""
         self.waiting = self.exchanging = 0
         self.exchanges, self.staleness = [0] * len(self.costs), Counter[int]()
 
@@ -81,8 +81,8 @@ class _Simulation:
         raise NotImplementedError
 
     def serve(self, asked: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """When exchanges with the servers begin and end, of workers who have asked in this order."""
-        if len(asked) == 0:  # As the end of virtual time has it.
+        """Return when exchanges with the servers begin and end, for workers in the order of their requests."""
+        if len(asked) == 0:  # Possible at the end of virtual time.
             return asked, asked
         occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
         # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
@@ -106,7 +106,7 @@ class _Simulation:
         self.staleness.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
 
     def totals(self, end: int, steps: int) -> Totals:
-        for of_level in self.last:  # What goes on beyond the end is cut off there.
+        for of_level in self.last:  # Cut off what lasts beyond the end.
             begun, begins, ends = (_sum(np.maximum(times - end, 0)) for times in of_level)
             self.waiting -= begins - begun
             self.exchanging -= ends - begins
@@ -123,15 +123,15 @@ class _Simulation:
         )
 
 
-class _InStep(_Simulation):
-    """Workers that wait for each other after as many steps of their own."""
+class _Synchronous(_Simulation):
+    """Workers that exchange synchronously by their own count of steps."""
 
     def run(self) -> Totals:
         longest = self.period * (self.ratio or 1)
         if self.steps_each % longest:
             raise ValueError(f"the steps must be a multiple of {longest}, the longest period.")
-        starts = np.zeros(self.workers // self.group_size, np.int64)  # Of each group's period.
-        taken = np.array([(self.group_size - 1) * self.period])  # By a worker's partners.
+        starts = np.zeros(self.workers // self.group_size, np.int64)  # Start of each group's period.
+        taken = np.array([(self.group_size - 1) * self.period])  # Steps taken by a worker's partners.
         for first in range(0, self.steps_each, self.period):
             ends = starts.repeat(self.group_size)
             for step in range(first, first + self.period):
@@ -150,18 +150,18 @@ class _InStep(_Simulation):
         return self.totals(last, self.target)
 
 
-class _OnOwnClock(_Simulation):
-    """Workers that ask a server after as many steps of their own."""
+class _OwnCount(_Simulation):
+    """Workers that exchange with a server by their own count of steps."""
 
     def run(self) -> Totals:
         self.started, total, end = self.zeros(), 0, None
         coming = self.next_period(self.everyone)
-        asks = coming[-1].copy()  # When the period at hand ends, which is when a worker asks.
-        ends = coming.reshape(-1)  # Of steps that have not been counted.
+        asks = coming[-1].copy()  # End of the current period, when a worker sends its request.
+        ends = coming.reshape(-1)  # Ends of steps that have not been counted.
         coming = self.next_period(self.everyone)
-        done, partners_steps = self.zeros(), self.zeros()  # In all, and of the others at the last exchange.
+        done, partners_steps = self.zeros(), self.zeros()  # Own steps, and those of the others at the last exchange.
         while end is None:
-            # Nobody asks again before this time.
+            # No worker sends another request before this time.
             earliest = np.maximum(asks + self.asking, self.servers_free) + self.costs[0].nanoseconds + coming[-1]
             before = min(int(earliest.min()), LATEST)
             who = np.flatnonzero(asks < before)
@@ -187,44 +187,44 @@ class _OnOwnClock(_Simulation):
         return self.totals(end, total)
 
     def next_period(self, who: np.ndarray) -> Int[np.ndarray, "period workers"]:
-        """How long after their period's beginning the workers' next steps end."""
+        """Return when the workers' next steps end, relative to the start of their period."""
         times = [self.step_times(who, self.started[who] + step) for step in range(self.period)]
         self.started[who] += self.period
         return np.array(list(itertools.accumulate(times, lambda end, step: np.minimum(end + step, LATEST))))
 
 
-class _OfAll(_Simulation):
-    """Workers whose exchanges are due by the count of all their steps."""
+class _GlobalCount(_Simulation):
+    """Workers whose exchanges are due by the global count of steps."""
 
     def run(self) -> Totals:
         groups, self.group_of = self.workers // self.group_size, self.everyone // self.group_size
         self.every, self.total = self.workers * self.period, 0
-        self.ends = self.step_times(self.everyone, self.zeros())  # Of the step at hand; never, of those that wait.
-        self.following = self.step_times(self.everyone, self.zeros() + 1)  # How long the step after it takes.
-        self.steps, self.steps_before = self.zeros(), self.zeros()  # In all, and when they last exchanged.
-        self.settled = self.zeros()  # The number of the last exchange that was due.
+        self.ends = self.step_times(self.everyone, self.zeros())  # End of the current step; never for waiting workers.
+        self.following = self.step_times(self.everyone, self.zeros() + 1)  # Duration of the step after it.
+        self.steps, self.steps_before = self.zeros(), self.zeros()  # Steps taken, and those at the last exchange.
+        self.settled = self.zeros()  # Number of the last exchange that was due.
         self.partners_steps, self.arrived, self.due = self.zeros(), self.zeros(), self.zeros()
-        self.missing = np.full(groups, self.group_size)  # How many a group waits for.
-        self.parked = np.full(groups, _NEVER)  # Since when a group waits for others.
-        near: slice | np.ndarray = slice(None)  # Of whom all have steps that end before the horizon.
+        self.missing = np.full(groups, self.group_size)  # Number of workers that a group waits for.
+        self.parked = np.full(groups, _NEVER)  # Since when a group has waited for others.
+        near: slice | np.ndarray = slice(None)  # All workers with a step that ends before the horizon.
         horizon, few, end, before = LATEST if self.together else 0, self.workers // 64, None, 0
         while end is None:
             ends = self.ends[near]
             first = int(ends.min())
             assert first >= before  # Virtual time never runs back.
             check_time(first, self.cluster)
-            if first >= horizon:  # Where servers have long queues, few workers' steps end soon.
+            if first >= horizon:  # With long queues at servers, few workers' steps end soon.
                 horizon = max(first + _NEAR * int(self.following.mean()), int(np.partition(self.ends, few)[few]))
                 horizon = min(horizon, LATEST)
                 is_near = self.ends < horizon
                 near = slice(None) if is_near.all() else np.flatnonzero(is_near)
                 ends = self.ends[near]
-            if self.together:  # The waiting go on when the first of the others ends its step, at the earliest.
-                goes_on = np.minimum(ends, first + _NEVER * (ends < _NEVER))
-            else:  # Those that are due do so after the servers have served whoever came before.
+            if self.together:  # Waiting workers continue when another's step ends, at the earliest.
+                resumes_at = np.minimum(ends, first + _NEVER * (ends < _NEVER))
+            else:  # Workers with a due exchange continue after the servers have served earlier ones.
                 is_due = self.settled[near] < self.total // self.every
-                goes_on = np.maximum(ends, self.servers_free * is_due)
-            before = min(int((goes_on + self.following[near]).min()), horizon)
+                resumes_at = np.maximum(ends, self.servers_free * is_due)
+            before = min(int((resumes_at + self.following[near]).min()), horizon)
             soon = np.flatnonzero(ends < before)
             who, time = self.everyone[near][soon], ends[soon]
             end = self.reached(self.target, time)
@@ -243,7 +243,7 @@ class _OfAll(_Simulation):
         self.following[who] = self.step_times(who, self.steps[who] + 1)
 
     def reached(self, count: int, time: np.ndarray) -> int | None:
-        """When all steps together reach a count by steps that end at these times; None if they don't."""
+        """Return when the global count reaches `count` through steps that end at these times; None if it does not."""
         wanted = count - self.total
         return int(np.partition(time, wanted - 1)[wanted - 1]) if wanted <= len(time) else None
 
@@ -251,7 +251,7 @@ class _OfAll(_Simulation):
         self.steps[who] += 1
         number = np.full(len(who), self.total // self.every)
         reached = self.reached((number[0] + 1) * self.every, time)
-        if reached is not None:  # Each ends one step, so that it is one exchange at most.
+        if reached is not None:  # Each worker ends one step, so at most one exchange becomes due.
             number += time >= reached
         is_due = number > self.settled[who]
         due, others = np.flatnonzero(is_due), np.flatnonzero(~is_due)
@@ -268,7 +268,7 @@ class _OfAll(_Simulation):
         self.total += len(who)
 
     def be_served(self, who: np.ndarray, time: np.ndarray, counts: np.ndarray, number: np.ndarray) -> None:
-        """Serve workers in this order, given the count of all steps when each asks."""
+        """Serve workers in this order, given the global count of steps at each request."""
         partners_steps = counts - self.steps[who]
         self.note_staleness(partners_steps - self.partners_steps[who], self.workers - 1)
         self.partners_steps[who] = partners_steps
@@ -290,7 +290,7 @@ class _OfAll(_Simulation):
         taken = self.steps[members] - self.steps_before[members]
         self.note_staleness(taken.sum(1, keepdims=True) - taken, self.group_size - 1)
         settled = self.settled[members].max(1)
-        number = self.due[members].max(1)  # What the last to arrive has seen.
+        number = self.due[members].max(1)  # The exchange that was due for the last to arrive.
         self.settled[members], self.steps_before[members] = number[:, None], self.steps[members]
         self.missing[groups] = self.group_size
         ends = begins + self.costs[0].nanoseconds
@@ -309,5 +309,5 @@ class _OfAll(_Simulation):
             self.parked[:] = _NEVER
 
     def levels(self, number: np.ndarray, settled: np.ndarray) -> np.ndarray:
-        """1 where what is due is of all groups, 0 elsewhere."""
+        """Return 1 where the due exchange is among all groups, 0 elsewhere."""
         return np.zeros_like(number) if self.ratio is None else 1 * (number // self.ratio > settled // self.ratio)

@@ -9,7 +9,7 @@ import numpy as np
 from lsgd_jax.config import Config
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train.compile_ahead import parameter_shapes
-from tests.multiprocess.test_processes import LSGD, launch, run
+from tests.distributed.test_processes import LSGD, launch, run
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -56,7 +56,7 @@ LISTENING = """
 import sys
 from lsgd_jax import cli
 from lsgd_jax.asynchronous import board
-from tests.multiprocess import listening
+from tests.distributed import listening
 
 close = board.SharedBoard.close
 

@@ -269,8 +269,8 @@ def test_workers_who_share_a_device_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["compare", "digits"], "compare trains workers in step: asynchronous is for train."),
-        (["compile", "digits", "--topology", "v5e:2x4"], "compile is for workers in step: asynchronous is for train."),
+        (["compare", "digits"], "compare supports only synchronous training: asynchronous is for train."),
+        (["compile", "digits", "--topology", "v5e:2x4"], "compile supports only synchronous training: "),
     ],
 )
 def test_other_commands_refuse_it(command, message, capsys):

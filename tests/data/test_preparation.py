@@ -126,7 +126,7 @@ def test_a_wrong_checksum_is_one_sentence_and_nothing_is_left(data_dir):
     archives.make_cifar10(data_dir / "downloads" / "manual")
     before = files(data_dir)
     with pytest.raises(
-        UsageError, match=r"^cifar-10-binary.tar.gz has not the published checksum: .* into .*manual\.$"
+        UsageError, match=r"^cifar-10-binary.tar.gz does not match the published checksum: .* into .*manual\.$"
     ):
         preparation.prepare("cifar10", data_dir)
     assert files(data_dir) == before
@@ -140,7 +140,7 @@ def test_a_truncated_archive_is_one_sentence_and_nothing_is_left(name, data_dir,
     victim = min(folder.iterdir())
     victim.write_bytes(victim.read_bytes()[:-100])
     before = files(data_dir)
-    with pytest.raises(UsageError, match=f"^{victim.name} has not the published checksum"):
+    with pytest.raises(UsageError, match=f"^{victim.name} does not match the published checksum"):
         preparation.prepare(name, data_dir)
     archives.accept(monkeypatch, name, folder)  # Published like that.
     with pytest.raises(UsageError, match=f"^{name} can't be prepared in .*ended before"):
@@ -241,6 +241,6 @@ def test_the_command(data_dir):
     (data_dir / "cifar10").rename(data_dir / "away")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    sentence = f"{archive.name} has not the published checksum: put an intact one into {folder}."
+    sentence = f"{archive.name} does not match the published checksum: put an intact file into {folder}."
     assert done.stderr == f"lsgd: {sentence}\n"
     assert not (data_dir / "cifar10").exists()

@@ -1,41 +1,24 @@
-"""The page about runs and event files for TensorBoard, of runs that are trained and of made-up ones."""
+"""The page about runs, of runs that are trained and of made-up ones."""
 
 import dataclasses
 import json
 import os
 import re
-import struct
-import sys
 from html.parser import HTMLParser
 
-import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from lsgd_jax import cli, train
+from lsgd_jax import cli
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import report
 from lsgd_jax.figures import run as figures
-from lsgd_jax.presets import PRESETS
-from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
-from lsgd_jax.tracking.tensorboard import EventFile
+from lsgd_jax.figures.report import charts, page, reading
+from lsgd_jax.tracking.run_folder import read_metrics
+from tests.figures.runs import evaluation, make_run
 from tests.reliability import faults
-
-SMALL = dataclasses.replace(
-    PRESETS["digits"], width=0.1, batch_size=8, groups=2, workers=2, steps=32, eval_every=16, checkpoint_every=0
-)
-
-
-@pytest.fixture(scope="module", params=[None, "posted"])
-def run(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    jax.config.update("jax_disable_most_optimizations", True)  # Compiling takes longer than the few steps.
-    train.train_and_evaluate(SMALL.replace(asynchronous=request.param), path, tensorboard=True)
-    jax.config.update("jax_disable_most_optimizations", False)
-    return path
 
 
 class Page(HTMLParser):
@@ -88,28 +71,15 @@ def page_of(tmp_path, *runs):
     return page
 
 
-def make_run(path, events, **changed):
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(dataclasses.replace(SMALL, **changed).to_json())
-    (path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    return path
-
-
-def evaluation(step, center_error=0.5, workers=4, **more):
-    entry = {"event": "evaluation", "step": step, "seconds": step / 10, "bytes_sent": 1e6 * step}
-    entry |= {"center_error": center_error, "worker_errors": [[0.5] * workers], "train_losses": [[1.0] * workers]}
-    return entry | more
-
-
-def test_a_page_tells_of_a_run(run, tmp_path):
-    page, asynchronous = page_of(tmp_path, run), Config.load(run).asynchronous is not None
-    error = read_metrics(run, "evaluation")[-1]["center_error"]
+def test_a_page_tells_of_a_run(trained, tmp_path):
+    page, asynchronous = page_of(tmp_path, trained), Config.load(trained).asynchronous is not None
+    error = read_metrics(trained, "evaluation")[-1]["center_error"]
     assert page.says(f"final test error of the center {100 * error:.2f} %")
     assert page.says("steps taken 32 MB sent")
-    for title in ("The leader of all", "The leader of a group", "distance to the leader of a group"):
+    for title in ("Global leader", "Group leader", "distance to the group leader"):
         assert page.says(title)
     assert page.says("a worker's local steps") == asynchronous
-    assert page.says("The workers' score") != asynchronous
+    assert page.says("Workers' score") != asynchronous
     for field in dataclasses.fields(Config):
         assert page.says(field.name)
     assert page.says("jaxlib")
@@ -121,7 +91,7 @@ def test_a_run_without_leaders(tmp_path):
     run = make_run(tmp_path / "run", [exchange, evaluation(16)], method="easgd")
     page = page_of(tmp_path, run)
     assert page.says("16 of 32, not finished")
-    assert not page.says("leader of")
+    assert not page.says("leader")
 
 
 def test_elections_are_those_that_were_logged():
@@ -131,7 +101,7 @@ def test_elections_are_those_that_were_logged():
         {"step": 8, "local_leaders": [-1, 1], "local_distances": [[1, 2], [None, 0]], "leader": 3}
         | {"distances": [[1, 2], [3, 0]]},
     ]
-    local, overall = (report._elections(in_step, level, 2) for level in ("local_", ""))
+    local, overall = (reading.elections(in_step, level, 2) for level in ("local_", ""))
     assert (local.steps.tolist(), local.leaders.tolist()) == ([4, 4, 8], [1, 2, 3])
     assert (overall.steps.tolist(), overall.leaders.tolist()) == ([8], [3])
     np.testing.assert_array_equal(np.concatenate([of for _, of in local.distances]), [7, 5, np.nan])
@@ -142,7 +112,7 @@ def test_elections_are_those_that_were_logged():
         {"step": 4, "worker": 3, "local_leader": 1, "local_distance": 0.0, "leader": 0, "distance": 8.0},
         {"step": 6, "worker": 0, "local_leader": -1, "local_distance": 0.0},
     ]
-    local, overall = (report._elections(alone, level, 2) for level in ("local_", ""))
+    local, overall = (reading.elections(alone, level, 2) for level in ("local_", ""))
     assert (local.steps.tolist(), local.leaders.tolist()) == ([4, 5], [3, 3])
     assert [(step, of.tolist()) for step, of in local.distances] == [(5, [6.0])]
     assert overall.leaders.tolist() == [0]
@@ -156,10 +126,10 @@ def test_several_runs_differ_in_some_fields(tmp_path):
     page = page_of(tmp_path, *runs)
     assert page.says("3 runs")
     assert page.says(
-        "run final test error of the center its lowest steps taken MB sent by a worker seconds of training"
+        "run final test error of the center lowest test error steps taken MB sent per worker seconds of training"
     )
     assert page.says("a/seed-1 12.50 % 12.50 % 32 32.00 3.2 3 1")
-    assert page.says("b not tested yet 0 of 32, not finished 4 0")
+    assert page.says("b not evaluated yet 0 of 32, not finished 4 0")
     assert {"#run-1", "#run-3"} <= set(page.references)
 
 
@@ -172,14 +142,14 @@ def test_what_has_happened(tmp_path):
         {"event": "exchange", "step": 20, "scores": [[1, None], [2, 3]], "leader": 5, "distances": [[0, 0], [0, 0]]},
     ]
     page = page_of(tmp_path, make_run(tmp_path / "run", events))
-    assert page.says("4 NaN or infinite parameters: workers 1, 2. 8 From the leader, worker 1 started anew. 16 The run")
-    assert page.says("went on with 2 x 2 workers on 8 devices of 1 processes.")
+    assert page.says("4 NaN or infinite parameters: workers 1, 2. 8 Revived from the leader: worker 1. 16 Resumed with")
+    assert page.says("16 Resumed with 2 x 2 workers on 8 devices of 1 processes.")
     assert page.says("20 of 32, not finished")
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "_picture", lambda *_: "")
+    monkeypatch.setattr(page, "picture", lambda *_: "")
 
 
 @pytest.mark.usefixtures("no_pictures")  # Nothing in them is a folder's.
@@ -195,12 +165,12 @@ def test_nothing_that_a_folder_holds_becomes_part_of_the_page(tmp_path):
 
 def test_long_series_are_small_pictures():
     rng, x = np.random.default_rng(0), np.arange(10_000)
-    lines = report._picture(lambda axes: axes.plot(x, rng.random((10_000, 4))), "Lines.", "run")
+    lines = charts.picture(lambda axes: axes.plot(x, rng.random((10_000, 4))), "Lines.", "run")
     assert "data:image/png;base64," in lines
     assert ">10000</text>" in lines  # What stands at the axes is text.
     assert len(lines) < 100_000
     values = [(step, rng.random(16)) for step in range(2_000)]
-    band = report._picture(lambda axes: report._draw_band(axes, values, "score"), "Band.", "run")
+    band = charts.picture(lambda axes: charts.draw_band(axes, values, "score"), "Band.", "run")
     assert "data:" not in band
     assert len(band) < 60_000
 
@@ -232,9 +202,9 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
         ({"seconds": "soon"}, "ValueError: could not convert"),
         (
             {"event": "exchange", "leader": 10**9, "distances": [0]},
-            "a worker's position is 1,000,000,000, but the most",
+            "a worker's index is 1,000,000,000, but the largest",
         ),
-        ({"event": "exchange", "leader": 0, "worker": 10**9, "distance": 1}, "a worker's position is 1,000,000,000"),
+        ({"event": "exchange", "leader": 0, "worker": 10**9, "distance": 1}, "a worker's index is 1,000,000,000"),
         ({"event": "resume", "workers_from": 5}, "ValueError: not enough values"),
     ],
 )
@@ -249,7 +219,7 @@ def test_numbers_that_no_run_has_are_one_sentence(lie, message, tmp_path):
 @pytest.mark.usefixtures("no_pictures")
 def test_more_workers_than_a_page_can_show_are_one_sentence(tmp_path):
     run = make_run(tmp_path / "run", [evaluation(16)], workers=500_000_000)
-    with pytest.raises(UsageError, match="a worker's position is 999,999,999, but the most is 65,535"):
+    with pytest.raises(UsageError, match="a worker's index is 999,999,999, but the largest is 65,535"):
         report.write([run], tmp_path / "report.html")
     rows = [{"errors": [0.5] * 20_000}] + [{"errors": [0.5]}] * 20_000  # All as long would be 3.2 GB.
     with pytest.raises(ValueError, match="errors has 20,000 workers in 20,001 events"):
@@ -267,7 +237,7 @@ def test_pipes_are_not_waited_for(tmp_path):
         with pytest.raises(UsageError, match="Not a regular file"):
             report.write([run], out)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="is there already and is no report"):
+    with pytest.raises(UsageError, match="exists and is not a report"):
         report.write([run], tmp_path / "pipe")
 
 
@@ -285,7 +255,7 @@ def test_text_that_is_none_is_shown_as_escapes(tmp_path):
 
 def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = make_run(tmp_path / "run", [])
-    with pytest.raises(UsageError, match="has not been tested yet"):
+    with pytest.raises(UsageError, match="has not been evaluated yet"):
         figures.draw(path)
     path = make_run(tmp_path / "tested", [evaluation(16)])
     faults.fill_disk(monkeypatch, "curves.png")
@@ -307,7 +277,7 @@ def test_many_workers_are_an_outline(count):
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     out.write_text("<!doctype html>mine")
-    with pytest.raises(UsageError, match="is there already and is no report: name another out file"):
+    with pytest.raises(UsageError, match="exists and is not a report: name another out file"):
         report.write([run], out)
     assert out.read_text() == "<!doctype html>mine"
     with pytest.raises(UsageError, match="can't be written"):
@@ -320,96 +290,3 @@ def test_only_a_report_is_replaced(tmp_path):
     first = out.read_text()
     report.write([run], out)
     assert out.read_text() == first  # To the byte.
-
-
-# TensorBoard.
-
-
-def events_in(file):
-    """What an event file holds: records of a length, its checksum, an event and its checksum."""
-    data, at = file.read_bytes(), 0
-    while at < len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        yield Event.FromString(data[at + 12 : at + 12 + length])
-        at += length + 16
-
-
-def points_in(run):
-    """What TensorBoard shows of a run, [(tag, step, value)]: a start makes it forget all points from its step on."""
-    points = []
-    for file in sorted((run / "tensorboard").iterdir()):
-        version, *events = events_in(file)
-        assert version.file_version == "brain.Event:2"
-        for event in events:
-            if event.session_log.status == SessionLog.START:
-                points = [point for point in points if point[1] < event.step]
-            points += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-    return points
-
-
-def test_event_files_hold_the_metrics(run):
-    found = {}
-    for tag, step, value in points_in(run):
-        found.setdefault(tag, []).append((step, value))
-    evaluations, exchanges = read_metrics(run, "evaluation"), read_metrics(run, "exchange")
-
-    def expect(tag, of):
-        assert found[tag] == [(step, pytest.approx(value)) for step, value in of], tag
-
-    expect("test_error/center", [(entry["step"], entry["center_error"]) for entry in evaluations])
-    expect("bytes_sent_by_a_worker", [(entry["step"], entry["bytes_sent"]) for entry in evaluations])
-    expect("test_error/worker_3", [(entry["step"], entry["worker_errors"][1][1]) for entry in evaluations])
-    expect("leader/of_all", [(entry["step"], entry["leader"]) for entry in exchanges if "leader" in entry])
-    last = evaluations[-1]
-    leader = [entry["leader"] for entry in exchanges if "leader" in entry and entry["step"] <= last["step"]][-1]
-    errors = np.ravel(last["worker_errors"])
-    assert found["test_error/leader"][-1] == (last["step"], pytest.approx(errors[leader]))
-    assert len(found["training_loss/mean"]) == len(evaluations)
-    if Config.load(run).asynchronous:
-        apart = [(entry["step"], entry["local_distance"]) for entry in exchanges if entry["worker"] == 2]
-        expect("distance_to_local_leader/worker_2", apart)
-    else:
-        expect("score/worker_2", [(entry["step"], entry["scores"][1][0]) for entry in exchanges])
-        expect("leader/of_group_1", [(entry["step"], entry["local_leaders"][1]) for entry in exchanges])
-
-
-def log_evaluations(folder, *steps):
-    for step in steps:
-        folder.log(**evaluation(step, center_error=step / 100))
-
-
-@pytest.mark.parametrize("from_the_start", [True, False])
-def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
-    """Also if it had no event files before."""
-    config = dataclasses.replace(SMALL, checkpoint_every=None)
-    with RunFolder(tmp_path / "run", config, tensorboard=from_the_start) as folder:
-        log_evaluations(folder, 4, 8)
-        length = folder.length()
-        log_evaluations(folder, 12, 16)
-    for file in (tmp_path / "run" / "tensorboard").glob("*"):
-        file.rename(file.with_name("events.out.tfevents.1"))  # Long ago: names have seconds.
-    assert (tmp_path / "run" / "tensorboard").exists() == from_the_start
-    with RunFolder(tmp_path / "run", config, resume=True, tensorboard=True) as folder:
-        folder.go_on(length)
-        log_evaluations(folder, 12)
-    steps = [(step, pytest.approx(step / 100)) for step in (4, 8, 12)]
-    assert [point[1:] for point in points_in(tmp_path / "run") if point[0] == "test_error/center"] == steps
-
-
-def test_an_event_file_that_cannot_be_ended_is_one_sentence(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(EventFile, "close", full)
-    with (
-        pytest.raises(UsageError, match=r"the run folder .* can't be written \(No space left on device\)\.$"),
-        RunFolder(tmp_path / "run", SMALL, tensorboard=True),
-    ):
-        pass
-
-
-def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UsageError, match=r"tensorboard needs tensorboardX: pip install 'lsgd-jax\[tensorboard\]'"):
-        train.train_and_evaluate(SMALL, tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()

@@ -4,17 +4,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from matplotlib.figure import Figure
 
-from lsgd_jax.errors import UsageError
-from lsgd_jax.figures import analytic
-from lsgd_jax.figures.output import write
-from lsgd_jax.paper import matrix_completion, nonconvex
+from lsgd_jax.paper import analytic, matrix_completion, nonconvex
 from lsgd_jax.paper.descent import STARTS, descend, methods
 from lsgd_jax.paper.objectives import bowl, sinc_rings
 from tests import oracle
-from tests.reliability import faults
 
 
 def test_leader_gradient_descent_is_eq_2_of_the_oracle():
@@ -64,12 +58,3 @@ def test_a_figure_writes_its_picture_curves_and_numbers(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 4 * (summary["iterations"] + 1)
     assert {row["method"] for row in rows} == {"EAGD", "LGD", "independent"}
-
-
-@pytest.mark.parametrize("name", ["figure.png", "figure.csv", "figure.json"])
-def test_a_full_disk_is_one_sentence_and_no_file_is_half(name, tmp_path, monkeypatch):
-    faults.fill_disk(monkeypatch, name)
-    with pytest.raises(UsageError, match=rf"{name} can't be written \(No space left on device\)\.$"):
-        write(tmp_path, "figure", Figure(), ["x"], [[1]], {"x": 1})
-    assert not (tmp_path / name).exists()
-    assert all(path.stat().st_size for path in tmp_path.iterdir())

@@ -53,8 +53,8 @@ def test_a_quadratic_has_the_constants_it_states():
     problem = quadratic(jax.random.key(0), 6, strong_convexity=0.5, smoothness=8.0, noise=0.3)
     eigenvalues = np.linalg.eigvalsh(problem.hessian)
     np.testing.assert_allclose(eigenvalues[[0, -1]], [0.5, 8.0])
-    assert problem.value(problem.minimiser) == 0
-    x = problem.minimiser + 1.0
+    assert problem.value(problem.minimizer) == 0
+    x = problem.minimizer + 1.0
     np.testing.assert_allclose(jax.grad(problem.value)(x), problem.hessian @ np.ones(6), rtol=1e-10)
     draws = jax.vmap(lambda key: problem.gradient(x, key))(jax.random.split(jax.random.key(1), 20_000))
     np.testing.assert_allclose(draws.mean(0), problem.hessian @ np.ones(6), atol=0.01)

@@ -194,7 +194,7 @@ def test_what_one_process_has_said_is_why_all_end(monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "digits", "--resume"], "a run goes on in its folder: name it with --run-dir."),
+        (["train", "digits", "--resume"], "a run is resumed in its folder: name it with --run-dir."),
         (
             ["train", "digits", "--resume", "--run-dir", "run", "--checkpoint-every", "0"],
             "checkpoint_every is 0: there are",

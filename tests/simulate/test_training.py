@@ -90,10 +90,10 @@ def test_at_equal_speeds_it_is_the_algorithm_in_step(name, groups):
         global_period=6,
         window=2,
     )
-    _, course = simulated(name, config)
-    x = np.array([state.params for state in course.states])
+    _, history = simulated(name, config)
+    x = np.array([state.params for state in history.states])
     np.testing.assert_allclose(x, expected.x[-1].reshape(4, 2), rtol=1e-5, atol=1e-6)
-    leaders = [leader for event, leader in course.leaders if event.level == len(expected.global_leaders) // 2]
+    leaders = [leader for event, leader in history.leaders if event.level == len(expected.global_leaders) // 2]
     if groups > 1:
         assert leaders == expected.global_leaders
     else:
@@ -113,8 +113,8 @@ def test_peers_in_step(name):
         momentum=0.0,
         period=3,
     )
-    _, course = simulated(name, config)
-    x = np.array([state.params for state in course.states])
+    _, history = simulated(name, config)
+    x = np.array([state.params for state in history.states])
     np.testing.assert_allclose(x, np.array(trajectory[-1])[:, 0], rtol=1e-5, atol=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_peers_in_step(name):
 def test_methods_with_a_server_event_by_event(name):
     """The log gone through once more in NumPy."""
     config = CONFIG.replace(groups=1, workers=4, pull=0.3 if name == "lsgd-posted" else 0.1)
-    log, course = simulated(name, config, Cluster(slow=((1, 2.5),), variation="lognormal"))
+    log, history = simulated(name, config, Cluster(slow=((1, 2.5),), variation="lognormal"))
     start = np.array([2.0, -1.0])
     x, center, last_center = [start.copy() for _ in range(4)], start.copy(), [start.copy() for _ in range(4)]
     losses, board = [[] for _ in range(4)], [(np.inf, start)] * 4
@@ -145,8 +145,8 @@ def test_methods_with_a_server_event_by_event(name):
             leaders.append(best)
             x[i] = x[i] - 0.3 * (x[i] - board[best][1])
     assert exchanges > 8
-    np.testing.assert_allclose(np.array([s.params for s in course.states]), x, rtol=1e-4, atol=1e-5)
-    assert [leader for _, leader in course.leaders] == leaders
+    np.testing.assert_allclose(np.array([s.params for s in history.states]), x, rtol=1e-4, atol=1e-5)
+    assert [leader for _, leader in history.leaders] == leaders
 
 
 @pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
@@ -155,22 +155,22 @@ def test_a_network_as_lsgd_train_trains_it(name, tmp_path, quick_compilation):
     train_and_evaluate(config, tmp_path / "run", lines=False)
     [_, last] = read_metrics(tmp_path / "run", "evaluation")
     log = event_log(SCHEDULES[name], config, Cluster(), np.zeros(2))
-    course = train_on(log, SCHEDULES[name], config, Network(config))
-    assert course.steps[-1] == 12
-    np.testing.assert_allclose(course.center_error[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
-    np.testing.assert_allclose(course.worker_errors[-1], np.ravel(last["worker_errors"]), atol=0.011)
+    history = train_on(log, SCHEDULES[name], config, Network(config))
+    assert history.steps[-1] == 12
+    np.testing.assert_allclose(history.center_error[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
+    np.testing.assert_allclose(history.worker_errors[-1], np.ravel(last["worker_errors"]), atol=0.011)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_workers_may_go_and_come(name):
     absences = ((1, 0.25, 0.9), (3, 0.0, 0.4), (0, 0.7, float("inf")))
-    log, course = simulated(name, cluster=Cluster(absences=absences))
+    log, history = simulated(name, cluster=Cluster(absences=absences))
     again = simulated(name, cluster=Cluster(absences=absences))
     assert again[0] == log
-    np.testing.assert_array_equal(again[1].center_error, course.center_error)
-    assert np.isfinite(course.center_error).all()
-    assert np.isnan(course.worker_errors[-1][0])
-    assert course.steps[-1] >= 12
+    np.testing.assert_array_equal(again[1].center_error, history.center_error)
+    assert np.isfinite(history.center_error).all()
+    assert np.isnan(history.worker_errors[-1][0])
+    assert history.steps[-1] >= 12
 
 
 def test_options_that_are_not_simulated():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lsgd_jax import cli, train
+from lsgd_jax import cli, distributed, train
 from lsgd_jax.errors import UsageError
 from lsgd_jax.tracking.output import Output
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
@@ -68,7 +68,7 @@ def test_a_short_command_whose_output_is_gone(stream, code, message, monkeypatch
 def test_a_run_whose_last_line_is_lost_is_done(stream, tmp_path, monkeypatch):
     """And so is one whose errors can't be told: it has the same exit code."""
     for name in ("initialize", "simulate_devices"):
-        monkeypatch.setattr(cli.distributed, name, lambda *_: None)
+        monkeypatch.setattr(distributed, name, lambda *_: None)
     command = ["train", "digits", "--width", "0.1", "--steps", "8", "--run-dir", str(tmp_path / "run")]
     with stream() as gone:
         monkeypatch.setattr(sys, "stdout", gone)

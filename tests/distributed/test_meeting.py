@@ -14,7 +14,7 @@ from lsgd_jax import cli, distributed
 from lsgd_jax.distributed import meeting, processes
 from lsgd_jax.distributed.launch import _free_port
 from lsgd_jax.errors import UsageError
-from tests.multiprocess.test_processes import LSGD, environment, run
+from tests.distributed.test_processes import LSGD, environment, run
 
 HANG = 120
 ALONE = "to train alone, give --processes 1 or set LSGD_PROCESSES=1."
@@ -152,7 +152,7 @@ def test_an_ip_address_is_where_process_0_listens(coordinator, listens_at):
 BY_HAND = """
 import jax
 from lsgd_jax import distributed
-from tests.multiprocess import listening
+from tests.distributed import listening
 
 distributed.initialize()
 jax.devices()

@@ -1,4 +1,4 @@
-"""The paper's theory as evidence: what each claim promises, and what has been measured.
+"""Verdict on every claim of the paper, with a figure and a table.
 
 lsgd figure theory
 """
@@ -14,25 +14,26 @@ from matplotlib.image import AxesImage
 
 from lsgd_jax import files
 from lsgd_jax.figures.output import write
-from lsgd_jax.paper import claims
-from lsgd_jax.paper.claims import Curve, Findings, Row, Sizes
+from lsgd_jax.paper.claims import CLAIMS, comparisons
+from lsgd_jax.paper.claims.base import Curve, Findings, Row, Sizes
+from lsgd_jax.paper.claims.one_step import ETA_FACTORS, PULL_FACTORS
 from lsgd_jax.paper.descent import COLORS, METHODS
 
 COLUMNS = ["claim", "in the paper", "command", "measured", "verdict"]
 
 
 def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
-    """Measure and draw into a folder; returns the table.
+    """Measure all claims and write the figure and the table to a folder; returns the table.
 
     Args:
-      out: the folder; beside the picture, curves and numbers, the table is written there in Markdown.
-      runs: where comparisons by `lsgd compare` are looked for, in the folders in it.
-      sizes: how much is measured; None: as much as is committed.
+      out: output folder for the picture, its curves and numbers, and the table in Markdown.
+      runs: folder whose subfolders are searched for comparisons by `lsgd compare`.
+      sizes: sample sizes; None: those of the committed results.
 
     Raises:
-      UsageError: if what is in the folder of runs can't be read.
+      UsageError: if a comparison in `runs` can't be read.
     """
-    networks = claims.comparisons(runs)  # First: a mistake in the folder is told before the computation.
+    networks = comparisons.read(runs)  # First, so that a faulty folder is reported before the computation.
     found = measure(sizes or Sizes())
     rows = [row for each in [*found.values(), networks] for row in each.rows]
     curves = [curve for each in found.values() for curve in each.curves]
@@ -49,21 +50,13 @@ def make(out: Path | str, runs: Path | str, sizes: Sizes | None = None) -> str:
 
 
 def measure(sizes: Sizes) -> dict[str, Findings]:
-    """All claims that are computed here, in double precision."""
+    """Measure all claims that are computed here, in double precision."""
     with jax.enable_x64(True):
-        return {
-            "stationary points": claims.stationary_points(sizes),
-            "one step": claims.one_step(sizes),
-            "decreasing steps": claims.decreasing_steps(sizes),
-            "stochastic leader": claims.stochastic_leader(sizes),
-            "step directions": claims.step_directions(sizes),
-            "wells": claims.wells(sizes),
-            "symmetry": claims.symmetry(sizes),
-        }
+        return {name: measure_claim(sizes) for name, measure_claim in CLAIMS.items()}
 
 
 def table(rows: list[Row]) -> str:
-    """The claims in Markdown."""
+    """Format the claims as a Markdown table."""
     return (
         "\n".join(
             "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
@@ -95,7 +88,7 @@ def _draw(found: dict[str, Findings], networks: Findings) -> Figure:
     limit.set_xlim(left=-0.002)
     limit.legend(fontsize=8)
     _draw_directions(direction, found["step directions"])
-    for curve in found["wells"].curves:  # Zero, in a well's bottom, has no logarithm.
+    for curve in found["wells"].curves:  # Zero, at a well's bottom, has no logarithm.
         name, where = curve.series.split(", ")
         style = "-" if where == "different wells" else ":"
         wells.semilogy(np.maximum(curve.y, 1e-12), style, color=COLORS[name], label=curve.series)
@@ -116,7 +109,7 @@ def _draw(found: dict[str, Findings], networks: Findings) -> Figure:
 def _draw_rest(axes: Axes, well: Curve, pair: Curve) -> None:
     axes.plot(well.x, well.y, color="black", linewidth=1)
     axes.plot(pair.x, pair.y, "o", color=COLORS["EAGD"], label="EASGD's workers at rest: f' is not 0")
-    axes.plot(pair.x.mean(), 0, "x", color=COLORS["EAGD"], label="their centre")
+    axes.plot(pair.x.mean(), 0, "x", color=COLORS["EAGD"], label="their center")
     axes.set(title="EASGD's counter-example, f(x) = (x² - 1)²", xlabel="x", ylabel="f(x)", ylim=(-0.05, 1.4))
     axes.legend(fontsize=8)
 
@@ -126,10 +119,10 @@ def _draw_shares(axes: Axes, curves: list[Curve]) -> AxesImage:
     image = axes.imshow(shares, origin="lower", cmap="Reds", vmin=0, vmax=max(shares.max(), 1e-9), aspect="auto")
     for (i, j), share in np.ndenumerate(shares):
         axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=8)
-    axes.set_xticks(np.arange(len(claims.PULL_FACTORS)), [f"{factor:g}" for factor in claims.PULL_FACTORS])
-    axes.set_yticks(np.arange(len(claims.ETA_FACTORS)), [f"{factor:g}" for factor in claims.ETA_FACTORS])
-    right = claims.PULL_FACTORS.index(1.0) + 0.5
-    top = claims.ETA_FACTORS.index(1.0) + 0.5
+    axes.set_xticks(np.arange(len(PULL_FACTORS)), [f"{factor:g}" for factor in PULL_FACTORS])
+    axes.set_yticks(np.arange(len(ETA_FACTORS)), [f"{factor:g}" for factor in ETA_FACTORS])
+    right = PULL_FACTORS.index(1.0) + 0.5
+    top = ETA_FACTORS.index(1.0) + 0.5
     axes.plot([-0.5, right, right], [top, top, -0.5], color="tab:blue", linewidth=2.5)
     axes.set(title="one step (promised: below left of the line)", xlabel="eta lambda 2 kappa", ylabel="eta 2M")
     return image
@@ -164,7 +157,7 @@ def _draw_errors(axes: Axes, networks: Findings) -> None:
     for name, by_rival in networks.numbers.get("test error less LSGD's (%), seed by seed", {}).items():
         for rival, differences in by_rival.items():
             axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color="tab:blue")
-            labels.append(f"{claims.RIVALS[rival]}\n{name}")
+            labels.append(f"{comparisons.RIVALS[rival]}\n{name}")
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_xscale("symlog", linthresh=1)
     axes.xaxis.set_major_formatter("{x:g}")

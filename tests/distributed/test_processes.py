@@ -13,7 +13,7 @@ import pytest
 
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import read_metrics
-from tests.multiprocess.methods import BROADCASTS
+from tests.distributed.methods import BROADCASTS
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -40,14 +40,14 @@ def launch(processes, *command, cwd):
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
     path = tmp_path_factory.mktemp("one")
-    done = run(sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=path)
+    done = run(sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=path)
     assert done.returncode == 0, done.stderr
     return np.load(path / "results.npz")
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_every_method_does_what_it_does_in_one_process(processes, in_one_process, tmp_path):
-    done = launch(processes, sys.executable, "-m", "tests.multiprocess.methods", "results.npz", cwd=tmp_path)
+    done = launch(processes, sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = np.load(tmp_path / "results.npz")
     np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 8 // processes))
@@ -61,7 +61,7 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
 
 
 def test_large_parts_arrive_whole(tmp_path):
-    done = launch(2, sys.executable, "-m", "tests.multiprocess.large_broadcasts", cwd=tmp_path)
+    done = launch(2, sys.executable, "-m", "tests.distributed.large_broadcasts", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -147,13 +147,17 @@ def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_
 def test_compare_is_for_one_process(tmp_path):
     done = launch(2, *LSGD, "compare", "digits", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "[0] lsgd: compare is for one process, but this is one of several: train is for these.\n"
+    message = "compare runs in one process, but this is one of several: only train supports several."
+    assert done.stderr == f"[0] lsgd: {message}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes", "2", "--", "compare", "digits"], "launch is for train, as in lsgd launch --processes 2 -- "),
+        (
+            ["--processes", "2", "--", "compare", "digits"],
+            "launch supports only train, as in lsgd launch --processes 2 -- ",
+        ),
         (["--processes", "0", "--", "train", "digits"], "processes must be at least 1, got 0."),
         (["--processes", "2", "--", "train", "digits", "--perid", "4"], "Unrecognized options: --perid"),
     ],

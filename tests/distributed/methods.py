@@ -1,6 +1,6 @@
 """A program for one or more processes: a tiny problem trained with every method, and written by the first process.
 
-python -m tests.multiprocess.methods results.npz
+python -m tests.distributed.methods results.npz
 """
 
 import inspect

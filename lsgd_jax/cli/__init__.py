@@ -1,0 +1,83 @@
+"""The `lsgd` command."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import tyro
+
+from lsgd_jax import distributed
+from lsgd_jax.cli import commands
+from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
+from lsgd_jax.tracking.output import Output
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for a user error)."""
+    stdout: Any = Output(sys.stdout)
+    stderr: Any = Output(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = _run(arguments)
+        finally:
+            stdout.flush()
+            stderr.flush()
+        lost = stdout.problem
+        if code is None and lost is not None and not isinstance(lost, BrokenPipeError):
+            print(f"lsgd: the output can't be written ({lost.strerror}).", file=sys.stderr)
+            return 2
+    return code or 0
+
+
+def _run(arguments: list[str] | None) -> int | None:
+    """Run a command; returns the exit code, or None if the command only prints."""
+    try:
+        by_name: dict[str, Callable[..., Any]] = {
+            "train": commands.train,
+            "compare": commands.compare,
+            "figure": commands.figure,
+            "data": commands.data,
+            "report": commands.report,
+            "simulate": commands.simulate,
+            "info": commands.info,
+            "launch": commands.launch,
+            "compile": commands.compile_ahead,
+        }
+        return tyro.extras.subcommand_cli_from_dict(
+            by_name,
+            prog="lsgd",
+            description="Leader SGD in JAX.",
+            args=arguments,
+            config=(tyro.conf.CascadeSubcommandArgs,),
+        )
+    except UsageError as error:
+        together = distributed.process_count() == 1 or isinstance(error, AgreedError)
+        if distributed.process_index() == 0 or not together:
+            print(f"lsgd: {error}", file=sys.stderr, flush=True)
+        if not together:
+            os._exit(2)  # As below.
+        return 2
+    except RunFailed as error:
+        print(f"lsgd: {error}", file=sys.stderr, flush=True)
+        if distributed.process_count() > 1:
+            os._exit(1)  # An orderly exit would wait for the other processes, which wait for this one.
+        return 1
+    except Interrupted as stop:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second interrupt ends the process immediately, here too.
+        for number in (signal.SIGTERM, signal.SIGHUP):  # The launcher sends them when another process has stopped.
+            signal.signal(number, signal.SIG_IGN)
+        if distributed.process_index() == 0:
+            print(f"lsgd: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except Exception as error:
+        if distributed.process_count() == 1:
+            raise
+        if "by peer" in str(error):  # Gloo's message for a closed or reset connection.
+            print("lsgd: another process of the run has ended, so that this one can't go on.", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        os._exit(1)  # As above.

@@ -1,0 +1,383 @@
+"""Commands of `lsgd`, one function per command; their arguments are its options."""
+
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lsgd_jax import distributed, files
+from lsgd_jax.checks import check_names, check_path
+from lsgd_jax.cli.options import ASYNCHRONOUS, CHECKPOINTS, COSTS, PARAMETERS, TUNING, Preset, UnplacedPreset, refuse
+from lsgd_jax.distributed.interruption import stopped_at_once
+from lsgd_jax.errors import AgreedError, UsageError
+from lsgd_jax.methods import METHODS
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.simulate.cluster import Cluster
+from lsgd_jax.simulate.events import SCHEDULES
+
+MOST_SEEDS = 10_000
+"""Maximum number of seeds of a comparison."""
+
+
+def train(
+    options: Preset,
+    run_dir: Path | None = None,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    processes: int | None = None,
+) -> int:
+    """Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.
+
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops with exit code 128 + signal number; a
+    second Ctrl-C stops it immediately. Runs without checkpoints stop immediately.
+
+    Args:
+      options: preset and overrides.
+      run_dir: run folder to write; by default one under runs/ named after the data set and the time.
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      resume: resume from the latest checkpoint in the run folder, or start if there is none. The numbers of workers,
+        processes, devices and steps may change.
+      tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
+      processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
+        trains in a single process, even in a SLURM job of several tasks.
+    """
+    if resume and run_dir is None:
+        raise UsageError("a run is resumed in its folder: name it with --run-dir.")
+    options.refuse(TUNING, "in train: it is for compare with --tune")
+    config = options.checked()
+    if run_dir is not None:
+        check_path("run_dir", run_dir)
+    run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    note = "nothing was saved"
+    if config.checkpoint_period and config.asynchronous is None:
+        note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
+    with stopped_at_once(note):
+        from lsgd_jax.train import train_and_evaluate
+
+        distributed.initialize(processes)
+        distributed.simulate_devices(config.groups * config.workers)
+        error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
+        with distributed.failing_together():  # The others wait for the first until it has ended.
+            if distributed.process_index() == 0:
+                from lsgd_jax.figures import run
+
+                picture = run.draw(run_dir)
+        if distributed.process_index() == 0:
+            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {picture}")
+    return 0  # Even if the output was lost: the run is in its folder.
+
+
+def compare(
+    options: Preset,
+    methods: str = ",".join(METHODS),
+    seeds: str = "0..4",
+    out: Path | None = None,
+    tune: bool = False,
+    target_error: float = 0.05,
+    data_dir: Path | None = None,
+) -> int:
+    """Compare methods on a preset over several seeds; writes a table and a figure.
+
+    Finished runs in the output folder are not trained again, so the same command resumes an interrupted comparison.
+
+    Args:
+      options: preset and overrides.
+      methods: comma-separated methods. An option applies to all methods that have it.
+      seeds: comma-separated seeds, or a range like 0..4.
+      out: output folder; by default one under runs/ named after the network, the data set and the number of workers.
+      tune: tune each method's hyperparameters over a small grid, on held-out training data.
+      target_error: report the steps and bytes needed to reach this test error, in [0, 1].
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    names, numbers = _names(methods, METHODS), _seeds(seeds)
+    for name in ("method", "seed", "validation"):
+        if name in options.given:
+            raise UsageError(f"compare chooses the {name} itself: use --methods, --seeds and --tune.")
+    options.refuse(CHECKPOINTS, "in compare, which keeps no checkpoints")
+    if not tune:
+        options.refuse(TUNING, "without --tune")
+    if not 0 <= target_error <= 1:
+        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    with stopped_at_once("the same command trains the unfinished runs"):
+        from lsgd_jax.compare import compare as run_comparison
+        from lsgd_jax.compare import configs_of
+
+        [config, *_] = configs_of(options.base, names, options.given).values()
+        distributed.initialize()
+        if distributed.process_count() > 1:
+            raise AgreedError("compare runs in one process, but this is one of several: only train supports several.")
+        workers = config.groups * config.workers
+        distributed.simulate_devices(workers)
+        out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{workers}"
+        run_comparison(
+            options.base,
+            names,
+            numbers,
+            out,
+            tune=tune,
+            target_error=target_error,
+            options=options.given,
+            data_dir=data_dir,
+        )
+        from lsgd_jax.figures import comparison
+
+        picture = comparison.draw(out, names, numbers)
+        print((out / "comparison.md").read_text() + f"see {picture}")
+    return 0  # As in `train`.
+
+
+def _names(text: str, known: Collection[str]) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    check_names("method", names, known)
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        first, dots, last = text.partition("..")
+        numbers = range(int(first), int(last) + 1) if dots else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        numbers = []
+    seeds = list(numbers[: MOST_SEEDS + 1])
+    if len(seeds) > MOST_SEEDS:
+        raise UsageError(f"seeds must be at most {MOST_SEEDS:,}, got {text!r}.")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds must be different numbers in [0, 2^32), like 0,1,2 or 0..4, got {text!r}.")
+    return seeds
+
+
+def simulate(
+    options: Preset,
+    cluster: tyro.conf.OmitArgPrefixes[Cluster],
+    methods: str = ",".join(SCHEDULES),
+    costs_only: bool = False,
+    parameters: int | None = None,
+    target_error: float | None = None,
+    out: Path = Path("simulation"),
+    data_dir: Path | None = None,
+) -> None:
+    """Simulate methods in virtual time, with heterogeneous workers and network costs.
+
+    A simulation ends when all workers together have taken workers * --steps steps. It is deterministic: virtual time
+    does not depend on the machine. For example, 8 workers, the first at a tenth of the others' speed:
+
+    lsgd simulate digits --groups 1 --workers 8 --slow 0 10
+
+    Args:
+      options: preset and overrides; --methods replaces its method.
+      cluster: machines and links.
+      methods: comma-separated schedules. lsgd is synchronous; with lsgd-joined, all workers exchange when their total
+        number of steps reaches the next period; with lsgd-posted, workers post scores and parameters to a board and
+        wait only for it; with easgd and downpour, each worker exchanges with the center's server on its own clock.
+      costs_only: report times, waiting, staleness and bytes without training, for up to 100,000 workers.
+      parameters: number of float32 parameters sent, with --costs-only; by default those of the network.
+      target_error: report when this test error was reached, in [0, 1]; by default 0.05.
+      out: output folder for the timeline, the staleness and, with training, the errors, as figures, CSV and JSON.
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    names = _names(methods, SCHEDULES)
+    if "method" in options.given:
+        raise UsageError("simulate chooses the method itself: use --methods.")
+    if "asynchronous" in options.given:
+        raise UsageError(
+            "simulate chooses the method itself: use --methods lsgd-joined or lsgd-posted in place of --asynchronous."
+        )
+    options.refuse((*TUNING, *CHECKPOINTS, *ASYNCHRONOUS, "revive"), "in simulate")
+    if costs_only:
+        refuse(options.given.keys() - {*COSTS, *PARAMETERS}, "with --costs-only")
+        if parameters is not None:
+            options.refuse(PARAMETERS, "with --parameters")
+        for_training = {"data_dir": data_dir, "target_error": target_error}
+        refuse((name for name, value in for_training.items() if value is not None), "with --costs-only")
+    target_error = 0.05 if target_error is None else target_error
+    if not 0 <= target_error <= 1:
+        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    if parameters is not None and (parameters < 1 or not costs_only):
+        raise UsageError(f"parameters must be at least 1, with --costs-only, got {parameters}.")
+    files.check_writable(out)
+    from lsgd_jax.figures import simulation
+
+    train_target = None if costs_only else target_error
+    made = simulation.make(
+        out,
+        options.base,
+        cluster,
+        names,
+        train_target,
+        options=options.given,
+        parameters=parameters,
+        data_dir=data_dir,
+    )
+    print(made)
+
+
+def figure(
+    name: Annotated[
+        Literal["trajectories", "nonconvex", "matrix-completion", "analytic", "theory", "F4", "F5", "F6", "F7", "F8"],
+        tyro.conf.Positional,
+    ],
+    out: Path = Path("figures"),
+    runs: Path | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+) -> None:
+    """Draw a figure of the paper, and write its curves (CSV) and numbers (JSON).
+
+    Args:
+      name: figure. analytic: the first three; theory: every claim of the paper, measured, with a table of verdicts; F4
+        to F8: from finished runs.
+      out: output folder.
+      runs: folder searched, with its subfolders, for runs (F4 to F8) or comparisons (theory); by default runs.
+      model: network for F4 to F8; by default the paper's.
+      dataset: data set for F4 to F8; by default the paper's.
+    """
+    from lsgd_jax.paper import analytic, networks
+
+    of_networks = name in networks.FIGURES
+    without_effect: dict[str, Any] = {} if of_networks else {"model": model, "dataset": dataset}
+    if not of_networks and name != "theory":
+        without_effect["runs"] = runs
+    refuse((option for option, value in without_effect.items() if value is not None), f"on the figure {name}")
+    runs = runs or Path("runs")
+    files.check_writable(out)
+    if of_networks:
+        print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
+        return
+    if name == "theory":
+        from lsgd_jax.paper import verdicts
+
+        print(f"{verdicts.make(out, runs)}see {out / 'theory.png'}")
+        return
+    figures = analytic()
+    for each in figures if name == "analytic" else [name]:
+        print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
+
+
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+    """Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.
+
+    Args:
+      runs: run folders; a run may still be in progress.
+      out: output file. An existing report is replaced, any other file is not.
+    """
+    if not runs:
+        raise UsageError("report needs the folder of a run, as in lsgd report runs/a.")
+    from lsgd_jax.figures import report as figure
+
+    figure.write(list(runs), out)
+    print(f"see {out}")
+
+
+def data(
+    action: Annotated[Literal["prepare"], tyro.conf.Positional],
+    name: Annotated[Literal["cifar10", "cifar100", "mnist", "imagenet2012"], tyro.conf.Positional],
+    data_dir: Path | None = None,
+) -> None:
+    """Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.
+
+    Args:
+      action: action to take.
+      name: data set. ImageNet's archives can't be downloaded; see lsgd_jax/data/preparation.py for their names.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+    from lsgd_jax.data import preparation
+
+    already = "already " if preparation.is_prepared(name, data_dir) else ""
+    print(f"{name} is {already}prepared in {preparation.prepare(name, data_dir)}")
+
+
+def launch(
+    command: tyro.conf.Positional[tuple[str, ...]],
+    processes: int,
+    devices_per_process: int | None = None,
+    restarts: int = 0,
+) -> int:
+    """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
+
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops; a second signal stops it immediately.
+
+    Args:
+      command: train and its options, after two dashes.
+      processes: number of processes.
+      devices_per_process: simulated devices per process; by default one per worker.
+      restarts: maximum number of restarts from the latest checkpoint after a process was killed or crashed.
+    """
+    from lsgd_jax.distributed.launch import launch as run_processes
+
+    if command[:1] != ("train",):
+        raise UsageError(
+            "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
+            f" got {command[0] if command else 'no command'}."
+        )
+    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
+        if count is not None and count < 1:
+            raise UsageError(f"{name} must be at least 1, got {count}.")
+    if restarts < 0:
+        raise UsageError(f"restarts must be at least 0, got {restarts}.")
+    if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
+        raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
+    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
+
+
+def info(
+    bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
+) -> None:
+    """Print versions and devices, or the communication cost of a preset.
+
+    Args:
+      bytes: preset for which to print the bytes per worker per exchange and per step, by method.
+    """
+    if bytes is None:
+        from lsgd_jax.tracking.run_folder import environment
+
+        for name, value in environment().items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print(f"{name:<10}{text}")
+        return
+    if bytes not in PRESETS:
+        raise UsageError(f"there is no preset {bytes!r}; there are {', '.join(PRESETS)}.")
+    from lsgd_jax.costs.ledger import table
+    from lsgd_jax.train.compile_ahead import parameter_shapes
+
+    print(table(PRESETS[bytes], parameter_shapes(PRESETS[bytes])))
+
+
+def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = None) -> None:
+    """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
+
+    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
+
+    Args:
+      options: preset and overrides; each device has one worker.
+      topology: TPU kind and number of chips along each axis, like v5e:16x16.
+      text: output file for the text of the compiled program (HLO).
+    """
+    from lsgd_jax import distributed
+    from lsgd_jax.train import compile_ahead
+
+    if options.asynchronous is not None:
+        raise UsageError("compile supports only synchronous training: asynchronous is for train.")
+    options.refuse((*TUNING, *CHECKPOINTS), "in compile")
+    try:
+        if text is not None:
+            text.touch()  # Before the compilation, which takes minutes.
+    except OSError as error:
+        raise UsageError(f"{text} can't be written ({error.strerror}): name another file with --text.") from None
+    devices = compile_ahead.described_devices(topology)
+    groups, workers = compile_ahead.spread(options.groups, options.workers, devices)
+    placed = options.checked(groups=groups, workers=workers)
+    placement = distributed.place(groups, workers, devices)
+    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, placement))
+    try:
+        if text is not None:
+            text.write_text(compiled.as_text() or "")
+    except OSError as error:
+        raise UsageError(f"{text} can't be written ({error.strerror}).") from None
+    steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
+    print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
+    print(f"groups: {groups}, workers in each: {workers}")
+    print(compile_ahead.report(compiled))

@@ -1,0 +1,78 @@
+"""Networks: test error and communication of LSGD compared with other methods."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lsgd_jax import files
+from lsgd_jax.checks import check_path
+from lsgd_jax.errors import UsageError
+from lsgd_jax.paper.claims.base import Findings, Row
+
+RIVALS = {"easgd": "EASGD", "downpour": "DOWNPOUR", "data_parallel": "data-parallel SGD"}
+
+
+def read(runs: Path | str) -> Findings:
+    """Read test error and communication from the comparisons by `lsgd compare` in the subfolders of `runs`.
+
+    Raises:
+      UsageError: if a file there was not written by a comparison.
+    """
+    rows, numbers = [], {}
+    for path in sorted(check_path("runs", runs).glob("*/comparison.json")):
+        try:
+            summary = files.parse_json(files.read_text(path))
+            of, name = summary["methods"], path.parent.name
+            if "lsgd" not in of:
+                continue
+            command = summary["environment"]["command"]
+            rivals = [rival for rival in RIVALS if rival in of]
+            finals = {method: np.ravel(of[method]["final_error"]["values"]) for method in ("lsgd", *rivals)}
+            differences = {rival: 100 * (finals[rival] - finals["lsgd"]) for rival in rivals}
+            rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
+            rows += [_bytes_row(name, rival, command, of, summary["target_error"]) for rival in rivals]
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} was not written by a comparison ({error}): name another runs folder.") from None
+        numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
+    return Findings(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})
+
+
+def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> Row:
+    count = len(difference)
+    mean, half = difference.mean(), math.inf
+    if count > 1:
+        half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / math.sqrt(count)
+    verdict = "tie"
+    if mean - half > 0 or (count >= 5 and (difference > 0).all()):
+        verdict = "holds"
+    elif mean + half < 0 or (count >= 5 and (difference < 0).all()):
+        verdict = "fails"
+    return Row(
+        f"lower test error than {RIVALS[rival]} ({name})",
+        "experiments",
+        command,
+        f"{RIVALS[rival]}'s less LSGD's, seed by seed: {mean:.2f} % ± {half:.2f}, higher in {(difference > 0).sum()} of"
+        f" {count} seeds, after equal steps",
+        verdict,
+    )
+
+
+def _bytes_row(name: str, rival: str, command: str, of: dict[str, Any], target: float) -> Row:
+    own, other = of["lsgd"]["megabytes_to_target"], of[rival]["megabytes_to_target"]
+    shown = ["never" if number is None else f"{number:.1f} MB" for number in (own, other)]
+    if own is None:
+        verdict = "tie" if other is None else "fails"
+    elif other is None or other > 1.1 * own:
+        verdict = "holds"
+    else:
+        verdict = "tie" if other > own / 1.1 else "fails"
+    return Row(
+        f"less communication than {RIVALS[rival]} ({name})",
+        "experiments",
+        command,
+        f"sent by a worker to {target:.0%} test error: LSGD {shown[0]}, {RIVALS[rival]} {shown[1]}",
+        verdict,
+    )
