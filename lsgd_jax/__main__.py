@@ -19,7 +19,7 @@ def main() -> int:
         print(f"lsgd: JAX can't read a variable of the environment ({error}): change or unset it.", file=sys.stderr)
         return 2
     from lsgd_jax import cli
-    from lsgd_jax.interruption import end_process
+    from lsgd_jax.distributed.interruption import end_process
 
     try:
         signal.signal(signal.SIGINT, before[signal.SIGINT])  # With which commands remove what they have half written.

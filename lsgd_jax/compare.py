@@ -153,7 +153,7 @@ def _compare(
         for seed in seeds:
             cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
 
-    # Methods that send more than the thriftiest one, beyond the scalars of elections, are also trained for as many steps
+    # Methods that send more than the thriftiest one, beyond the scalars of elections, also train for as many steps
     # as send equally many bytes.
     params = nnx.state(model, nnx.Param)
     totals = {method: bytes_sent(of, params, of.steps) for method, of in chosen.items()}
