@@ -8,7 +8,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from lsgd_jax import cli, distributed, launch, train
+from lsgd_jax import cli, distributed, train
+from lsgd_jax.distributed import launch
 from lsgd_jax.presets import PRESETS
 from tests.reliability import faults
 from tests.reliability.faults import LSGD, running, until, wait_for_step
@@ -93,14 +94,14 @@ def test_a_stop_before_the_first_step_leaves_no_process(number, prepared, tmp_pa
     """Of those that decode images: what holds the output of the first has to end before that is read whole."""
     script = tmp_path / "decoding.py"  # What decodes is spawned, and has to be able to import it.
     script.write_text(f"""
-import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train
+import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train.loop
 
 def stopped():
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), {int(number)})
     time.sleep({faults.HANG})
 
-lsgd_jax.train.deferred_signals = stopped
+lsgd_jax.train.loop.deferred_signals = stopped
 if __name__ == "__main__":
     sys.exit(lsgd_jax.cli.main())
 """)
