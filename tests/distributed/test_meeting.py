@@ -228,8 +228,8 @@ def test_whoever_is_missing_is_named_within_10_seconds(launched, address, monkey
     def meet(address, count, number, listens_at, patience):
         raise Meeting(patience)
 
-    monkeypatch.setattr(distributed, "meet", meet)
-    monkeypatch.setattr(distributed, "_end_with_launcher", lambda _: None)
+    monkeypatch.setattr(processes, "meet", meet)
+    monkeypatch.setattr(processes, "_end_with_launcher", lambda _: None)
     for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS": "0"}.items():
         monkeypatch.setenv(f"LSGD_{name}", value)
     if launched:
