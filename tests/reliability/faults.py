@@ -30,7 +30,9 @@ HANG = 300
 SOAK = "LSGD_SOAK" in os.environ
 """Whether to try many times what the tests try once: `make soak`."""
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lsgd_jax.train"])
+FORKS.set_forkserver_preload(
+    ["lsgd_jax.train", "lsgd_jax.compare", "lsgd_jax.figures.run", "lsgd_jax.figures.simulation"]
+)
 
 
 def train_here(config, path, resume, processes, process, address):

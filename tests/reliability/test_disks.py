@@ -20,6 +20,8 @@ WRITING = {
     "report": ["report", "run", "--out"],
 }
 """What comes next is what they write."""
+MOST_SECONDS = 100
+"""From the last write to the end, in which a command may also begin and compile, beside others."""
 LIMITS = [*((kind, number) for kind in ("size", "nr_inodes") for number in range(12 if faults.SOAK else 1))]
 """Kinds of limits, and which of those between nothing and what is needed."""
 
@@ -80,9 +82,9 @@ def test_a_small_disk_is_one_sentence(kind, number, unlimited, tmp_path, record_
         commands.assert_one_sentence(code, errors, f"{name} with {kind}={limit}")
         commands.assert_no_process_in(tmp_path)
         if disk_times := [file.stat().st_mtime for file in disk.path.rglob("*")]:
-            print(
-                f"{name}, {kind}={limit}: {code}, {ended - max(disk_times):.1f} s after the last write: {errors[-1:]}"
-            )
+            seconds = ended - max(disk_times)
+            assert seconds < MOST_SECONDS, f"{name} with {kind}={limit} goes on for {seconds:.1f} s: {errors}"
+            record_property(f"most seconds from the last write on a small disk to the end: {name}", round(seconds, 1))
         check_what_is_saved(name, out)
         disk.make_room()
         code, errors = commands.done(*WRITING[name], out, cwd=tmp_path)

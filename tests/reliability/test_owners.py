@@ -33,6 +33,7 @@ def test_of_two_that_train_into_a_folder_one_does(seed, tmp_path, record_propert
     for steps in (24, 48):
         arguments = [*commands.TRAIN, "--steps", steps, "--eval-every", "12", "--checkpoint-every", "8"]
         kept_out += race([*arguments, "--run-dir", "run", "--resume"], tmp_path, seed)
+    assert kept_out > 0, "no two commands were there at the same time"
     evaluations = [event["step"] for event in read_metrics(tmp_path / "run", "evaluation")]
     assert evaluations == [12, 24, 36, 48]
     record_property("races of two commands for a folder: train", 2)
@@ -42,6 +43,7 @@ def test_of_two_that_train_into_a_folder_one_does(seed, tmp_path, record_propert
 @pytest.mark.parametrize("seed", range(RACES))
 def test_of_two_that_compare_into_a_folder_one_does(seed, tmp_path, record_property):
     kept_out = race([*commands.COMPARE, "--out", "c"], tmp_path, seed)
+    assert kept_out > 0, "no two commands were there at the same time"
     for run in (tmp_path / "c").glob("*/seed-0"):
         assert [event["step"] for event in read_metrics(run, "evaluation")] == [4, 8, 12]
     assert len(list((tmp_path / "c").glob("*/seed-0"))) == 2
