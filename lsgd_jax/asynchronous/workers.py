@@ -115,7 +115,7 @@ def life(worker: Worker, exchanges: Exchanges) -> Iterator[threading.Event | Non
     """A worker's actions, one per turn: an exchange if one is due, otherwise a local step.
 
     Yields:
-      What the worker waits for, or None if it can go on.
+      What the worker waits for, or None if it can take its next turn.
     """
     while True:
         yield from exchanges.exchange(worker)

@@ -103,7 +103,7 @@ def _begin(
     *,
     resume: bool,
 ) -> tuple[TrainState, Progress]:
-    """The state and the progress from which the run goes on: those of the last checkpoint, or of the start."""
+    """The state and progress to train from: those of the last checkpoint when resuming, or those of the start."""
     with failing_together():
         if config.checkpoint_period:
             folder.check_seen_by_all()
