@@ -153,8 +153,8 @@ def _compare(
         for seed in seeds:
             cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
 
-    # Methods that send more than the thriftiest one, beyond the scalars of elections, also train for as many steps
-    # as send equally many bytes.
+    # Methods that send more than the thriftiest one, beyond the scalars of elections, are also trained for as many
+    # steps as send equally many bytes.
     params = nnx.state(model, nnx.Param)
     totals = {method: bytes_sent(of, params, of.steps) for method, of in chosen.items()}
     thriftiest = min((total for total in totals.values() if total), default=0.0)

@@ -21,6 +21,17 @@ def test_the_import_leaves_heavy_libraries_alone():
     assert done.stdout == "[]\n"
 
 
+def test_the_page_on_the_structure_names_every_room():
+    page = (ROOT / "docs" / "structure.md").read_text()
+    to_know, plumbing = (re.findall(r"^\| \[(.+?)/?\]", half, re.MULTILINE) for half in page.split("## Plumbing"))
+    assert len(to_know) <= 12
+    package = ROOT / "lsgd_jax"
+    rooms = [path.name for path in package.glob("[!_]*.py")] + [
+        path.parent.name for path in package.glob("*/__init__.py")
+    ]
+    assert sorted([*to_know, *plumbing]) == sorted(rooms)
+
+
 def test_types_go_with_the_package():
     assert (Path(lsgd_jax.__file__).parent / "py.typed").exists()
 

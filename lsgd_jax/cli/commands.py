@@ -237,14 +237,14 @@ def figure(
     """
     from lsgd_jax.paper import analytic, networks
 
-    of_networks = name in networks.FIGURES
-    without_effect: dict[str, Any] = {} if of_networks else {"model": model, "dataset": dataset}
-    if not of_networks and name != "theory":
+    from_runs = name in networks.FIGURES
+    without_effect: dict[str, Any] = {} if from_runs else {"model": model, "dataset": dataset}
+    if not from_runs and name != "theory":
         without_effect["runs"] = runs
     refuse((option for option, value in without_effect.items() if value is not None), f"on the figure {name}")
     runs = runs or Path("runs")
     files.check_writable(out)
-    if of_networks:
+    if from_runs:
         print(networks.make(name, runs, out, model=model, dataset=dataset) + f"\nsee {out / name}.png")
         return
     if name == "theory":

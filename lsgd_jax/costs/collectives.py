@@ -141,7 +141,7 @@ def _trips(computations: dict[str, list[_Instruction]], caller: list[_Instructio
     return max(_number("", end.rest) - _number("", start.rest), 0)
 
 
-def _operands(instructions: list[_Instruction], of: _Instruction) -> list[_Instruction]:
+def _operands(instructions: list[_Instruction], instruction: _Instruction) -> list[_Instruction]:
     """Find the instructions that produce an instruction's operands in its computation, looking through copies."""
     by_name = {instruction.name: instruction for instruction in instructions}
 
@@ -149,11 +149,11 @@ def _operands(instructions: list[_Instruction], of: _Instruction) -> list[_Instr
         found = by_name[name]
         return origin(_names(found)[0]) if found.operation in ("copy", "bitcast") else found
 
-    return [origin(name) for name in _names(of)]
+    return [origin(name) for name in _names(instruction)]
 
 
-def _names(of: _Instruction) -> list[str]:
-    operands = re.sub(r"/\*.*?\*/", "", re.split(r"\)(?:, \w+=|$)", of.rest)[0])
+def _names(instruction: _Instruction) -> list[str]:
+    operands = re.sub(r"/\*.*?\*/", "", re.split(r"\)(?:, \w+=|$)", instruction.rest)[0])
     return re.findall(r"%?([\w.-]+)(?:,|$)", operands)
 
 

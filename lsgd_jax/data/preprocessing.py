@@ -51,7 +51,7 @@ class Preprocessing(NamedTuple):
         return lax.dynamic_slice(image, (*place, 0), (self.crop, self.crop, image.shape[-1]))
 
     def _normalize(self, x: Array) -> Array:
-        mean, std = (np.array(of_channels, np.float32).reshape(1, 1, 1, -1) for of_channels in (self.mean, self.std))
+        mean, std = (np.array(values, np.float32).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
         return (x.astype(jnp.float32) - 255 * mean) / (255 * std)
 
 

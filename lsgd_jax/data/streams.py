@@ -90,10 +90,10 @@ class BatchIndices:
         Raises:
           ValueError: for a step of earlier workers.
         """
-        epoch, step_of_epoch = self._position(step)
+        epoch, epoch_step = self._position(step)
         if epoch != self._dealt_epoch:
             self._dealt_epoch, self._batches = epoch, self._deal(epoch)
-        return self._batches[step_of_epoch]
+        return self._batches[epoch_step]
 
     def epochs(self, step: int) -> float:
         """Return the number of epochs completed before a step.
@@ -101,10 +101,10 @@ class BatchIndices:
         Raises:
           ValueError: for a step of earlier workers.
         """
-        epoch, step_of_epoch = self._position(step)
+        epoch, epoch_step = self._position(step)
         taken, steps = (self._taken, self._steps) if epoch == self._epoch else (0, self.steps_per_epoch)
-        of_epoch = taken + steps * self._needed
-        return (epoch * of_epoch + taken + step_of_epoch * self._needed) / of_epoch
+        epoch_size = taken + steps * self._needed
+        return (epoch * epoch_size + taken + epoch_step * self._needed) / epoch_size
 
     def _start_from(self, earlier: Sequence[Stretch]) -> None:
         """Find the epoch that the earlier workers have begun, and the examples that they have used of it."""
@@ -143,8 +143,8 @@ class BatchIndices:
             raise ValueError(f"step {step} was taken by earlier workers, whose last is {self._first - 1}.")
         if since < self._steps:
             return self._epoch, since
-        epochs, step_of_epoch = divmod(since - self._steps, self.steps_per_epoch)
-        return self._epoch + 1 + epochs, step_of_epoch
+        epochs, epoch_step = divmod(since - self._steps, self.steps_per_epoch)
+        return self._epoch + 1 + epochs, epoch_step
 
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
         # Workers with shards share one order; independent workers have one each.

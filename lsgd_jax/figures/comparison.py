@@ -23,16 +23,16 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
     panels = figure.subplots(1, 3, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
     for method, color in zip(methods, colors, strict=False):
-        of = curves([out / method / f"seed-{seed}" for seed in seeds])
-        error = 100 * of["center_error"]
+        metrics = curves([out / method / f"seed-{seed}" for seed in seeds])
+        error = 100 * metrics["center_error"]
         low, middle, high = np.quantile(error, (0, 0.5, 1), axis=0)
-        against = (of["step"][0], of["bytes_sent"][0] / 1e6, np.median(of["seconds"], axis=0))
+        against = (metrics["step"][0], metrics["bytes_sent"][0] / 1e6, np.median(metrics["seconds"], axis=0))
         for axes, x in zip(panels, against, strict=True):
             if x.any():  # A method that sends nothing has no curve by bytes.
                 axes.plot(x, middle, color=color, linewidth=1.2, label=method)
                 axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-        best = np.median(100 * of["best_worker_error"], axis=0)
-        panels[0].plot(of["step"][0], best, ":", color=color, linewidth=0.8)
+        best = np.median(100 * metrics["best_worker_error"], axis=0)
+        panels[0].plot(metrics["step"][0], best, ":", color=color, linewidth=0.8)
     for axes, label in zip(panels, ("local steps", "MB sent per worker", "seconds of training"), strict=True):
         axes.set(xlabel=label, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")

@@ -157,7 +157,7 @@ def marker_of(x: np.ndarray) -> str | None:
 
 def scale(axes: Axes, *values: np.ndarray) -> None:
     """Make the vertical axis logarithmic, with plain numbers, if the values span a large enough range."""
-    positive = np.concatenate([of[of > 0] for of in values])
+    positive = np.concatenate([each[each > 0] for each in values])
     ratio = positive.max() / positive.min() if len(positive) else 1.0
     if ratio > 3:
         axes.set_yscale("log")

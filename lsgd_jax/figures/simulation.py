@@ -77,27 +77,30 @@ def make(
     networks: dict[Config, Network] = {}
     for name in names:
         schedule = SCHEDULES[name]
-        of_method = with_own_rate(configs[name], name)
+        method_config = with_own_rate(configs[name], name)
         if workers > MOST_LOGGED:
             try:
-                sums[name] = throughput(schedule, of_method, cluster, params)
+                sums[name] = throughput(schedule, method_config, cluster, params)
             except ValueError as error:
                 raise UsageError(f"{name}: {error}") from None
             continue
-        logs[name] = event_log(schedule, of_method, cluster, params)
+        logs[name] = event_log(schedule, method_config, cluster, params)
         sums[name] = totals(logs[name])
         if target_error is not None:
-            alone = of_method.replace(method="independent")  # Methods share the compiled local steps.
+            alone = method_config.replace(method="independent")  # Methods share the compiled local steps.
             networks[alone] = networks.get(alone) or Network(alone, data_dir)
-            histories[name] = train_on(logs[name], schedule, of_method, networks[alone])
+            histories[name] = train_on(logs[name], schedule, method_config, networks[alone])
 
-    summary: dict[str, Any] = {"cluster": _plain(cluster), "methods": {name: of.summary() for name, of in sums.items()}}
+    summary: dict[str, Any] = {
+        "cluster": _plain(cluster),
+        "methods": {name: total.summary() for name, total in sums.items()},
+    }
     for name, history in histories.items():
         summary["methods"][name] |= {
             "final_error": float(history.center_error[-1]),
             f"seconds_to_{target_error:g}": history.seconds_to(target_error or 0),
         }
-    stale_rows = ([name, steps, times] for name, of in sums.items() for steps, times in of.staleness.items())
+    stale_rows = ([name, steps, times] for name, total in sums.items() for steps, times in total.staleness.items())
     write(out, "staleness", draw_staleness(sums), ["method", "steps", "times"], stale_rows, summary)
     if logs:
         columns = ["method", "seconds", "event", "level", "workers", "since", "until"]
@@ -115,8 +118,8 @@ def with_own_rate(config: Config, name: str) -> Config:
       UsageError: if the configuration does not fit the method.
     """
     try:
-        of_method = config.replace(method=SCHEDULES[name].method)
-        return of_method.replace(learning_rate=of_method.comparable_rate)
+        method_config = config.replace(method=SCHEDULES[name].method)
+        return method_config.replace(learning_rate=method_config.comparable_rate)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 
@@ -129,7 +132,7 @@ def table(methods: dict[str, dict[str, Any]]) -> str:
 
     columns = list(next(iter(methods.values())))
     rows = [["method", *(column.replace("_", " ") for column in columns)], ["---"] * (len(columns) + 1)]
-    rows += [[name, *(cell(of[column]) for column in columns)] for name, of in methods.items()]
+    rows += [[name, *(cell(numbers[column]) for column in columns)] for name, numbers in methods.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |" for row in rows)
 
@@ -166,7 +169,7 @@ def _typical_period(logs: dict[str, EventLog]) -> float:
             if event.kind == "exchange":
                 for worker in event.workers:
                     times.setdefault(worker, []).append(event.time)
-        between = [gap for of in times.values() for gap in np.diff(of)]
+        between = [gap for each in times.values() for gap in np.diff(each)]
         gaps.append(np.median(between) if between else 0)
     return float(max(gaps)) or max(log.end for log in logs.values()) / PERIODS_SHOWN
 
@@ -206,16 +209,18 @@ def _draw_log(axes: Axes, log: EventLog, history: History | None, shown: float) 
 def draw_staleness(sums: dict[str, Totals]) -> Figure:
     """Plot the staleness of exchanges, one panel per method."""
     figure = Figure(figsize=(2.4 * max(len(sums), 2), 3), layout="constrained")
-    most = max([steps for of in sums.values() for steps in of.staleness], default=1)
+    most = max([steps for total in sums.values() for steps in total.staleness], default=1)
     bins = np.arange(most + 2) - 0.5 if most < 60 else np.linspace(0, most + 1, 60)
-    for axes, (name, of) in zip(
+    for axes, (name, total) in zip(
         figure.subplots(1, len(sums), sharex=True, sharey=True, squeeze=False)[0], sums.items(), strict=True
     ):
-        weights = np.array(list(of.staleness.values()), float)
-        axes.hist(list(of.staleness), bins, weights=weights / max(weights.sum(), 1), color=COMPUTES, edgecolor="white")
-        if of.staleness:
-            axes.axvline(of.mean_staleness, color=EXCHANGES, linewidth=1)
-        axes.set_title(f"{name}\nmean {of.mean_staleness:.1f}", fontsize=9)
+        weights = np.array(list(total.staleness.values()), float)
+        axes.hist(
+            list(total.staleness), bins, weights=weights / max(weights.sum(), 1), color=COMPUTES, edgecolor="white"
+        )
+        if total.staleness:
+            axes.axvline(total.mean_staleness, color=EXCHANGES, linewidth=1)
+        axes.set_title(f"{name}\nmean {total.mean_staleness:.1f}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set(yscale="log", ylabel="share of exchanges")
     figure.supxlabel("staleness: steps taken by the others, on average, since the worker's last exchange", fontsize=9)

@@ -250,8 +250,8 @@ def decreasing_steps_bound(
     if scale <= 1 or not 0 <= lam <= strong_convexity:
         raise ValueError(f"the rate needs scale > 1 and lam in [0, {strong_convexity}], got {scale} and {lam}.")
     delay = 2 * smoothness / strong_convexity * scale
-    of_step = smoothness * noise**2 / 2 + 8 * smoothness * lam * workers**0.5 * loss_noise
-    return max(scale**2 * of_step / (strong_convexity**2 * (scale - 1)), delay * gap) / (np.asarray(k) + delay)
+    per_step = smoothness * noise**2 / 2 + 8 * smoothness * lam * workers**0.5 * loss_noise
+    return max(scale**2 * per_step / (strong_convexity**2 * (scale - 1)), delay * gap) / (np.asarray(k) + delay)
 
 
 def limit_bound(
@@ -296,8 +296,8 @@ def limit_bound(
     _check(strong_convexity, smoothness, noise=noise, loss_noise=loss_noise)
     if not bound_applies(eta, lam, strong_convexity=strong_convexity, smoothness=smoothness):
         raise ValueError(f"the bound needs eta <= 1/(2M) and eta lam <= m/(2M), got eta {eta} and lam {lam}.")
-    of_leader = 4 / strong_convexity * lam * workers**0.5 * loss_noise
-    return eta * smoothness / strong_convexity * noise**2 / 2 + of_leader
+    from_leader = 4 / strong_convexity * lam * workers**0.5 * loss_noise
+    return eta * smoothness / strong_convexity * noise**2 / 2 + from_leader
 
 
 def _check(strong_convexity: float, smoothness: float, **noises: float) -> None:

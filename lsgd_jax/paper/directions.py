@@ -30,9 +30,9 @@ def sample_candidates(
       >>> bool((jax.vmap(problem.value)(z) <= problem.value(jnp.ones(3))).all())
       True
     """
-    of_direction, of_radius = jax.random.split(key)
-    direction = jax.random.normal(of_direction, (count, x.size), x.dtype)
-    radius = jax.random.uniform(of_radius, (count, 1), x.dtype) ** (1 / x.size)
+    direction_key, radius_key = jax.random.split(key)
+    direction = jax.random.normal(direction_key, (count, x.size), x.dtype)
+    radius = jax.random.uniform(radius_key, (count, 1), x.dtype) ** (1 / x.size)
     ball = radius * direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
     # f(z) = |L^T (z - x*)|^2 / 2 with the Hessian's Cholesky factor L: the ellipsoid is a ball, stretched linearly.
     factor = jnp.linalg.cholesky(problem.hessian)

@@ -41,8 +41,8 @@ def make(out: Path | str) -> str:
         [rank, method, worker, iteration, value]
         for rank, by_method in curves.items()
         for method, values in by_method.items()
-        for worker, of_worker in enumerate(values.tolist())
-        for iteration, value in enumerate(of_worker)
+        for worker, series in enumerate(values.tolist())
+        for iteration, value in enumerate(series)
     )
     write(out, "matrix_completion", _draw(curves), ["rank", "method", "worker", "iteration", "value"], rows, summary)
     lines = [

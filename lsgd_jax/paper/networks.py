@@ -119,13 +119,13 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
             if (workers, method) not in cells:
                 continue
             found = cells[workers, method]
-            of = curves(found)
-            error, seconds = 100 * of["center_error"], np.median(of["seconds"], axis=0)
+            metrics = curves(found)
+            error, seconds = 100 * metrics["center_error"], np.median(metrics["seconds"], axis=0)
             for axes in (whole, zoomed):
                 axes.plot(seconds, np.median(error, axis=0), color=COLORS[method], label=LABELS[method], linewidth=1.3)
                 axes.fill_between(seconds, error.min(0), error.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
             ends.append((error[:, -1].max(), error.min()))
-            for run, *values in zip(found, of["step"], of["seconds"], of["center_error"], strict=True):
+            for run, *values in zip(found, metrics["step"], metrics["seconds"], metrics["center_error"], strict=True):
                 seed = read_config(run).seed
                 rows += [[workers, method, seed, *map(float, each)] for each in zip(*values, strict=True)]
             lines.append(

@@ -142,8 +142,8 @@ def _draw_directions(axes: Axes, found: Findings) -> None:
     for curve, point in zip(found.curves, found.numbers["points"], strict=True):
         color = matplotlib.colormaps["viridis"](point["angle"] / 90)
         axes.semilogx(curve.x, curve.y, ":", color=color, linewidth=1)
-        promised = curve.x <= (np.inf if point["lambda"] is None else point["lambda"])
-        axes.semilogx(curve.x[promised], curve.y[promised], "-", color=color, linewidth=1.5)
+        applicable = curve.x <= (np.inf if point["lambda"] is None else point["lambda"])
+        axes.semilogx(curve.x[applicable], curve.y[applicable], "-", color=color, linewidth=1.5)
     axes.axhline(0.5, color="black", linewidth=1)
     axes.set(title="step direction (solid: promised; dark: small angle)", xlabel="lambda / m")
     axes.set_ylabel("share of candidate leaders that improve it")

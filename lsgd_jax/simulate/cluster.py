@@ -120,10 +120,10 @@ class StepTimes:
         for first in range(0, len(workers), _BLOCK):
             block = slice(first, first + _BLOCK)
             with np.errstate(over="ignore", invalid="ignore"):
-                times[block] = self._of_block(workers[block], steps[block])
+                times[block] = self._block_times(workers[block], steps[block])
         return times
 
-    def _of_block(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    def _block_times(self, workers: np.ndarray, steps: np.ndarray) -> np.ndarray:
         cluster, (rows, columns) = self._cluster, self._usual.shape
         if rows == columns == 1:
             seconds = self._usual[0, 0] * self._slower[workers]
@@ -237,8 +237,8 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
     costs = []
     for received in range(1, len(config.levels) + 1):
         seconds = 8 * max(sent, received * size) / bandwidth
-        of_all = config.groups * config.workers * seconds + latency
-        _check_seconds("serving each worker once", of_all, "global" if config.groups > 1 else "local")
+        total_seconds = config.groups * config.workers * seconds + latency
+        _check_seconds("serving each worker once", total_seconds, "global" if config.groups > 1 else "local")
         whole = ExchangeCost(round((seconds + latency) * SECOND), sent, round(seconds / cluster.servers * SECOND))
         costs.append(whole)
     return costs

@@ -275,7 +275,7 @@ class _Queue:
                     self.arrived[worker] = now
             for group in range(self.workers // self.group_size if self.arrived or self.parked else 0):
                 self.exchange_in_group(group, now)
-            self.exchange_of_all(now)
+            self.exchange_globally(now)
         waiting = self.arrived | {worker: since for since, members in self.parked.values() for worker in members}
         rank = {"step": 0, "exchange": 1, "leave": 2, "join": 3}
         events = sorted(self.events, key=lambda event: (event.time, rank[event.kind]))
@@ -332,7 +332,7 @@ class _Queue:
 
     def settle(self, members: Iterable[int]) -> bool:
         """Settle all exchanges that were due; returns whether one of all groups was among them."""
-        due, settled = (max(of(worker) for worker in members) for of in (self.due, self.settled.__getitem__))
+        due, settled = (max(number(worker) for worker in members) for number in (self.due, self.settled.__getitem__))
         for worker in members:
             self.settled[worker], self.since_exchange[worker] = due, 0
         return self.ratio is not None and due // self.ratio > settled // self.ratio
@@ -357,17 +357,17 @@ class _Queue:
             return
         taken = [self.since_exchange[worker] for worker in members]
         stale = tuple(_rounded(sum(taken) - own, len(members) - 1) for own in taken)
-        of_all = self.settle(members)
+        is_global = self.settle(members)
         begun = tuple(self.arrived.pop(worker) for worker in members)
         end = now + self.costs[0].nanoseconds
         self.events.append(Event(now, "exchange", tuple(members), begun, end, 0, stale))
-        if of_all:
+        if is_global:
             self.parked[group] = end, members
         else:
             for worker in members:
                 self.start(worker, end)
 
-    def exchange_of_all(self, now: int) -> None:
+    def exchange_globally(self, now: int) -> None:
         """Exchange among all groups if all wait for it, except for workers that joined during the wait."""
         if self.ratio is None or not self.parked:
             return

@@ -84,7 +84,9 @@ class _Simulation:
         """Return when exchanges with the servers begin and end, for workers in the order of their requests."""
         if len(asked) == 0:  # Possible at the end of virtual time.
             return asked, asked
-        occupies, takes = (np.array([getattr(c, of) for c in self.costs])[level] for of in ("occupies", "nanoseconds"))
+        occupies, takes = (
+            np.array([getattr(cost, name) for cost in self.costs])[level] for name in ("occupies", "nanoseconds")
+        )
         # begins[k] = max(asked[k], begins[k - 1] + occupies[k - 1]), by a running maximum.
         served_before = np.cumsum(occupies) - occupies
         begins = asked + self.asking - served_before
@@ -106,8 +108,8 @@ class _Simulation:
         self.staleness.update(dict(zip(values.tolist(), times.tolist(), strict=True)))
 
     def totals(self, end: int, steps: int) -> Totals:
-        for of_level in self.last:  # Cut off what lasts beyond the end.
-            begun, begins, ends = (_sum(np.maximum(times - end, 0)) for times in of_level)
+        for times_of_level in self.last:  # Cut off what lasts beyond the end.
+            begun, begins, ends = (_sum(np.maximum(times - end, 0)) for times in times_of_level)
             self.waiting -= begins - begun
             self.exchanging -= ends - begins
         return Totals(
@@ -297,9 +299,9 @@ class _GlobalCount(_Simulation):
         begun = self.arrived[members].reshape(-1)
         each_begins, each_ends = begins.repeat(self.group_size), ends.repeat(self.group_size)
         self.note_exchange(0, members.reshape(-1), begun, each_begins, each_ends)
-        of_all = self.levels(number, settled) == 1
-        self.go_on(members[~of_all].reshape(-1), ends[~of_all].repeat(self.group_size))
-        self.parked[groups[of_all]] = ends[of_all]
+        is_global = self.levels(number, settled) == 1
+        self.go_on(members[~is_global].reshape(-1), ends[~is_global].repeat(self.group_size))
+        self.parked[groups[is_global]] = ends[is_global]
         if self.parked.max() < _NEVER:
             begins = np.full(self.workers, self.parked.max())
             ends = begins + self.costs[1].nanoseconds

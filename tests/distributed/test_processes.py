@@ -156,7 +156,7 @@ def test_compare_is_for_one_process(tmp_path):
     [
         (
             ["--processes", "2", "--", "compare", "digits"],
-            "launch supports only train, as in lsgd launch --processes 2 -- ",
+            "launch supports only train, as in lsgd launch ",
         ),
         (["--processes", "0", "--", "train", "digits"], "processes must be at least 1, got 0."),
         (["--processes", "2", "--", "train", "digits", "--perid", "4"], "Unrecognized options: --perid"),

@@ -68,8 +68,8 @@ def picture(draw: Callable[[Axes], None], caption: str, name: str) -> str:
 
 def draw_band(axes: Axes, values: list[tuple[int, np.ndarray]], label: str) -> None:
     """Plot the median of the values per step, and their range."""
-    steps = np.concatenate([np.full(of.shape, step) for step, of in values])
-    numbers = np.concatenate([of for _, of in values])
+    steps = np.concatenate([np.full(each.shape, step) for step, each in values])
+    numbers = np.concatenate([each for _, each in values])
     steps, numbers = steps[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
     distinct = np.unique(steps)
     rows = []
@@ -133,8 +133,8 @@ def charts_of(run: Run) -> Iterator[Chart]:
             yield Chart(title, f"{title}, by step.", by_step)
             share = partial(figures.draw_shares, leaders=leaders, count=count)
             yield Chart(title, f"{title}: number of exchanges led by each worker ({len(leaders):,} total).", share)
-    spreads = {f"distance to the {title.lower()}": of.distances for title, of in run.elections.items()}
+    spreads = {f"distance to the {title.lower()}": elections.distances for title, elections in run.elections.items()}
     for label, values in (spreads | {"score": run.scores}).items():
-        if any(np.isfinite(of).any() for _, of in values):
+        if any(np.isfinite(each).any() for _, each in values):
             caption = f"Workers' {label} at exchanges: median and range."
             yield Chart("Worker divergence", caption, partial(draw_band, values=values, label=label))

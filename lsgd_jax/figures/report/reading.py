@@ -143,7 +143,7 @@ def _sentence(entry: dict) -> str:
 def text_of(value: Any) -> str:
     """Format a value of the configuration or the environment."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {of}" for name, of in value.items())
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "not given" if value is None else str(value)

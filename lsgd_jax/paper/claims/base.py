@@ -78,8 +78,8 @@ def sample_starts(
     """Sample workers uniformly below each level of a quadratic."""
 
     def below(key: PRNGKeyArray, level: Array) -> Array:
-        towards = jnp.ones_like(problem.minimizer)
-        length = jnp.sqrt(level / problem.value(problem.minimizer + towards))
-        return directions.sample_candidates(key, problem, problem.minimizer + length * towards, workers)
+        direction = jnp.ones_like(problem.minimizer)
+        length = jnp.sqrt(level / problem.value(problem.minimizer + direction))
+        return directions.sample_candidates(key, problem, problem.minimizer + length * direction, workers)
 
     return jax.vmap(below)(jax.random.split(key, len(levels)), jnp.asarray(levels))

@@ -25,15 +25,15 @@ def read(runs: Path | str) -> Findings:
     for path in sorted(check_path("runs", runs).glob("*/comparison.json")):
         try:
             summary = files.parse_json(files.read_text(path))
-            of, name = summary["methods"], path.parent.name
-            if "lsgd" not in of:
+            methods, name = summary["methods"], path.parent.name
+            if "lsgd" not in methods:
                 continue
             command = summary["environment"]["command"]
-            rivals = [rival for rival in RIVALS if rival in of]
-            finals = {method: np.ravel(of[method]["final_error"]["values"]) for method in ("lsgd", *rivals)}
+            rivals = [rival for rival in RIVALS if rival in methods]
+            finals = {method: np.ravel(methods[method]["final_error"]["values"]) for method in ("lsgd", *rivals)}
             differences = {rival: 100 * (finals[rival] - finals["lsgd"]) for rival in rivals}
             rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
-            rows += [_bytes_row(name, rival, command, of, summary["target_error"]) for rival in rivals]
+            rows += [_bytes_row(name, rival, command, methods, summary["target_error"]) for rival in rivals]
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UsageError(f"{path} was not written by a comparison ({error}): name another runs folder.") from None
         numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
@@ -60,8 +60,8 @@ def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> R
     )
 
 
-def _bytes_row(name: str, rival: str, command: str, of: dict[str, Any], target: float) -> Row:
-    own, other = of["lsgd"]["megabytes_to_target"], of[rival]["megabytes_to_target"]
+def _bytes_row(name: str, rival: str, command: str, methods: dict[str, Any], target: float) -> Row:
+    own, other = methods["lsgd"]["megabytes_to_target"], methods[rival]["megabytes_to_target"]
     shown = ["never" if number is None else f"{number:.1f} MB" for number in (own, other)]
     if own is None:
         verdict = "tie" if other is None else "fails"

@@ -24,7 +24,7 @@ def measure(
     points: int = 4,
 ) -> Findings:
     """Measure the share of candidate leaders that improve a step's direction, at random and worst-case points."""
-    curves, of_points = [], []
+    curves, cases = [], []
     for d in dimensions:
         for kappa in conditions:
             problem = quadratic(jax.random.key(d), d, smoothness=kappa)
@@ -36,12 +36,12 @@ def measure(
                 low, high = _binomial_interval(good, sizes.candidates)
                 name = f"dimension {d}, kappa {kappa:g}, angle {angle:.1f}"
                 curves.append(Curve("direction", name, lams, good / sizes.candidates, low, high))
-                of_points.append((promised, angle, lams <= promised, low >= 0.5, high < 0.5))
+                cases.append((promised, angle, lams <= promised, low >= 0.5, high < 0.5))
 
     def count(kind: str) -> dict[str, int]:
         chosen = [
             (in_promise if kind != "outside" else ~in_promise, half, less)
-            for promised, _, in_promise, half, less in of_points
+            for promised, _, in_promise, half, less in cases
             if kind == "outside" or np.isinf(promised) == (kind == "large angle")
         ]
         return {
@@ -53,10 +53,10 @@ def measure(
     numbers: dict[str, Any] = {kind: count(kind) for kind in ("small lambda", "large angle", "outside")}
     numbers["candidates"] = sizes.candidates
     numbers["points"] = [
-        {"angle": angle, "lambda": promised if np.isfinite(promised) else None} for promised, angle, *_ in of_points
+        {"angle": angle, "lambda": promised if np.isfinite(promised) else None} for promised, angle, *_ in cases
     ]
     less = numbers["outside"]["shown to be less than half"]
-    angles = [angle for promised, angle, *_ in of_points if np.isinf(promised)]
+    angles = [angle for promised, angle, *_ in cases if np.isinf(promised)]
     rows = [
         Row(
             f"{kind}: at least half of the candidate leaders turn the step towards Newton's",

@@ -19,7 +19,7 @@ def measure(sizes: Sizes, *, dimension: int = 100) -> Findings:
     # The target's scale grows with the dimension, so the step size shrinks with it.
     eta = matrix_completion.ETA * matrix_completion.DIMENSION / dimension
     completed = matrix_completion.solve(dimension, eta, ranks=(1, 10))
-    best = {f"rank {r}": {name: float(v[:, -1].min()) for name, v in of.items()} for r, of in completed.items()}
+    best = {f"rank {r}": {name: float(v[:, -1].min()) for name, v in values.items()} for r, values in completed.items()}
     numbers = {
         "rings: final values": {name: values.tolist() for name, values in final.items()},
         "rings: share of workers in the global minimum": reached,
@@ -42,15 +42,15 @@ def measure(sizes: Sizes, *, dimension: int = 100) -> Findings:
             "curse of symmetry, Figure 3",
             COMMAND + "; at full size lsgd figure matrix-completion",
             f"best worker after {matrix_completion.ITERATIONS} iterations, dimension {dimension}: "
-            + "; ".join(f"{rank}: " + ", ".join(f"{n} {of[n]:.0e}" for n in METHODS) for rank, of in best.items()),
+            + "; ".join(f"{rank}: " + ", ".join(f"{n} {ends[n]:.0e}" for n in METHODS) for rank, ends in best.items()),
             "holds against EAGD; tie with independent workers"
-            if all(of["LGD"] < of["EAGD"] / 100 for of in best.values())
+            if all(ends["LGD"] < ends["EAGD"] / 100 for ends in best.values())
             else "fails",
         ),
     ]
     curves = [
         Curve("matrix completion", f"{name}, rank {rank}", np.arange(matrix_completion.ITERATIONS + 1), v.min(0))
-        for rank, of in completed.items()
-        for name, v in of.items()
+        for rank, by_method in completed.items()
+        for name, v in by_method.items()
     ]
     return Findings(rows, curves, numbers)

@@ -17,8 +17,8 @@ def measure(sizes: Sizes, *, workers: int = 4, lam: float = 1.0, eta: float = 0.
     starts = jax.random.uniform(jax.random.key(0), (sizes.starts, workers, 2), minval=-2.0, maxval=2.0)
     curves, numbers = [], {}
     for name, method in methods(eta, eta * lam).items():
-        for where, of in (("different wells", starts), ("one well", jnp.abs(starts))):
-            values = jax.vmap(lambda s: descend(method, double_well, s, iterations, keep_x=False).values)(of)
+        for where, initial in (("different wells", starts), ("one well", jnp.abs(starts))):
+            values = jax.vmap(lambda s: descend(method, double_well, s, iterations, keep_x=False).values)(initial)
             numbers[f"{name}, {where}"] = {
                 who: {"iterations": _iterations(reached), "share": float(reached[:, -1].mean())}
                 for who, reached in (
