@@ -79,7 +79,7 @@ def _refuse(given: Iterable[str], reason: str) -> None:
 
 _TUNING = ("tune_learning_rates", "tune_periods")
 _CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
-_ASYNCHRONOUS = ("asynchronous", "staleness", "least_step_seconds", "slowdowns")
+_ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
 _COSTS = ("groups", "workers", "steps", "seed", "period", "global_period", "broadcast", "wire")
 """What the costs of a simulation depend on, with the parameters."""
 _PARAMETERS = ("dataset", "model", "width")

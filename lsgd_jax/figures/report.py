@@ -427,12 +427,12 @@ def _together(runs: list[_Run]) -> list[str]:
 
     charts = [_picture(partial(draw, label=label), f"The center's test error by {label}.", "") for label in against]
     fields = [field.name for field in dataclasses.fields(Config)]
-    first = runs[0].config
-    differing = [name for name in fields if any(getattr(run.config, name) != getattr(first, name) for run in runs)]
+    settings = [run.config.effective for run in runs]
+    differing = [name for name in fields if any(of.get(name) != settings[0].get(name) for of in settings)]
     rows = []
-    for number, (run, look) in enumerate(zip(runs, looks, strict=True), 1):
+    for number, (run, look, of) in enumerate(zip(runs, looks, settings, strict=True), 1):
         link = _Markup(f'{_swatch(*look)}<a href="#run-{number}">{_escaped(run.name)}</a>')
-        rows.append([link, *_ends(run), *(_text(getattr(run.config, name)) for name in differing)])
+        rows.append([link, *_ends(run), *(_text(of[name]) if name in of else "" for name in differing)])
     header = ["run", *_ENDS, *differing]
     return [_table(rows, header, "How the runs ended, and what they differ in.", "wide"), _side_by_side(charts)]
 
@@ -463,7 +463,7 @@ def _section(run: _Run) -> list[str]:
         caption = f"The first {MOST_EVENTS} of {len(run.events):,}." if len(run.events) > MOST_EVENTS else ""
         table = _table(run.events[:MOST_EVENTS], ["local step", "what happened"], caption)
         parts += ["<h3>Failures, revivals, resumes</h3>", table]
-    values = [[name, _text(value)] for name, value in dataclasses.asdict(config).items()]
+    values = [[name, _text(value)] for name, value in config.effective.items()]
     parts += ["<h3>Configuration</h3>", _table(values, place="columns")]
     if run.environment:
         parts += ["<h3>Environment</h3>", _table([list(told) for told in run.environment.items()])]

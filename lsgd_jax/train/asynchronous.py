@@ -35,8 +35,7 @@ from lsgd_jax.distributed import (
 )
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import all_finite, broadcast_from
-from lsgd_jax.leader import PULL
-from lsgd_jax.methods import METHODS, downpour, easgd
+from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.independent import independent
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
@@ -76,9 +75,10 @@ def train_and_evaluate(
         ended, at the latest.
     """
     with failing_together():
-        if config.method != "lsgd" and process_count() > 1:
+        if METHODS[config.method].meeting is not None and process_count() > 1:
+            electing = " or ".join(name for name, row in METHODS.items() if row.elects)
             raise UsageError(
-                f"the centre of {config.method} is met in one process, but this is one of several: use lsgd."
+                f"the center of {config.method} is met in one process, but this is one of several: use {electing}."
             )
         prepared = prepare(config, data_dir)
         placement = prepared.placement
@@ -89,7 +89,7 @@ def train_and_evaluate(
             )
         joined = config.asynchronous == "joined"
         kind: Callable[..., _Run] = _JoinedRun if joined else _CentredRun
-        if config.method == "lsgd" and not joined:
+        if METHODS[config.method].elects and not joined:
             kind = partial(_PostedRun, board=board_of(prepared))
         folder = RunFolder(run_dir, config, tensorboard=tensorboard)
 
@@ -123,7 +123,7 @@ class _Run:
         optimizer = independent(
             optax.chain(local_optimizer(config), scale_by_rate_factor()),
             axis_name=self.placement.axes,
-            window=config.window,
+            **{name: value for name, value in config.options.items() if name == "window"},
         )
         program = local_step(self.model, optimizer, self.feed)
         states = self.placement.parts(init_state(self.model, optimizer, self.placement))
@@ -201,7 +201,7 @@ class _Run:
         batch, model = coming_batch(), Model(state.params, state.statistics)
         compiled = program.lower(model, state.optimizer, shared, batch, np.int32(0), rate_factor(0), key).compile()
         slowdown = config.slowdowns[position] if position < len(config.slowdowns) else 1.0
-        least_seconds = slowdown * config.least_step_seconds
+        least_seconds = slowdown * config.min_step_seconds
         return Worker(position, config.steps, model, state.optimizer, take_step, least_seconds=least_seconds)
 
     def log(self, event: str, *, count: int, **values: Any) -> None:
@@ -263,7 +263,7 @@ class _JoinedRun(_Run):
 
     def make_exchanges(self) -> Joined:
         """LSGD's."""
-        config, periods = self.config, [period for _, period in self.config.levels]
+        config, periods = self.config, [level.period for level in self.config.levels]
         every_time = config.replace(period=1, window=1)
         if config.groups > 1:
             every_time = every_time.replace(global_period=periods[-1] // periods[0])
@@ -323,11 +323,7 @@ class _PostedRun(_Run):
     def make_exchanges(self) -> Posted:
         """With the pulls of the configuration."""
         config = self.config
-        pulls = (PULL if pull is None else pull for pull in (config.pull, config.global_pull))
-        levels = [
-            Level(among, self.size * period, pull)
-            for (among, period), pull in zip(config.levels, pulls, strict=False)  # With one group, one level.
-        ]
+        levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
         return Posted(self.count, levels, self._board, workers=self.size, staleness=config.staleness, log=self.log)
 
     def taken(self, worker: Worker) -> int:
@@ -351,24 +347,16 @@ class _PostedRun(_Run):
 
 
 class _CentredRun(_Run):
-    """EASGD or DOWNPOUR."""
+    """A method that keeps a center."""
 
     exchanges: Centred
 
     def make_exchanges(self) -> Centred:
         """The method's."""
         config = self.config
-        if config.method == "easgd":
-            pull, center_pull = easgd.strengths(config.pull, config.center_pull, self.size)
-
-            def meet(x: Any, center: Any, came_from: Any) -> tuple[Any, Any]:
-                return easgd.meet_center(x, center, pull, center_pull / self.size)
-        else:
-
-            def meet(x: Any, center: Any, came_from: Any) -> tuple[Any, Any]:
-                center = downpour.meet_center(x, center, came_from)
-                return center, center
-
+        meeting = METHODS[config.method].meeting
+        assert meeting is not None  # Else the method is not one for such a run.
+        meet = meeting(config.options, self.size)
         start = self.workers[0].model.params
         return Centred(self.count, start, meet, workers=self.size, period=config.period, log=self.log)
 

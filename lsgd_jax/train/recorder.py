@@ -13,7 +13,6 @@ def log_exchange(folder: RunFolder, config: Config, step: int, leaders: Leaders,
     levels: dict[str, Any] = {}
     if config.groups > 1:
         levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}
-    _, widest_period = config.levels[-1]
-    if step % widest_period == 0:
+    if step % config.levels[-1].period == 0:
         levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
     folder.log("exchange", step=step, scores=scores, **levels, **more)
