@@ -21,7 +21,6 @@ from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.config import Config
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
-from lsgd_jax.leader import default_global_period
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import train_and_evaluate
@@ -36,6 +35,9 @@ VALIDATION = 0.2
 TUNING_SEEDS = 2
 """Number of seeds for tuning: what is good with only one seed is often close to diverging."""
 
+_OF_A_CELL = ("method", "seed", "checkpoint_every")
+"""Fields that are not the same in all of a comparison."""
+
 
 def grid(config: Config) -> list[dict[str, Any]]:
     """Return the hyperparameters in the tuning grid of a configuration's method.
@@ -46,7 +48,7 @@ def grid(config: Config) -> list[dict[str, Any]]:
     if config.tune_learning_rates:
         periods: list[dict[str, Any]] = [{}]
         if method.exchanges == "period":
-            periods = [_periods(config, every) for every in config.tune_periods] or [{}]
+            periods = [dict(method.periods(every, config.groups)) for every in config.tune_periods] or [{}]
         return [{"learning_rate": rate, **period} for rate in config.tune_learning_rates for period in periods]
     rate = config.comparable_rate
     if not method.grid:
@@ -142,14 +144,16 @@ def _compare(
     tried: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for method in methods:
         if tune:
-            for i, values in enumerate(grid(configs[method])):
-                candidate = configs[method].replace(**values, validation=VALIDATION)
+            candidates = [configs[method].replace(**values) for values in grid(configs[method])]
+            for i, (values, of) in enumerate(zip(grid(configs[method]), candidates, strict=True)):
+                candidate = of.replace(validation=VALIDATION)
                 errors = [
                     cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
-                tried[method].append({"values": values, "validation_error": float(np.mean(errors))})
-            best = min(tried[method], key=lambda trial: trial["validation_error"])
-            chosen[method] = configs[method].replace(**best["values"])
+                told = {name: of.effective[name] for name in values}
+                tried[method].append({"values": told, "validation_error": float(np.mean(errors))})
+            best = min(range(len(candidates)), key=lambda i: tried[method][i]["validation_error"])
+            chosen[method] = candidates[best]
         for seed in seeds:
             cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
 
@@ -194,13 +198,11 @@ def hyperparameters(config: Config) -> dict[str, Any]:
       >>> hyperparameters(PRESETS["digits"].replace(method="easgd", pull=0.1))
       {'learning_rate': 0.1, 'period': 4, 'pull': 0.1, 'center_pull': 0.8}
     """
-    method = METHODS[config.method]
-    options = method.options | config.method_options
-    options |= method.derived(options, config.groups, config.workers)
+    defaults = METHODS[config.method].options
     shown = {
         name: value
-        for name, value in options.items()
-        if value != method.options[name] or (isinstance(value, int | float) and value)
+        for name, value in config.options.items()
+        if value != defaults[name] or (isinstance(value, int | float) and value)
     }
     return {"learning_rate": config.learning_rate} | shown
 
@@ -265,14 +267,6 @@ def _curves(evaluations: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
     return {name: of(name) for name in names} | {"best_worker_error": best_worker_error}
 
 
-def _periods(config: Config, every: int) -> dict[str, int]:
-    """Return the periods with which a method exchanges among all workers every `every` steps."""
-    if config.method == "lsgd" and config.groups > 1:
-        local = max(every // default_global_period(1), 1)
-        return {"period": local, "global_period": every}
-    return {"period": every}
-
-
 def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -> dict[str, Config]:
     """Return the configuration of each method, before its learning rate is divided or tuned.
 
@@ -304,8 +298,9 @@ def _claimed(out: Path, config: Config, options: Mapping[str, Any], tune: bool) 
     Raises:
       UsageError: if it is used for something else, another process writes it, or it can't be written.
     """
-    fields = dataclasses.asdict(config) | {"checkpoint_every": 0} | dict(options) | {"method": "lsgd", "seed": 0}
-    claim = {"config": json.loads(json.dumps(fields)), "tune": tune}
+    fields = dataclasses.asdict(config) | dict(options)
+    shared = {name: value for name, value in fields.items() if name not in _OF_A_CELL and value is not None}
+    claim = {"config": json.loads(json.dumps(shared)), "tune": tune}
     path = out / "comparison-config.json"
     with contextlib.ExitStack() as held:
         with _writing(out):

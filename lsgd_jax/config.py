@@ -6,220 +6,180 @@ import json
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
+import optax
 import tyro
 
 from lsgd_jax import files
-from lsgd_jax.exchange import BroadcastMethod, Wire
-from lsgd_jax.leader import Revive, default_global_period
-from lsgd_jax.methods import METHODS
+from lsgd_jax.checks import check_type
+from lsgd_jax.methods import METHODS, Level
+from lsgd_jax.methods.options import fields_of, option_types
+
+
+def _default_hint(default: str) -> str:
+    return "" if default == "None" else f"(default: {default})"
+
+
+def _with_options_of_methods(config: type) -> type:
+    """A class of options with those of every method, too; None is the method's own default."""
+    for name, hint, text in fields_of(METHODS):
+        if name not in config.__annotations__:
+            about = tyro.conf.arg(help=text, help_behavior_hint=_default_hint)
+            config.__annotations__[name] = Annotated[hint, about]
+            setattr(config, name, None)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
+@_with_options_of_methods
 class Config:
     """What a training run depends on. Presets make it; the command line overrides single fields.
 
-    An option that differs from its default but has no effect in the run, such as an option of another method, is
-    refused; `replace` changes a configuration and drops what the changes leave without effect.
+    The options of methods are fields, too, by the names that their builders have for them; None is the default of the
+    method. An option that differs from its default but has no effect in the run, such as an option of another method,
+    is refused; `replace` changes a configuration and drops what the changes leave without effect.
     """
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None:
+            """Make a configuration of fields and options of methods."""
+
     dataset: Literal["mnist1d", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"]
-    """The data. Three come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples), the digits of
-    scikit-learn (1,437 and 360 images of 8x8 pixels) and 5,000 images of MNIST (4,000 and 1,000). The others are made
-    ready once by `lsgd data prepare`."""
+    """Data set. Three come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples), the digits of
+    scikit-learn (1,437 and 360 images of 8x8 pixels) and 5,000 images of MNIST (4,000 and 1,000). The others are
+    prepared once with `lsgd data prepare`."""
     model: Literal["conv1d", "mlp", "cnn7", "vgg16", "resnet20", "resnet50"]
-    """The network that every worker trains."""
+    """Network that every worker trains."""
     steps: int
     """Local steps of every worker."""
     learning_rate: float
-    """Of every worker's own optimiser."""
+    """Learning rate of each worker's optimizer."""
     width: float = 1.0
-    """Of the network's layers, times the published one."""
+    """Width multiplier relative to the published architecture."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which the network computes; parameters are float32."""
+    """Data type in which the network computes; parameters are float32."""
     batch_statistics: Literal["own", "mean", "leader", "reestimate"] = "reestimate"
-    """Which batch statistics the center is tested with, if the network has them: each worker's own, their mean, the
-    leader's (LSGD only), or those that the center itself sees in a pass over training batches."""
+    """Batch-norm statistics with which the center is evaluated: each worker's own, their mean, the leader's (methods
+    that elect leaders), or re-estimated by a pass of the center over training batches."""
     statistics_batches: int = 32
-    """Batches of every worker in that pass."""
+    """Batches per worker in the pass that re-estimates batch-norm statistics."""
     learning_rate_drops: tuple[float, ...] = ()
-    """When the learning rate is multiplied by 0.1."""
+    """When to multiply the learning rate by 0.1."""
     learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"
-    """Whether that is told in fractions of all steps, in epochs or in seconds of training. By the clock, runs are not
-    repeatable to the bit."""
+    """Unit of the drops: fractions of all steps, epochs, or seconds of training. Runs with drops in seconds are not
+    reproducible to the bit."""
     learning_rates: Literal["equal", "linear", "powers"] = "equal"
-    """How learning rates differ by worker: not, by factors of 1, 2, 3, ... or of 1, 2, 4, ..."""
+    """Per-worker learning-rate scaling: equal, linear (1x, 2x, 3x, ...) or powers (1x, 2x, 4x, ...)."""
     local_optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """Every worker's own optimiser."""
+    """Each worker's optimizer."""
     momentum: float = 0.9
-    """Of SGD (Nesterov's) and of LARS."""
+    """Momentum coefficient of SGD (Nesterov) and LARS."""
     weight_decay: float = 1e-4
-    """Times the parameters, added to the gradient; with AdamW and LARS as they have it."""
+    """Weight decay: added to the gradient by SGD; as AdamW and LARS define it."""
     batch_size: int = 32
-    """Examples a step."""
+    """Examples per step."""
     batch: Literal["per_worker", "global"] = "per_worker"
-    """Whether every worker takes batch_size examples a step, or all workers together do."""
+    """Whether batch_size counts the examples of each worker or of all workers together."""
     validation: float = 0.0
-    """The share of the training data that is held out; if it is not 0, it is used in place of the test data."""
+    """Fraction of the training data that is held out and, if it is not 0, replaces the test data."""
     image_size: int = 224
-    """The side of ImageNet's images as the network sees them."""
+    """Side length in pixels of ImageNet's images after cropping."""
     data_processes: int = 4
-    """Processes that decode ImageNet's images; what the workers see does not depend on it."""
+    """Processes that decode ImageNet's images; the batches do not depend on it."""
     sampling: Literal["shards", "independent"] = "shards"
-    """How the training data reaches the workers: each epoch is shuffled and dealt out in disjoint shards, or every
-    worker goes through all the data in an order of its own."""
+    """How workers sample the training data: each epoch is shuffled and split into disjoint shards, or every worker
+    goes through all the data in an order of its own."""
     groups: int = 2
     """Groups of workers, each with a local leader."""
     workers: int = 4
     """Workers in each group."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "lsgd"
-    """How the workers exchange. Options that the method does not have are refused."""
+    """Distributed training method. Options that it does not have are refused."""
     period: int = 4
     """Local steps between exchanges; with LSGD those in a group."""
-    pull: float | None = None
-    """Strength of the pull in [0, 1]: towards the local leader (LSGD), the centre (EASGD), the average (GRAWA)."""
-    global_pull: float | None = None
-    """Strength of LSGD's pull towards the global leader, in [0, 1]; with one group there is none."""
-    global_period: int | None = None
-    """Local steps between LSGD's exchanges among all workers, a multiple of the period; with one group there are
-    none."""
-    window: int = 10
-    """Training losses in the mean by which leaders are elected and the best worker is found."""
-    center_pull: float | None = None
-    """Strength of the pull of EASGD's centre towards the mean, in [0, 1]."""
-    outer_learning_rate: float | None = None
-    """Of DiLoCo's outer step."""
-    outer_momentum: float | None = None
-    """Of DiLoCo's outer step, in [0, 1]."""
-    prox: float | None = None
-    """Strength of GRAWA's pull towards the last average, in [0, 1], spread over the steps of a period."""
-    stale_pull: float | None = None
-    """Strength of LSGD's pull towards the stored local leader, in [0, 1], spread over the steps of a period."""
-    global_stale_pull: float | None = None
-    """The same towards the stored global leader; with one group there is none."""
-    broadcast: BroadcastMethod = "auto"
-    """How LSGD's leaders are sent: a masked all-reduce costs what an average costs, a ring towards half of it;
-    hierarchical sends one copy between groups. All give the same bits."""
-    wire: Wire | None = None
-    """In what numbers LSGD's leaders are sent: rounded to bfloat16, as int8 differences to the last, or as they are."""
-    revive: Revive = "never"
-    """Whether an LSGD worker whose loss or parameters are NaN or infinite starts anew from the leader at the next
-    exchange, with an optimiser as at the start."""
-    delay: Literal[0, 1] = 0
-    """Whether LSGD's pulls come an exchange later, from the points and leaders of then."""
     asynchronous: Literal["joined", "posted"] | None = None
-    """Let every worker step at its own speed: at an exchange, all meet when each has finished its step (joined), or
-    each is pulled towards the best that the others have posted, and nobody waits (posted). With EASGD and DOWNPOUR,
-    posted, each worker meets the centre on its own clock."""
+    """Asynchronous training, each worker at its own speed. joined: all meet at an exchange, each when it has finished
+    its step. posted: nobody waits; each worker is pulled towards the best that the others have posted or, with methods
+    that keep a center, meets the center on its own clock."""
     staleness: int = 0
-    """With posted, the most local steps that a leader may have taken since it posted what others are pulled to: every
-    worker posts after each staleness + 1 of its steps."""
-    least_step_seconds: float = 0.0
-    """With asynchronous, the least time that a local step takes: the rest is slept. For experiments."""
+    """With posted leaders, how many local steps old a post may be: every worker posts after each staleness + 1 of its
+    steps."""
+    min_step_seconds: float = 0.0
+    """Minimum duration of a local step in seconds (pads with sleep; for straggler experiments)."""
     slowdowns: tuple[float, ...] = ()
-    """By worker, in order, the factors of least_step_seconds; 1 for workers that are not given: 10 makes the first a
-    straggler that takes ten times as long as the others."""
+    """Per-worker factors of min_step_seconds, in order; 1 for workers that are not listed. 10 makes the first worker a
+    straggler that is ten times slower than the others."""
     tune_learning_rates: tuple[float, ...] = ()
-    """What `lsgd compare --tune` tries; if it is not given, multiples of the learning rate, with values of the method's
-    own option."""
+    """Learning rates that `lsgd compare --tune` tries; by default multiples of the learning rate, with values of the
+    method's own option."""
     tune_periods: tuple[int, ...] = ()
-    """With the learning rates above: the steps between exchanges among all workers that it tries. With LSGD in groups
-    these are global periods, and the period is a quarter of it."""
+    """Steps between exchanges among all workers that tuning tries with these learning rates. With LSGD in groups these
+    are global periods, and the period is a quarter of each."""
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     checkpoint_every: int | None = None
-    """Local steps between checkpoints, which a run goes on from after a stop; by default those between evaluations, and
-    with 0 none are kept."""
+    """Local steps between checkpoints, from which a stopped run resumes; by default eval_every, 0 for none."""
     keep_checkpoints: int = 2
-    """How many of the last checkpoints are kept, beside the one with the lowest test error."""
+    """Number of most recent checkpoints to keep, beside the one with the lowest test error."""
     seed: int = 0
-    """Of the start, the data's order and all else that is random."""
+    """Random seed (initialization, data order, augmentation)."""
 
     def __post_init__(self) -> None:
         """Check every field's type and range, and that what differs from its default has an effect."""
         for name, hint in _field_types().items():
-            if not _is_of_type(value := getattr(self, name), hint):
-                *others, last = _alternatives(hint)
-                demand = f"{', '.join(others)} or {last}" if others else last
-                raise ValueError(f"{name} must be {demand}, got {value!r}.")
+            check_type(name, getattr(self, name), hint)
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
         for name in _field_types():
             if _differs(name, self) and (reason := _no_effect(name, self)):
                 raise ValueError(f"{name} has no effect {reason}.")
-        counts = ["steps", "batch_size", "groups", "workers", "period", "window", "eval_every", "keep_checkpoints"]
+        counts = ["steps", "batch_size", "groups", "workers", "period", "eval_every", "keep_checkpoints"]
         for name in [*counts, "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("pull", "global_pull", "center_pull", "outer_momentum", "prox", "stale_pull", "global_stale_pull"):
-            strength = getattr(self, name)
-            self._check(name, strength is None or 0 <= strength <= 1, "in [0, 1]")
-        if self.method == "easgd" and self.pull is not None and self.center_pull is None:
-            most = 1 / (self.groups * self.workers)
-            self._check("pull", self.pull <= most, f"at most 1 / workers, {most:g}, if there is no center_pull")
-        self._check("window", self.window <= 1_000_000, "at most 1,000,000")
+        for name in ["data_processes", "checkpoint_every", "staleness"]:
+            self._check(name, (getattr(self, name) or 0) >= 0, "at least 0")
         self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
         for name, value in _values(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             fits = name == "seed" or all(not isinstance(number, int) or number < 2**31 for number in numbers)
             self._check(name, fits, "below 2^31")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
-        rate = self.outer_learning_rate
-        self._check("outer_learning_rate", rate is None or 0 < rate < float("inf"), "positive")
-        workers = self.groups * self.workers
-        divisible = self.batch == "per_worker" or self.batch_size % workers == 0
-        self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
-        in_step = self.method != "data_parallel" or self.learning_rates == "equal"
-        self._check("learning_rates", in_step, "equal for data_parallel, whose workers are to stay together")
         self._check("learning_rate", 0 < self.learning_rate < float("inf"), "positive")
         self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
+        self._check("width", 0 < self.width <= 64, "in (0, 64]")
         drops, in_fractions = self.learning_rate_drops, self.learning_rate_drops_in == "fractions"
         in_range = all(0 < drop < (1 if in_fractions else float("inf")) for drop in drops)
         self._check("learning_rate_drops", in_range, "fractions in (0, 1)" if in_fractions else "positive")
         self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
-        self._check("data_processes", self.data_processes >= 0, "at least 0")
-        every = self.checkpoint_every
-        self._check("checkpoint_every", every is None or every >= 0, "at least 0, for none")
-        self._check("width", 0 < self.width <= 64, "in (0, 64]")
-        has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
-        self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
-        self._check_asynchronous()
+        workers = self.groups * self.workers
+        divisible = self.batch == "per_worker" or self.batch_size % workers == 0
+        self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
+        self._check("min_step_seconds", 0 <= self.min_step_seconds < float("inf"), "at least 0")
+        self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
+        self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one per worker")
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")
         self._check("tune_periods", all(period >= 1 for period in periods), "at least 1")
-        self._check("tune_periods", not periods or bool(rates), "given with tune_learning_rates")
-        if self.groups > 1 and self.global_period is not None:
-            multiple = self.global_period >= 1 and self.global_period % self.period == 0
-            self._check("global_period", multiple, f"a multiple of the period, {self.period}")
+        self._check_method()
 
-    def _check_asynchronous(self) -> None:
-        ways: dict[str, tuple] = {
-            "lsgd": (None, "joined", "posted"),
-            "easgd": (None, "posted"),
-            "downpour": (None, "posted"),
-        }
-        allowed = ways.get(self.method, (None,))
-        texts = " or ".join(way or "not given" for way in reversed(allowed))
-        self._check("asynchronous", self.asynchronous in allowed, f"{texts} for {self.method}")
-        mode = self.asynchronous
-        self._check("staleness", self.staleness >= 0, "at least 0")
-        posted = mode == "posted" and self.method == "lsgd"
-        self._check("staleness", posted or self.staleness == 0, "0, unless LSGD is asynchronous and posted")
-        least = self.least_step_seconds
-        self._check("least_step_seconds", 0 <= least < float("inf"), "at least 0")
-        self._check("least_step_seconds", mode is not None or least == 0, "0, unless training is asynchronous")
-        self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
-        self._check("slowdowns", not self.slowdowns or least > 0, "given with least_step_seconds")
-        workers = self.groups * self.workers
-        self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one a worker")
-        if mode is not None:
-            for name in ("stale_pull", "global_stale_pull"):
-                self._check(name, not getattr(self, name), "0 or not given, if training is asynchronous")
-            self._check("revive", self.revive == "never", "never, if training is asynchronous")
-        if mode == "posted":
-            self._check("wire", self.wire is None, "not given with posted, which sends no leaders")
-            self._check("delay", self.delay == 0, "0 with posted")
-            self._check("batch_statistics", self.batch_statistics != "leader", "own, mean or reestimate with posted")
+    def _check_method(self) -> None:
+        """Check what the method demands of its options and of the run."""
+        method = METHODS[self.method]
+        for name, value in self.method_options.items():
+            check_type(name, value, option_types(method.build)[name])
+        ways = [*method.asynchronous, None]
+        texts = " or ".join(way or "not given" for way in ways)
+        self._check("asynchronous", self.asynchronous in ways, f"{texts} for {self.method}")
+        equal = method.exchanges != "step" or self.learning_rates == "equal"
+        self._check("learning_rates", equal, f"equal for {self.method}, whose workers are to stay together")
+        if self.batch_statistics == "leader":
+            self._check("batch_statistics", method.elects, "own, mean or reestimate for methods without leaders")
+            self._check("batch_statistics", self.asynchronous != "posted", "own, mean or reestimate with posted")
+        groups = () if self.groups == 1 else ("group",)
+        method.built(optax.identity(), self.method_options, groups=groups, workers=("worker",))
+        method.filled(self.method_options, self.groups, self.workers)
 
     def _check(self, name: str, right: bool, demand: str) -> None:
         if not right:
@@ -230,6 +190,24 @@ class Config:
         """The options of the method that are set here; for the others the method has its own defaults."""
         values = ((name, getattr(self, name, None)) for name in METHODS[self.method].options)
         return {name: value for name, value in values if value is not None}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the method that have an effect, with the values with which it trains.
+
+        Example:
+          >>> from lsgd_jax.presets import PRESETS
+          >>> PRESETS["digits"].replace(method="diloco", period=8).options
+          {'period': 8, 'outer_learning_rate': 0.7, 'outer_momentum': 0.9}
+        """
+        values = METHODS[self.method].filled(self.method_options, self.groups, self.workers)
+        return {name: value for name, value in values.items() if value is not None and self.has_effect(name)}
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """All fields that have an effect, with the values that the run has."""
+        values = _values(self) | {"checkpoint_every": self.checkpoint_period} | self.options
+        return {name: value for name, value in values.items() if value is not None and self.has_effect(name)}
 
     def has_effect(self, name: str) -> bool:
         """Whether a run depends on an option, given the others."""
@@ -247,8 +225,8 @@ class Config:
         Example:
           >>> from lsgd_jax.presets import PRESETS
           >>> grouped = PRESETS["cnn7-mnist5k-16"]
-          >>> grouped.global_period, grouped.replace(method="easgd").global_period
-          (16, None)
+          >>> grouped.options["global_period"], "global_period" in grouped.replace(method="easgd").options
+          (16, False)
         """
         return _fitted(_values(self) | changes, given=changes)
 
@@ -282,12 +260,17 @@ class Config:
         return configs
 
     def to_json(self) -> str:
-        """The configuration as JSON, one field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The fields that have an effect, with the values that the run has, as JSON, one per line.
+
+        `defaults` names those that nobody has set, but that follow from the others.
+        """
+        values = self.effective
+        defaults = [name for name in values if getattr(self, name, None) is None]
+        return json.dumps(values | {"defaults": defaults}, indent=2)
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The configuration that `to_json` wrote, now or before options without effect were refused: they are dropped.
+        """The configuration that `to_json` wrote, now or when it wrote all fields; those without effect are dropped.
 
         Raises:
           ValueError: if the text is not a configuration, or one of its values is out of range.
@@ -295,12 +278,22 @@ class Config:
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"a configuration is a JSON object, got {text[:40]!r}.")
+        defaults = fields.pop("defaults", None)
+        fields = {_RENAMED.get(name, name): tuple(of) if isinstance(of, list) else of for name, of in fields.items()}
         unknown = set(fields) - {field.name for field in dataclasses.fields(Config)}
         if unknown:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
         try:
-            return _fitted({name: tuple(of) if isinstance(of, list) else of for name, of in fields.items()})
-        except TypeError as error:
+            config = _fitted(fields)
+            if defaults is None:  # It is from before they were told.
+                own = METHODS[config.method].options
+                given = config.method_options.items()
+                defaults = [name for name, value in given if value == own[name] and _defaults()[name] is None]
+            unset = Config(**_values(config) | dict.fromkeys(defaults))
+            # Where a default has changed since, the value is that of the run.
+            changed = {name for name in defaults if unset.effective.get(name) != getattr(config, name)}
+            return Config(**_values(unset) | {name: getattr(config, name) for name in changed})
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a configuration: {error}.") from None
 
     @property
@@ -309,16 +302,9 @@ class Config:
         return self.learning_rate / (self.groups * self.workers if METHODS[self.method].adds_up else 1)
 
     @property
-    def levels(self) -> list[tuple[int, int]]:
+    def levels(self) -> list[Level]:
         """Among how many workers there are exchanges, and every how many steps; those in a group first."""
-        exchanges, workers = METHODS[self.method].exchanges, self.groups * self.workers
-        if exchanges == "never":
-            return []
-        if exchanges == "step":
-            return [(workers, 1)]
-        if self.method == "lsgd" and self.groups > 1:
-            return [(self.workers, self.period), (workers, self.global_period or default_global_period(self.period))]
-        return [(workers, self.period)]
+        return METHODS[self.method].levels(self.options, self.groups, self.workers)
 
     @property
     def checkpoint_period(self) -> int:
@@ -327,7 +313,7 @@ class Config:
 
     @property
     def worker_batch_size(self) -> int:
-        """Examples that every worker takes a step."""
+        """Examples per step of each worker."""
         return self.batch_size if self.batch == "per_worker" else self.batch_size // (self.groups * self.workers)
 
     @staticmethod
@@ -353,7 +339,6 @@ def _has_batch_norm(config: Any) -> bool:
 
 
 _RULES = (
-    _Rule(("global_pull", "global_period", "global_stale_pull"), lambda c: c.groups != 1, "with one group"),
     _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
     _Rule(("batch_statistics", "statistics_batches"), _has_batch_norm, "with a model without batch normalization"),
     _Rule(
@@ -369,16 +354,34 @@ _RULES = (
         "in asynchronous training, which keeps no checkpoints",
     ),
     _Rule(("keep_checkpoints",), lambda c: c.checkpoint_every != 0, "if checkpoint_every is 0"),
-    _Rule(("broadcast",), lambda c: c.asynchronous != "posted", "with posted, where no leader is broadcast"),
+    _Rule(
+        ("staleness",),
+        lambda c: c.asynchronous == "posted" and METHODS[c.method].elects,
+        "unless workers elect leaders among what is posted",
+    ),
+    _Rule(("min_step_seconds",), lambda c: c.asynchronous is not None, "unless training is asynchronous"),
+    _Rule(("slowdowns",), lambda c: c.min_step_seconds != 0, "without min_step_seconds"),
+    _Rule(("tune_periods",), lambda c: bool(c.tune_learning_rates), "without tune_learning_rates"),
 )
-"""What a method's options are, its builder says; these are the other reasons for an option to have no effect."""
+"""When options that are not a method's have no effect; of a method's options, its row tells."""
+_RENAMED = {"least_step_seconds": "min_step_seconds"}
+"""Names of fields in the files of earlier versions."""
 
 
 def _no_effect(name: str, config: Any) -> str | None:
     """Why an option has no effect in a run, as the end of a sentence; None if it has one."""
-    with_it = [method for method, row in METHODS.items() if name in row.options]
-    if with_it and config.method not in with_it:
-        return f"with {config.method}: it is an option of {', '.join(with_it)}"
+    if config.method not in METHODS:
+        return None
+    method, way = METHODS[config.method], config.asynchronous
+    having = [other for other, row in METHODS.items() if name in row.options]
+    if having and name not in method.options:
+        return f"with {config.method}: it is an option of {', '.join(having)}"
+    if name in method.in_groups and config.groups == 1:
+        return "with one group"
+    if name in method.options and way in method.asynchronous:
+        with_effect = ["period", *method.asynchronous[way]]
+        if name not in with_effect:
+            return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
     return next((rule.otherwise for rule in _RULES if name in rule.options and not rule.have_effect(config)), None)
 
 
@@ -399,6 +402,8 @@ def _differs(name: str, config: Any) -> bool:
 
 def _fitted(values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingProxyType({})) -> Config:
     """The configuration of these values, where those that have no effect and are not given stay at their defaults."""
+    for name in values.keys() & _field_types().keys():
+        check_type(name, values[name], _field_types()[name])
     config = types.SimpleNamespace(**dict.fromkeys(_field_types()) | _defaults() | dict(values))
     kept = (name for name in values if name in given or not (_differs(name, config) and _no_effect(name, config)))
     return Config(**{name: values[name] for name in kept})
@@ -407,26 +412,3 @@ def _fitted(values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingP
 @functools.cache
 def _field_types() -> dict[str, Any]:
     return get_type_hints(Config)
-
-
-def _is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type of a field; whole numbers are numbers, and truth values are neither."""
-    if get_origin(hint) is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_is_of_type(value, each) for each in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of_type(each, get_args(hint)[0]) for each in value)
-    return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
-
-
-def _alternatives(hint: Any) -> list[str]:
-    """What a value of the type of a field may be, for a sentence."""
-    if get_origin(hint) is Literal:
-        return [str(choice) for choice in get_args(hint)]
-    if get_origin(hint) in (Union, types.UnionType):
-        return [text for each in get_args(hint) for text in _alternatives(each)]
-    if get_origin(hint) is tuple:
-        [entry] = _alternatives(get_args(hint)[0])
-        return [f"a tuple, each entry of it {entry}"]
-    return [{float: "a number", int: "a whole number", str: "a string", types.NoneType: "not given"}[hint]]

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgd_jax.checks import check_static, check_strengths, check_whole
+from lsgd_jax.checks import check_static, check_strengths, check_whole, check_window
 from lsgd_jax.exchange import (
     NOBODY,
     AxisName,
@@ -239,7 +239,7 @@ def leader_pull(
     if revive not in get_args(Revive):
         raise ValueError(f'revive must be "never" or "from_leader", got {revive!r}.')
     check_whole("period", period, "updates")
-    check_whole("window", window, "losses")
+    check_window(window)
     levels = [_Level(axis_names(axis_name), period, pull, stale_pull)]
     if group_axis_name is not None:
         global_period = period if global_period is None else global_period
@@ -405,16 +405,19 @@ def leader_sgd(
       pull: strength of the pull towards the (local) leader, in [0, 1].
       group_axis_name: the axis, or the axes, on which the groups lie; None: one group, and nothing global.
       global_pull: strength of the pull towards the global leader, in [0, 1]; None: 0.1 if there are groups.
-      global_period: updates between global exchanges; None: `default_global_period` if there are groups.
+      global_period: updates between global exchanges, a multiple of `period`; None: 4 * period if there are groups.
       window: losses in the mean by which leaders are elected.
-      pull_at: "after_step" or "before_step", as for `leader_pull`.
-      stale_pull: towards the stored local leader, as for `leader_pull`.
-      global_stale_pull: towards the stored global leader, as for `leader_pull`.
-      broadcast: how leaders are sent, as for `leader_pull`.
-      wire: in what numbers leaders are sent, as for `leader_pull`.
-      delay: 1 puts off each pull to the next exchange, as for `leader_pull`.
-      revive: "from_leader" restarts workers that have failed from the leader, as for `leader_pull`, with an optimizer
-        state as at the start.
+      pull_at: "after_step" pulls at the point after the worker's step, "before_step" at the point before it.
+      stale_pull: strength of the pull towards the stored local leader, in [0, 1]; spread over the updates of a period.
+      global_stale_pull: strength of the pull towards the stored global leader, in [0, 1]; spread over the updates of a
+        global period.
+      broadcast: how leaders are sent: "all_reduce" costs what an average costs, "ring" and "chain" towards half of it;
+        "hierarchical" sends one copy between groups; "auto" chooses by size. All give the same bits.
+      wire: number format in which leaders are sent: "bfloat16", "int8" differences to the last leader, or None for that
+        of the parameters.
+      delay: 1 applies each pull one exchange late, overlapping communication with compute.
+      revive: "from_leader" restarts a worker whose loss or parameters are NaN or infinite from the leader at the next
+        exchange, with an optimizer state as at the start.
 
     Raises:
       ValueError: as `leader_pull` does.

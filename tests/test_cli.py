@@ -32,7 +32,7 @@ def lsgd(*arguments, cwd, **environment):
         (["train", "mnist1d", "--perid", "4"], "Unrecognized options: --perid"),
         (["train", "mnist1d", "--period", "0"], "period must be at least 1, got 0."),
         (["train", "mnist1d", "--period", "four"], "invalid literal for int"),
-        (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of the period, 4, got 6."),
+        (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of period, 4, got 6."),
         (["train", "mnist1d", "--pull", "1.5"], "pull must be in [0, 1], got 1.5."),
         (["train", "mnist1d", "--model", "cnn"], "invalid choice 'cnn'"),
         (["train", "mnist1d", "--batch-size", "5000"], "lower one of them"),

@@ -30,7 +30,7 @@ def test_unknown_fields_are_named():
     [
         ("steps", 0, "steps must be at least 1, got 0"),
         ("period", 0, "period must be at least 1, got 0"),
-        ("global_period", 6, "global_period must be a multiple of the period, 4, got 6"),
+        ("global_period", 6, "global_period must be a multiple of period, 4, got 6"),
         ("pull", 1.01, r"pull must be in \[0, 1\], got 1\.01"),
         ("global_pull", float("nan"), r"global_pull must be in \[0, 1\], got nan"),
         ("learning_rate", 0.0, r"learning_rate must be positive, got 0\.0"),
@@ -43,10 +43,10 @@ def test_unknown_fields_are_named():
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
         ("window", 10**7, "window must be at most 1,000,000, got 10000000"),
         ("seed", -1, "seed must be in"),
-        ("broadcast", "tree", "broadcast must be auto, all_reduce, ring, chain or hierarchical, got 'tree'"),
+        ("broadcast", "tree", "broadcast must be auto, all_reduce, ring, chain, hierarchical or not given, got 'tree'"),
         ("wire", "int4", "wire must be bfloat16, int8 or not given, got 'int4'"),
-        ("delay", 2, "delay must be 0 or 1, got 2"),
-        ("delay", True, "delay must be 0 or 1, got True"),
+        ("delay", 2, "delay must be 0, 1 or not given, got 2"),
+        ("delay", True, "delay must be 0, 1 or not given, got True"),
         ("local_optimizer", "adam", "local_optimizer must be sgd, adamw or lars, got 'adam'"),
         ("batch", "Per_worker", "batch must be per_worker or global, got 'Per_worker'"),
         ("learning_rates", "Equal", "learning_rates must be equal, linear or powers, got 'Equal'"),
@@ -94,9 +94,7 @@ def test_options_of_other_methods_have_their_ranges():
 
 
 def test_easgd_is_told_what_its_pull_may_be_at_most():
-    with pytest.raises(
-        ValueError, match=r"pull must be at most 1 / workers, 0\.125, if there is no center_pull, got 0\.2"
-    ):
+    with pytest.raises(ValueError, match=r"^workers \* pull must be at most 1, got 8 \* 0\.2: give center_pull"):
         dataclasses.replace(PRESETS["mnist1d"], method="easgd", pull=0.2)
     dataclasses.replace(PRESETS["mnist1d"], method="easgd", pull=0.2, center_pull=0.9)
 
@@ -121,14 +119,16 @@ def test_no_field_takes_a_value_of_another_type(name):
 def test_no_number_is_nan(name):
     value = (float("nan"),) if name in ("learning_rate_drops", "slowdowns", "tune_learning_rates") else float("nan")
     method = next((method for method, row in METHODS.items() if name in row.options), "lsgd")
+    stretched = {"asynchronous": "joined", "min_step_seconds": 0.1} if name in ("min_step_seconds", "slowdowns") else {}
     with pytest.raises(ValueError, match=f"^{name} must be "):
-        dataclasses.replace(BASE, method=method, **{name: value})
+        dataclasses.replace(BASE, **{"method": method} | stretched | {name: value})
 
 
 HAVE = {
     "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
     "pull": ("lsgd", "easgd", "mgrawa", "lgrawa"),
     "window": ("lsgd", "independent"),
+    "pull_at": ("lsgd", "easgd"),
     "center_pull": ("easgd",),
     "outer_learning_rate": ("diloco",),
     "outer_momentum": ("diloco",),
@@ -144,7 +144,7 @@ HAVE = {
 }
 """The methods that have an option."""
 GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring", "wire": "int8"}
-GIVEN |= {"delay": 1, "revive": "from_leader"}
+GIVEN |= {"delay": 1, "revive": "from_leader", "pull_at": "before_step"}
 
 
 @pytest.mark.parametrize("name", HAVE)
@@ -184,7 +184,31 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
             {"asynchronous": "joined", "keep_checkpoints": 3},
             "in asynchronous training, which keeps no checkpoints",
         ),
-        ({"asynchronous": "posted", "broadcast": "ring"}, "with posted, where no leader is broadcast"),
+        *(
+            ({"asynchronous": way, name: value}, f"with {way}, where the options of lsgd are period, {options}")
+            for way, name, value, options in [
+                ("posted", "broadcast", "ring", "pull, global_pull, global_period, window"),
+                ("posted", "wire", "int8", "pull, global_pull, global_period, window"),
+                ("posted", "delay", 1, "pull, global_pull, global_period, window"),
+                ("posted", "stale_pull", 0.1, "pull, global_pull, global_period, window"),
+                ("joined", "stale_pull", 0.1, "pull, global_pull, global_period, window, broadcast, wire, delay"),
+                ("joined", "revive", "from_leader", "pull, .*"),
+                ("joined", "pull_at", "before_step", "pull, .*"),
+            ]
+        ),
+        ({"staleness": 1}, "unless workers elect leaders among what is posted"),
+        ({"asynchronous": "joined", "staleness": 1}, "unless workers elect leaders among what is posted"),
+        (
+            {"method": "easgd", "asynchronous": "posted", "staleness": 1},
+            "unless workers elect leaders among what is posted",
+        ),
+        (
+            {"method": "easgd", "asynchronous": "posted", "pull_at": "before_step"},
+            "with posted, where the options of easgd are period, pull, center_pull",
+        ),
+        ({"min_step_seconds": 0.1}, "unless training is asynchronous"),
+        ({"asynchronous": "joined", "slowdowns": (2.0,)}, "without min_step_seconds"),
+        ({"tune_periods": (4,)}, "without tune_learning_rates"),
     ],
 )
 def test_what_has_no_effect_is_refused_and_the_reason_told(fields, reason):
@@ -216,8 +240,13 @@ def test_an_option_is_for_all_methods_that_have_it():
     assert {config.steps for config in configs.values()} == {8}
     with pytest.raises(ValueError, match=r"^prox has no effect with lsgd: it is an option of mgrawa, lgrawa[.]$"):
         BASE.for_methods({"lsgd": "lsgd", "easgd": "easgd"}, {"prox": 0.2})
-    with pytest.raises(ValueError, match=r"^easgd: pull must be at most 1 / workers"):
+    with pytest.raises(ValueError, match=r"^easgd: workers \* pull must be at most 1, got"):
         BASE.for_methods({"lsgd": "lsgd", "easgd": "easgd"}, {"pull": 0.2})
+
+
+def test_the_table_above_has_every_option():
+    assert set(HAVE) == {name for row in METHODS.values() for name in row.options}
+    assert set(HAVE) - {"period"} == {name for name, default in vars(Config).items() if name in HAVE and not default}
 
 
 STALE = {"method": "local_sgd", "groups": 1, "pull": 0.3, "global_period": 6, "image_size": 32, "window": 7}
@@ -232,6 +261,45 @@ def test_an_old_run_is_read_without_the_options_that_had_no_effect(tmp_path):
     assert Config.load(str(tmp_path)) == config
     with RunFolder(tmp_path, config, resume=True):  # It goes on.
         pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_shows_what_a_run_had_and_gives_what_was_set(method):
+    config = BASE.replace(method=method)
+    fields = json.loads(config.to_json())
+    defaults = fields.pop("defaults")
+    options = METHODS[method].options
+    assert None not in fields.values()
+    assert fields == json.loads(json.dumps(config.effective))
+    assert set(HAVE) & set(fields) == {name for name in options if name != "wire"}  # It has no value by default.
+    assert set(defaults) == set(HAVE) & set(fields) - {"period"} | {"checkpoint_every"}
+    assert Config.from_json(config.to_json()) == config
+    own = {name: value for name, value in {"pull": 0.125, "window": 10, "prox": 0.01}.items() if name in options}
+    config = dataclasses.replace(config, checkpoint_every=config.eval_every, **own)  # As by default, but set.
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_a_run_keeps_its_values_when_defaults_change():
+    """Also those that nobody had set."""
+    text = BASE.to_json().replace('"pull": 0.1,', '"pull": 0.3,').replace('"window": 10', '"window": 64')
+    config = Config.from_json(text)
+    assert (config.pull, config.window, config.global_period) == (0.3, 64, None)
+    assert config.effective | {"pull": 0.1, "window": 10, "global_pull": 0.1} == BASE.effective
+
+
+@pytest.mark.parametrize("defaults", [[1], 5, ["steps"], ["nothing"], [[]], [{}]])
+def test_defaults_of_a_file_that_are_none_are_one_sentence(defaults):
+    text = json.dumps(json.loads(BASE.to_json()) | {"defaults": defaults})
+    with pytest.raises(ValueError, match=r"^(not a configuration: |steps must be a whole number, got None).*\.$"):
+        Config.from_json(text)
+
+
+def test_a_file_of_before_has_other_names_nulls_and_defaults():
+    old = vars(BASE) | {"window": 10, "broadcast": "auto", "revive": "never", "delay": 0, "least_step_seconds": 0.0}
+    del old["min_step_seconds"], old["pull_at"]
+    assert Config.from_json(json.dumps(old)) == BASE
+    old |= {"asynchronous": "joined", "least_step_seconds": 0.5}
+    assert Config.from_json(json.dumps(old)) == dataclasses.replace(BASE, asynchronous="joined", min_step_seconds=0.5)
 
 
 def test_a_run_goes_on_with_one_group_without_global_options_and_back(tmp_path):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.asynchronous.predicted
 
-Speeds are imposed by sleeping, so that cores are not the limit: a step takes --least-step-seconds, times the worker's
+Speeds are imposed by sleeping, so that cores are not the limit: a step takes --min-step-seconds, times the worker's
 slowdown. Workers in step are the training program of `lsgd train`, a round of which takes as long as the slowest
 worker's steps; the others are those of `lsgd train --asynchronous`, where each sleeps for itself. The simulator is told
 these times of steps, which vary by 1 % in virtual time, where they would end at the same instants otherwise, and that
@@ -123,7 +123,7 @@ def all_runs(base: Config, least: float, target: float) -> list[dict[str, Any]]:
             if schedule.counts == "own" and schedule.waits == "together":
                 found = in_step(config, max(slowdowns) * least, target)
             else:
-                imposed: dict[str, Any] = {"least_step_seconds": least, "slowdowns": tuple(slowdowns)}
+                imposed: dict[str, Any] = {"min_step_seconds": least, "slowdowns": tuple(slowdowns)}
                 imposed["asynchronous"] = "posted" if schedule.waits == "server" else "joined"
                 longer = config.replace(steps=4 * config.steps, **imposed)
                 found = asynchronously(longer, config.steps, target)
@@ -151,7 +151,7 @@ def table(runs: list[dict[str, Any]], target: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=48, help="of the average worker, a multiple of 4")
-    parser.add_argument("--least-step-seconds", type=float, default=0.1)
+    parser.add_argument("--min-step-seconds", type=float, default=0.1)
     parser.add_argument("--target-error", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -161,7 +161,7 @@ def main() -> None:
     base = dataclasses.replace(straggler_config(arguments.steps), checkpoint_every=0)
     with tempfile.TemporaryDirectory() as compiled:  # Runs have programs in common.
         jax.config.update("jax_compilation_cache_dir", compiled)
-        runs = all_runs(base, arguments.least_step_seconds, target)
+        runs = all_runs(base, arguments.min_step_seconds, target)
     text = table(runs, target)
     print(text)
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}

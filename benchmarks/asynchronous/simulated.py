@@ -172,8 +172,8 @@ def scaling() -> tuple[dict[str, Any], list[list], Figure]:
             found = []
             for size in SIZES:
                 workers = min(size, machines.per_group)
-                config = dataclasses.replace(
-                    PRESETS["digits"], groups=size // workers, workers=workers, period=PERIOD,
+                config = PRESETS["digits"].replace(
+                    groups=size // workers, workers=workers, period=PERIOD,
                     global_period=GLOBAL_PERIOD if size > workers else None, steps=ROUNDS * GLOBAL_PERIOD,
                 )  # fmt: skip
                 if SCHEDULES[method].method != "lsgd":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.asynchronous.straggler
 
-Speeds are imposed by sleeping, so that cores are not the limit: a step takes at least --least-step-seconds. For each
+Speeds are imposed by sleeping, so that cores are not the limit: a step takes at least --min-step-seconds. For each
 way to exchange it tells the steps a second of the other seven workers, with the straggler and without, after the first
 exchange and before the first of them has finished; and their ratio beside what a model without any cost but the waiting
 predicts. Synchronous workers are the training program of train, and a round lasts as long as the slowest's steps.
@@ -50,7 +50,7 @@ def asynchronous_speed(config: Config) -> float:
 
 def synchronous_speed(config: Config, slowest: float) -> float:
     """Steps a second of each worker; a round of steps takes at least so many seconds a step as the slowest does."""
-    placement, feed, model, optimizer = prepare(dataclasses.replace(config, asynchronous=None, least_step_seconds=0.0))
+    placement, feed, model, optimizer = prepare(dataclasses.replace(config, asynchronous=None, min_step_seconds=0.0))
     program = local_steps(model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     started: list[float] = []
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each kind, interleaved")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--least-step-seconds", type=float, default=0.05)
+    parser.add_argument("--min-step-seconds", type=float, default=0.05)
     parser.add_argument("--period", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
         steps=arguments.steps,
         period=arguments.period,
         eval_every=arguments.steps,
-        least_step_seconds=arguments.least_step_seconds,
+        min_step_seconds=arguments.min_step_seconds,
         asynchronous="posted",
     )
     speeds: dict[str, dict[str, list[float]]] = {
@@ -105,7 +105,7 @@ def main() -> None:
         for way, of_way in speeds.items():
             for case, slowdown in (("without", 1.0), ("with", SLOWDOWN)):
                 if way == "synchronous":
-                    speed = synchronous_speed(base, slowdown * base.least_step_seconds)
+                    speed = synchronous_speed(base, slowdown * base.min_step_seconds)
                 else:
                     config: Any = {"asynchronous": way, "slowdowns": (slowdown,)}
                     speed = asynchronous_speed(dataclasses.replace(base, **config))

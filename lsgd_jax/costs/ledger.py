@@ -12,8 +12,6 @@ from lsgd_jax.costs.collectives import Collective
 from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
 
-WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
-"""Methods that average the initial parameters at the first step, to form a center."""
 _NUMBER = 4
 """Bytes of a score, an index, a norm or a scale."""
 
@@ -33,25 +31,22 @@ class Exchange(NamedTuple):
 
 
 def exchanges(config: Config, params: Any) -> list[Exchange]:
-    """List the exchanges of a run, for LSGD those in groups first.
-
-    An exchange of LSGD consists of two scalars for the election and a broadcast; of GRAWA, of one norm (or one per
-    array) and an average; of all other methods, of an average.
+    """List the exchanges of a run, those in groups first: the parameters and, with some methods, scalars.
 
     Args:
       config: configuration of the run.
       params: parameters of one worker, or their shapes and dtypes.
     """
-    leaves = jax.tree.leaves(params)
-    average, found = _size(leaves), []
-    for among, period in config.levels:
-        if config.method == "lsgd":
-            sizes = (among,) if among == config.workers else (config.groups, config.workers)
-            parts = [Collective("all-reduce", _NUMBER, among)] * 2
-            parts += _leader(config, leaves, sizes, one_root=among == config.groups * config.workers)
-        else:
-            numbers = {"mgrawa": 1, "lgrawa": len(leaves)}.get(config.method, 0)
-            parts = [Collective("all-reduce", average, among)] + [Collective("all-reduce", _NUMBER, among)] * numbers
+    leaves, options = jax.tree.leaves(params), config.options
+    scalars = METHODS[config.method].scalars(len(leaves))
+    everyone, found = config.groups * config.workers, []
+    for among, period, _ in config.levels:
+        method: BroadcastMethod = options.get("broadcast", "all_reduce")
+        if method == "chain" and among < everyone:  # A group's leader is one of several that are sent at once.
+            method = "ring"
+        sizes = (among,) if among == config.workers else (config.groups, config.workers)
+        parts = [Collective("all-reduce", _NUMBER, among)] * scalars
+        parts += rounded_collectives(leaves, sizes, method, options.get("wire"))
         found.append(Exchange(period, parts))
     return found
 
@@ -75,7 +70,7 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
       7750062.0
     """
     sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
-    if config.method in WITH_CENTER and steps:
+    if METHODS[config.method].averages_start and steps:
         everyone = config.groups * config.workers
         sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
     return sent
@@ -98,12 +93,6 @@ def table(config: Config, params: Any) -> str:
         rows.append((method, ", ".join(texts), f"{sum(each.bytes_sent / each.period for each in found):,.0f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>13}" for a, b, c in rows)
-
-
-def _leader(config: Config, leaves: list[Any], sizes: tuple[int, ...], *, one_root: bool) -> list[Collective]:
-    """Collectives that broadcast a leader over axes of these sizes: one global leader, or one per group."""
-    method = "ring" if config.broadcast == "chain" and not one_root else config.broadcast
-    return rounded_collectives(leaves, sizes, method, config.wire)
 
 
 def rounded_collectives(

@@ -13,7 +13,7 @@ from typing import Any
 
 import optax
 
-from lsgd_jax.checks import check_strengths
+from lsgd_jax.checks import check_positive, check_strengths
 from lsgd_jax.exchange import AxisName, mean
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, shared_center
 from lsgd_jax.trees import towards
@@ -36,12 +36,13 @@ def diloco(
       optimizer: the worker's own; AdamW in the paper.
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges; hundreds in the paper.
-      outer_learning_rate: of the outer step.
-      outer_momentum: Nesterov's, of the outer step, in [0, 1].
+      outer_learning_rate: learning rate of the outer step.
+      outer_momentum: Nesterov momentum of the outer step, in [0, 1].
 
     Raises:
       ValueError: if an option is out of range.
     """
+    check_positive(outer_learning_rate=outer_learning_rate)
     check_strengths(outer_momentum=outer_momentum)
     outer = optax.sgd(outer_learning_rate, outer_momentum, nesterov=True)
 

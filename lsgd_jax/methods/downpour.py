@@ -10,6 +10,7 @@ Dean et al., "Large scale distributed deep networks", NeurIPS 2012; with all wor
 each on its own clock.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import optax
 
 from lsgd_jax.exchange import AxisName, mean, worker_count
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.methods.method import Meeting
 from lsgd_jax.trees import towards
 
 
@@ -62,6 +64,16 @@ def meet_center(x: optax.Params, center: optax.Params, came_from: optax.Params) 
       The new center, which is the worker's new point.
     """
     return optax.apply_updates(center, difference(x, came_from))
+
+
+def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
+    """`meet_center`, after which the worker is where the center is."""
+
+    def meet(x: optax.Params, center: optax.Params, last_center: optax.Params) -> tuple[optax.Params, optax.Params]:
+        center = meet_center(x, center, last_center)
+        return center, center
+
+    return meet
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:

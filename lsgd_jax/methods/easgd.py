@@ -9,6 +9,7 @@ With Nesterov momentum in the worker's optimiser it is EAMSGD.
 Zhang, Choromanska, LeCun, "Deep learning with Elastic Averaging SGD", https://arxiv.org/abs/1412.6651.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,6 +18,7 @@ import optax
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean, worker_count
 from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.methods.method import Meeting
 from lsgd_jax.trees import towards
 
 
@@ -80,7 +82,7 @@ def strengths(pull: float | None, center_pull: float | None, workers: int) -> tu
     return beta / workers if pull is None else pull, beta
 
 
-def derived_strengths(options: dict[str, Any], groups: int, workers: int) -> dict[str, Any]:
+def derived_strengths(options: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
     """The strengths with which these options of `easgd` train so many groups of workers, by the options' names."""
     pull, center_pull = strengths(options["pull"], options["center_pull"], groups * workers)
     return {"pull": pull, "center_pull": center_pull}
@@ -114,6 +116,12 @@ def meet_center(
         optax.apply_updates(x, scaled(-pull, apart)),
         optax.apply_updates(center, scaled(center_pull, apart)),
     )
+
+
+def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
+    """`meet_center` with these options of `easgd`, as one of so many workers does it."""
+    pull, center_pull = options["pull"], options["center_pull"] / workers
+    return lambda x, center, last_center: meet_center(x, center, pull, center_pull)
 
 
 def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:

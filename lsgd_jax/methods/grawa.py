@@ -78,6 +78,16 @@ def lgrawa(
     return _grawa(optimizer, _layer_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
+def one_norm(arrays: int) -> int:
+    """The scalars that `mgrawa` all-reduces in an exchange."""
+    return 1
+
+
+def norm_per_array(arrays: int) -> int:
+    """The scalars that `lgrawa` all-reduces in an exchange."""
+    return arrays
+
+
 def _model_norms(grads: optax.Updates) -> optax.Updates:
     total = norm(grads)
     return jax.tree.map(lambda _: total, grads)

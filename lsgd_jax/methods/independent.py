@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lsgd_jax.checks import check_whole
+from lsgd_jax.checks import check_window
 from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect
 from lsgd_jax.leader import init_losses, record_loss
 from lsgd_jax.trees import inexact, merged
@@ -34,12 +34,12 @@ def independent(
     Args:
       optimizer: the worker's own.
       axis_name: the axis, or the axes, on which the workers lie.
-      window: losses in the mean by which the best worker is found, as for `lsgd_jax.leader_pull`.
+      window: losses in the mean by which the best worker is found.
 
     Raises:
       ValueError: if the window is out of range, or at `update` for a missing value.
     """
-    check_whole("window", window, "losses")
+    check_window(window)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> IndependentState:

@@ -75,7 +75,7 @@ def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = No
         "dataset": layout.dataset,
         "missing": missing,
         "cells": [
-            {"workers": workers, "method": method, "config": dataclasses.asdict(read_config(found[0]))}
+            {"workers": workers, "method": method, "config": read_config(found[0]).effective}
             for (workers, method), found in cells.items()
         ],
     }

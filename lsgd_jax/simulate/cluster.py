@@ -16,6 +16,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
 from lsgd_jax.costs.ledger import exchanges
 from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
 
 SECOND = 1_000_000_000
 """Nanoseconds per second of virtual time."""
@@ -208,7 +209,7 @@ def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[Exch
       UsageError: if an exchange takes longer than virtual time lasts.
     """
     costs = []
-    for (among, _), exchange in zip(config.levels, exchanges(config, params), strict=True):
+    for (among, *_), exchange in zip(config.levels, exchanges(config, params), strict=True):
         crosses = among > config.workers
         seconds = sum(_collective_seconds(each, cluster, crosses) for each in exchange.collectives)
         _check_seconds("an exchange", seconds, *(["local", "global"] if crosses else ["local"]))
@@ -233,7 +234,7 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    sent = size + (4 if config.method == "lsgd" else 0)
+    sent = size + (4 if METHODS[config.method].elects else 0)
     costs = []
     for received in range(1, len(config.levels) + 1):
         seconds = 8 * max(sent, received * size) / bandwidth

@@ -220,8 +220,8 @@ class _Queue:
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.schedule, self.cluster, self.workers = schedule, cluster, config.groups * config.workers
-        (self.group_size, self.period), *wider = config.levels
-        self.ratio = wider[0][1] // self.period if wider else None
+        (self.group_size, self.period, _), *wider = config.levels
+        self.ratio = wider[0].period // self.period if wider else None
         self.target = self.workers * config.steps
         together = schedule.waits == "together"
         self.costs = (collective_costs if together else server_costs)(config, cluster, params)

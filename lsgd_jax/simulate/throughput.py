@@ -62,8 +62,8 @@ class _Simulation:
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.cluster, self.workers = cluster, config.groups * config.workers
         self.everyone = np.arange(self.workers)
-        (self.group_size, self.period), *wider = config.levels
-        self.ratio = wider[0][1] // self.period if wider else None
+        (self.group_size, self.period, _), *wider = config.levels
+        self.ratio = wider[0].period // self.period if wider else None
         self.together = schedule.waits == "together"
         self.costs = (collective_costs if self.together else server_costs)(config, cluster, params)
         self.asking, self.servers_free = request_nanoseconds(config, cluster), 0

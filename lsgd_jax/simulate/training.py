@@ -1,7 +1,7 @@
 """Training in virtual time: workers' steps and exchanges in the order of an event log.
 
 Steps are those of `lsgd_jax.train.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`,
-with no step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
+with no step of its own before it, elects and pulls whoever takes part, and a center meets one worker at a time.
 """
 
 import functools
@@ -20,10 +20,8 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed import Placement, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY, mean
-from lsgd_jax.leader import leader_sgd
-from lsgd_jax.methods import downpour, easgd, mean_of_workers
+from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
-from lsgd_jax.methods.local_sgd import local_sgd
 from lsgd_jax.simulate.cluster import SECOND
 from lsgd_jax.simulate.events import Event, EventLog, Schedule
 from lsgd_jax.train.evaluate import evaluation
@@ -32,7 +30,6 @@ from lsgd_jax.train.setup import make_feed, make_model, make_optimizer, step_key
 from lsgd_jax.train.step import TrainState, init_state, leaders_in, local_steps
 
 _AXIS = "worker"
-_elastic, _adding = jax.jit(easgd.meet_center), jax.jit(downpour.meet_center)
 
 
 class Problem(Protocol):
@@ -104,8 +101,9 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     Raises:
       UsageError: for options of the configuration that are not simulated.
     """
-    for name in ("wire", "delay", "stale_pull", "global_stale_pull", "revive"):
-        if getattr(config, name) != getattr(Config, name):  # The field's default.
+    simulated = ("period", "broadcast", *METHODS[schedule.method].asynchronous.get("posted", ()))
+    for name in config.method_options:
+        if name not in simulated:
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
@@ -120,15 +118,16 @@ class _Replay:
         self.numbers = [0] * log.workers
         self.total = 0
         self.leaders: list[tuple[Event, int]] = []
-        if schedule.method == "lsgd":
-            pulls = [config.pull] if len(log.costs) == 1 else [config.pull, config.global_pull]
-            self.exchanges = [_leader_pull(pull) for pull in pulls]
-        elif schedule.method == "local_sgd":
-            self.exchanges = [_averaging()]
-        if schedule.method in ("easgd", "downpour"):
+        self.method = METHODS[schedule.method]
+        self.center: optax.Params | None = None
+        if self.method.meeting is not None:
+            self.meeting = jax.jit(self.method.meeting(config.options, log.workers))
             self.center = problem.start().params
             self.last_center = [self.center] * log.workers
-        if schedule.method == "lsgd" and schedule.waits == "server":  # What lies on the board: parameters and scores.
+        elif self.method.exchanges == "period":
+            self.exchanges = [_exchange(schedule.method, level.pull) for level in config.levels]
+        self.has_board = self.method.elects and schedule.waits == "server"
+        if self.has_board:  # Parameters and scores are on it.
             nothing = problem.start()
             self.board = [(nothing.params, _score(nothing))] * log.workers
 
@@ -150,7 +149,7 @@ class _Replay:
 
     def step(self, event: Event) -> None:
         [worker] = event.workers
-        if self.schedule.method != "data_parallel":
+        if self.method.exchanges != "step":
             number, (progress, seconds) = self.numbers[worker], self.progress(event)
             self.states[worker] = self.problem.step(self.states[worker], worker, number, progress, seconds)
             self.numbers[worker] += 1
@@ -158,15 +157,15 @@ class _Replay:
 
     def exchange(self, event: Event) -> None:
         who = event.workers
-        if self.schedule.method == "data_parallel":
+        if self.method.exchanges == "step":
             numbers, states = [self.numbers[worker] for worker in who], [self.states[worker] for worker in who]
             after = self.problem.step_together(states, who, numbers, *self.progress(event))
             for worker, state in zip(who, after, strict=True):
                 self.states[worker] = state
                 self.numbers[worker] += 1
-        elif self.schedule.method in ("easgd", "downpour"):
+        elif self.method.meeting is not None:
             self.meet_center(who[0])
-        elif self.schedule.waits == "server":
+        elif self.has_board:
             self.meet_board(event)
         else:
             params, scores = [self.params(worker) for worker in who], [_score(self.states[worker]) for worker in who]
@@ -176,13 +175,9 @@ class _Replay:
             self.note_leader(event, who, position)
 
     def meet_center(self, worker: int) -> None:
-        if self.schedule.method == "easgd":
-            alpha, beta = easgd.strengths(self.config.pull, self.config.center_pull, self.log.workers)
-            params, self.center = _elastic(self.params(worker), self.center, alpha, beta / self.log.workers)
-        else:
-            self.center = self.last_center[worker] = _adding(self.params(worker), self.center, self.last_center[worker])
-            params = jax.tree.map(jnp.copy, self.center)  # Since a step gives up its arrays.
-        self.place(worker, params)
+        params, self.center = self.meeting(self.params(worker), self.center, self.last_center[worker])
+        self.last_center[worker] = self.center
+        self.place(worker, jax.tree.map(jnp.copy, params))  # Since a step gives up its arrays.
 
     def meet_board(self, event: Event) -> None:
         """Post, and be drawn where an exchange of all who have posted would draw to, had they stayed there."""
@@ -201,20 +196,20 @@ class _Replay:
     def leave(self, event: Event) -> None:
         [worker] = event.workers
         self.present[worker] = False
-        if self.schedule.method == "lsgd" and self.schedule.waits == "server":
+        if self.has_board:
             params, score = self.board[worker]
             self.board[worker] = params, jnp.full_like(score, jnp.inf)  # Nobody to be elected.
 
     def join(self, event: Event) -> None:
-        """Start anew from the centre, from the best worker, or from the first; alone, from what was left."""
+        """Restart from the center, from the best worker, or from the first; alone, from what was left."""
         [worker] = event.workers
         there = [other for other in range(self.log.workers) if self.present[other]]
         source = self.params(worker)
-        if self.schedule.method in ("easgd", "downpour"):
+        if self.center is not None:
             source = self.last_center[worker] = self.center
         elif there:
-            lsgd = self.schedule.method == "lsgd"
-            scores = [float(np.squeeze(_score(self.states[other]))) if lsgd else 0.0 for other in there]
+            elects = self.method.elects
+            scores = [float(np.squeeze(_score(self.states[other]))) if elects else 0.0 for other in there]
             source = self.params(there[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))])
         self.present[worker] = True
         self.states[worker] = self.problem.start()._replace(params=jax.tree.map(jnp.copy, source))
@@ -226,15 +221,12 @@ class _Replay:
         self.states[worker] = self.states[worker]._replace(params=params)
 
     def note_leader(self, event: Event, who: Sequence[int], position: Array) -> None:
-        if self.schedule.method == "lsgd":
+        if self.method.elects:
             self.leaders.append((event, NOBODY if position == NOBODY else who[int(position)]))
 
     def test(self) -> tuple[float, np.ndarray]:
         there = [worker for worker in range(self.log.workers) if self.present[worker]] or [0]
-        has_center = self.schedule.method in ("easgd", "downpour")
-        error, of_workers = self.problem.test(
-            [self.states[worker] for worker in there], self.center if has_center else None
-        )
+        error, of_workers = self.problem.test([self.states[worker] for worker in there], self.center)
         errors = np.full(self.log.workers, np.nan)
         errors[there] = of_workers
         return error, errors
@@ -246,14 +238,10 @@ def _score(state: TrainState) -> Array:
 
 
 @functools.cache
-def _leader_pull(pull: float | None) -> Callable:
-    options: dict[str, Any] = {} if pull is None else {"pull": pull}
-    return _together(leader_sgd(optax.identity(), axis_name=_AXIS, period=1, window=1, **options))
-
-
-@functools.cache
-def _averaging() -> Callable:
-    return _together(local_sgd(optax.identity(), axis_name=_AXIS, period=1))
+def _exchange(method: str, pull: float | None) -> Callable:
+    """One exchange of a method; where leaders are elected, by the latest scores, with this strength of the pull."""
+    options = {"period": 1} | ({"pull": pull, "window": 1} if METHODS[method].elects else {})
+    return _together(METHODS[method].build(optax.identity(), axis_name=_AXIS, **options))
 
 
 def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:

@@ -24,6 +24,7 @@ from lsgd_jax import files
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import process_count, process_index
 from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.tensorboard import EventFile
 
 MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
@@ -130,10 +131,15 @@ class RunFolder:
             raise UsageError(
                 f"the run in {self.path} can't be resumed: its checkpoint_every is 0, and nothing was saved."
             )
+        try:  # Options may follow from the number of workers, which may change.
+            filled = METHODS[before.method].filled(before.method_options, config.groups, config.workers)
+        except ValueError as error:
+            raise UsageError(f"the run in {self.path} can't be resumed with these workers: {error}") from None
+        olds, news = vars(before) | filled, vars(config) | config.options
         for field in dataclasses.fields(Config):
             if not (before.has_effect(field.name) and config.has_effect(field.name)):
                 continue
-            old, new = getattr(before, field.name), getattr(config, field.name)
+            old, new = olds[field.name], news[field.name]
             by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
             may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
             if old != new and not may_change:

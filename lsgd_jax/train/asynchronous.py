@@ -21,8 +21,7 @@ from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.distributed import SHARED, STACKED, StepCount, failing_together, process_count
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import broadcast_from
-from lsgd_jax.leader import PULL
-from lsgd_jax.methods import METHODS, downpour, easgd
+from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.independent import independent
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
@@ -64,9 +63,10 @@ def train_and_evaluate(
         the evaluation under way has ended.
     """
     with failing_together():
-        if config.method != "lsgd" and process_count() > 1:
+        if METHODS[config.method].meeting is not None and process_count() > 1:
+            electing = " or ".join(name for name, row in METHODS.items() if row.elects)
             raise UsageError(
-                f"workers meet the center of {config.method} in one process, but this is one of several: use lsgd."
+                f"workers meet the center of {config.method} in one process, but this is one of several: use {electing}."
             )
         prepared = prepare(config, data_dir)
         placement = prepared.placement
@@ -77,7 +77,7 @@ def train_and_evaluate(
             )
         joined = config.asynchronous == "joined"
         kind: Callable[..., _Run] = _JoinedRun if joined else _CenteredRun
-        if config.method == "lsgd" and not joined:
+        if METHODS[config.method].elects and not joined:
             kind = partial(_PostedRun, board=board_of(prepared))
         folder = RunFolder(run_dir, config, tensorboard=tensorboard)
 
@@ -114,7 +114,7 @@ class _Run:
         optimizer = independent(
             optax.chain(local_optimizer(config), scale_by_rate_factor()),
             axis_name=self.placement.axes,
-            window=config.window,
+            **{name: value for name, value in config.options.items() if name == "window"},
         )
         program = local_step(self.model, optimizer, self.feed)
         states = self.placement.parts(init_state(self.model, optimizer, self.placement))
@@ -184,7 +184,7 @@ class _Run:
         batch, model = coming_batch(), Model(state.params, state.statistics)
         compiled = program.lower(model, state.optimizer, shared, batch, np.int32(0), rate_factor(0), key).compile()
         slowdown = config.slowdowns[position] if position < len(config.slowdowns) else 1.0
-        min_seconds = slowdown * config.least_step_seconds
+        min_seconds = slowdown * config.min_step_seconds
         return Worker(position, config.steps, model, state.optimizer, take_step, min_seconds=min_seconds)
 
     def evaluate_if_due(self, count: int) -> None:
@@ -218,7 +218,7 @@ class _JoinedRun(_Run):
 
     def make_exchanges(self) -> Joined:
         """A meeting of all workers every `period` steps of each, on average."""
-        config, periods = self.config, [period for _, period in self.config.levels]
+        config, periods = self.config, [level.period for level in self.config.levels]
         every_time = config.replace(period=1, window=1)
         if config.groups > 1:
             every_time = every_time.replace(global_period=periods[-1] // periods[0])
@@ -282,11 +282,7 @@ class _PostedRun(_Run):
     def make_exchanges(self) -> Posted:
         """A board, with the pulls of the configuration."""
         config = self.config
-        pulls = (PULL if pull is None else pull for pull in (config.pull, config.global_pull))
-        levels = [
-            Level(among, self.size * period, pull)
-            for (among, period), pull in zip(config.levels, pulls, strict=False)  # With one group, one level.
-        ]
+        levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
         return Posted(
             self.count, levels, self._board, workers=self.size, staleness=config.staleness, log=self.recorder.record
         )
@@ -312,24 +308,16 @@ class _PostedRun(_Run):
 
 
 class _CenteredRun(_Run):
-    """EASGD or DOWNPOUR with a center variable."""
+    """A method that keeps a center."""
 
     exchanges: Centered
 
     def make_exchanges(self) -> Centered:
         """A center variable, met as the method prescribes."""
         config = self.config
-        if config.method == "easgd":
-            pull, center_pull = easgd.strengths(config.pull, config.center_pull, self.size)
-
-            def meet(x: Any, center: Any, last_center: Any) -> tuple[Any, Any]:
-                return easgd.meet_center(x, center, pull, center_pull / self.size)
-        else:
-
-            def meet(x: Any, center: Any, last_center: Any) -> tuple[Any, Any]:
-                center = downpour.meet_center(x, center, last_center)
-                return center, center
-
+        meeting = METHODS[config.method].meeting
+        assert meeting is not None  # Else the method is not one for such a run.
+        meet = meeting(config.options, self.size)
         start = self.workers[0].model.params
         return Centered(self.count, start, meet, workers=self.size, period=config.period, log=self.recorder.record)
 

@@ -70,8 +70,7 @@ class Recorder:
         levels: dict[str, Any] = {}
         if self.config.groups > 1:
             levels = {"local_leaders": positions[:, 0, 0], "local_distances": distances[:, :, 0]}
-        _, longest_period = self.config.levels[-1]
-        if step % longest_period == 0:
+        if step % self.config.levels[-1].period == 0:
             levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
         self.folder.log("exchange", step=step, scores=leaders.score, **levels, **more)
         if leaders.revived.any():

@@ -120,11 +120,10 @@ def make_method(
     config: Config, placement: Placement, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
     """The configured method around a worker's optimizer, over the axes of the placement."""
-    method = METHODS[config.method]
-    axes: dict[str, Any] = {"axis_name": placement.axes}
-    if config.groups > 1 and method.has_groups:
-        axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
-    return method.build(optimizer, **axes, **config.method_options)
+    groups, workers = placement.group_axes, placement.worker_axes
+    if config.groups == 1:
+        groups, workers = (), placement.axes
+    return METHODS[config.method].built(optimizer, config.method_options, groups=groups, workers=workers)
 
 
 def local_optimizer(config: Config) -> optax.GradientTransformation:

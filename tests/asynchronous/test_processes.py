@@ -16,7 +16,7 @@ TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25"
 
 def test_joined_workers_of_two_processes(tmp_path):
     """The count is of both."""
-    train = [*TRAIN, "--asynchronous", "joined", "--least-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
+    train = [*TRAIN, "--asynchronous", "joined", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
     done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
@@ -71,7 +71,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_posted_workers_of_two_processes(tmp_path):
     """Each is pulled to the other across processes, over loopback; the first process logs what all have done."""
-    train = [*TRAIN, "--asynchronous", "posted", "--least-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
+    train = [*TRAIN, "--asynchronous", "posted", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
     done = launch(2, sys.executable, "-c", LISTENING, *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {f"[{process}] on loopback alone: True" for process in range(2)} <= set(done.stdout.splitlines())

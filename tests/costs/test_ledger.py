@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
+from typing import Literal
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lsgd_jax.costs.collectives import Collective, collectives
-from lsgd_jax.costs.ledger import WITH_CENTER, bytes_sent, exchanges, rounded_collectives
+from lsgd_jax.costs.ledger import bytes_sent, exchanges, rounded_collectives
 from lsgd_jax.distributed import SHARED
 from lsgd_jax.exchange import broadcast_rounded
 from lsgd_jax.methods import METHODS
@@ -46,7 +47,7 @@ def sizes(found):
 def check(config):
     found, params = compiled(config)
     expected = [each for exchange in exchanges(config, params) for each in exchange.collectives]
-    if config.method in WITH_CENTER:
+    if METHODS[config.method].averages_start:
         size = sum(x.nbytes for x in jax.tree.leaves(params))
         expected.append(Collective("all-reduce", size, config.groups * config.workers))
     assert sizes(found) == sizes(expected)
@@ -99,6 +100,21 @@ def test_one_group_and_a_round_in_one_program():
     [exchange] = exchanges(config, params)
     in_loop = [each._replace(times=4 * each.times) for each in exchange.collectives]  # At most: due in one step of 4.
     assert sizes(found) == sizes(in_loop)
+
+
+def test_an_average_that_is_sent_in_other_numbers(monkeypatch):
+    """A method needs no more than the option."""
+
+    def build(optimizer, *, axis_name, period: int = 4, wire: Literal["bfloat16"] | None = None):
+        """It is never trained with."""
+        return optimizer
+
+    monkeypatch.setitem(METHODS, "local_sgd", METHODS["local_sgd"]._replace(build=build))
+    config, params = PRESETS["mnist1d"].replace(method="local_sgd"), jax.ShapeDtypeStruct((200,), np.float32)
+    assert bytes_sent(config, params, 16) == 4 * 2 * 7 / 8 * 800
+    assert bytes_sent(config.replace(wire="bfloat16"), params, 16) == 4 * 2 * 7 / 8 * 400
+    with pytest.raises(ValueError, match=r"^wire must be bfloat16 or not given, got 'int8'\.$"):
+        config.replace(wire="int8")
 
 
 def test_bytes_by_formula():

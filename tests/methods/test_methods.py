@@ -1,15 +1,21 @@
 """One battery over the table of methods."""
 
 import inspect
+import re
+from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import Array
 
-from lsgd_jax.methods import METHODS
+from lsgd_jax.checks import check_type
+from lsgd_jax.methods import METHODS, Method, mean_of_workers
+from lsgd_jax.methods.options import fields_of, option_types
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_worker
 from tests import oracle
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
@@ -84,22 +90,59 @@ def test_every_method_is_tried():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_methods_have_one_shape_and_the_same_names(name):
+def test_all_methods_have_one_shape_and_options_that_are_told_of(name):
     first, *options = inspect.signature(METHODS[name].build).parameters.values()
     assert first.name == "optimizer"
     assert all(option.kind is option.KEYWORD_ONLY for option in options)
     names = [option.name for option in options]
     assert names[0] == "axis_name"
-    known = {"axis_name", "period", "pull", "center_pull", "prox", "outer_learning_rate", "outer_momentum", "pull_at"}
-    known |= {"group_axis_name", "global_pull", "global_period", "window", "stale_pull", "global_stale_pull"}
-    known |= {"broadcast", "wire", "delay", "revive"}
-    assert set(names) <= known
+    told = {option: help_text for option, _, help_text in fields_of({name: METHODS[name]})}
+    assert set(told) == set(METHODS[name].options)
+    assert all(re.match(rf"{name}: ..+\.$", text) for text in told.values())
     assert set(METHODS[name].grid) <= set(names)
+    assert set(METHODS[name].in_groups) <= set(names)
+    assert all(set(options) <= set(names) for options in METHODS[name].asynchronous.values())
     update = list(inspect.signature(build(name).update).parameters)
     assert update[:3] == ["updates", "state", "params"]
     assert list(inspect.signature(METHODS[name].center).parameters) == ["params", "state", "axis_name"]
     assert "Args:" in METHODS[name].build.__doc__
     assert "NaN" in METHODS[name].build.__doc__
+
+
+def test_an_option_is_for_a_configuration_what_its_annotation_says():
+    def build(
+        optimizer,
+        *,
+        axis_name,
+        rate: Array | float | Callable[[int], float] = 0.5,
+        count: int | None = None,
+        flag: bool = False,
+        way: Literal["up", "down"] = "up",
+        tree: Array | None = None,
+    ):
+        """Never called.
+
+        Args:
+          rate: how fast,
+            in one line.
+          count: how many.
+        """
+
+    types = option_types(build)
+    assert types == {
+        "rate": float | None,
+        "count": int | None,
+        "flag": bool | None,
+        "way": Literal["up", "down"] | None,
+    }
+    found = {name: (hint, text) for name, hint, text in fields_of({"a": Method(build, mean_of_workers, "never")})}
+    assert found["rate"] == (float | None, "a: how fast, in one line (default 0.5).")
+    assert found["count"] == (int | None, "a: how many.")
+    both = {name: text for name, _, text in fields_of(dict.fromkeys("ab", Method(build, mean_of_workers, "never")))}
+    assert both["count"] == "a, b: how many."
+    with pytest.raises(ValueError, match=r"^flag must be True, False or not given, got 1\.$"):
+        check_type("flag", 1, types["flag"])
+    check_type("flag", True, types["flag"])
 
 
 def flat(tree):
@@ -295,10 +338,10 @@ def test_learning_rates_of_another_shape_are_one_sentence():
     ("name", "options", "message"),
     [
         ("easgd", {"period": 0}, "period must be a whole number of updates, at least 1, got 0"),
-        ("easgd", {"center_pull": 1.5}, r"center_pull must lie in \[0, 1\], got 1\.5"),
-        ("easgd", {"pull": 1.5}, r"pull must lie in \[0, 1\], got 1\.5"),
-        ("diloco", {"outer_momentum": -0.1}, r"outer_momentum must lie in \[0, 1\], got -0\.1"),
-        ("mgrawa", {"prox": 2.0}, r"prox must lie in \[0, 1\], got 2\.0"),
+        ("easgd", {"center_pull": 1.5}, r"center_pull must be in \[0, 1\], got 1\.5"),
+        ("easgd", {"pull": 1.5}, r"pull must be in \[0, 1\], got 1\.5"),
+        ("diloco", {"outer_momentum": -0.1}, r"outer_momentum must be in \[0, 1\], got -0\.1"),
+        ("mgrawa", {"prox": 2.0}, r"prox must be in \[0, 1\], got 2\.0"),
         ("independent", {"window": 0}, "window must be a whole number of losses, at least 1, got 0"),
     ],
 )

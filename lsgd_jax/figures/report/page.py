@@ -125,12 +125,12 @@ def _together(runs: list[Run]) -> list[str]:
 
     charts = [picture(partial(draw, label=label), f"Test error of the center by {label}.", "") for label in against]
     fields = [field.name for field in dataclasses.fields(Config)]
-    first = runs[0].config
-    differing = [name for name in fields if any(getattr(run.config, name) != getattr(first, name) for run in runs)]
+    settings = [run.config.effective for run in runs]
+    differing = [name for name in fields if any(of.get(name) != settings[0].get(name) for of in settings)]
     rows = []
-    for number, (run, look) in enumerate(zip(runs, looks, strict=True), 1):
+    for number, (run, look, of) in enumerate(zip(runs, looks, settings, strict=True), 1):
         link = _Markup(f'{_swatch(*look)}<a href="#run-{number}">{_escaped(run.name)}</a>')
-        rows.append([link, *_ends(run), *(text_of(getattr(run.config, name)) for name in differing)])
+        rows.append([link, *_ends(run), *(text_of(of[name]) if name in of else "" for name in differing)])
     header = ["run", *_ENDS, *differing]
     return [
         _table(rows, header, "Results, and options that differ.", "wide"),
@@ -164,7 +164,7 @@ def _section(run: Run) -> list[str]:
         caption = f"First {MOST_EVENTS} of {len(run.events):,}." if len(run.events) > MOST_EVENTS else ""
         table = _table(run.events[:MOST_EVENTS], ["local step", "event"], caption)
         parts += ["<h3>Failures, revivals, resumes</h3>", table]
-    values = [[name, text_of(value)] for name, value in dataclasses.asdict(config).items()]
+    values = [[name, text_of(value)] for name, value in config.effective.items()]
     parts += ["<h3>Configuration</h3>", _table(values, place="columns")]
     if run.environment:
         parts += ["<h3>Environment</h3>", _table([list(entry) for entry in run.environment.items()])]

@@ -1,0 +1,106 @@
+"""A row of the table of methods: all that the rest of the package knows of one."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+import optax
+
+Meeting = Callable[[optax.Params, optax.Params, optax.Params], tuple[optax.Params, optax.Params]]
+"""From a worker's point, the center and the center that the worker met last: its new point and the new center."""
+
+
+class Level(NamedTuple):
+    """Exchanges among so many workers, each group's own or all."""
+
+    workers: int
+    """Workers that exchange with each other."""
+    period: int
+    """Local steps between exchanges."""
+    pull: float | None = None
+    """Strength of the pull towards the leader; None for methods that elect none."""
+
+
+def one_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Level]:
+    """Exchanges among all workers, every `period` steps; in every step for methods without a period."""
+    return [Level(groups * workers, options.get("period", 1))]
+
+
+def no_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Level]:
+    """No exchanges."""
+    return []
+
+
+class Method(NamedTuple):
+    """A row of the table of methods.
+
+    Functions of `options` take the method's options by name, those that nobody has set at their defaults.
+    """
+
+    build: Callable[..., optax.GradientTransformationExtraArgs]
+    """From the worker's optimizer, `axis_name` and the method's own options, all by keyword. Its signature, docstring
+    and ValueErrors are the types, help and checks of the options everywhere."""
+    center: Callable[[optax.Params, Any, Any], optax.Params]
+    """From a worker's params, the method's state and `axis_name`: the model that the method reports."""
+    exchanges: Literal["period", "step", "never"]
+    """What workers exchange: parameters every period, gradients in every step, so that workers who start together stay
+    together, or nothing."""
+    grid: Mapping[str, tuple] = {}
+    """Values of its own option that a tuned comparison tries."""
+    adds_up: bool = False
+    """Whether the workers' updates are summed, not averaged; a tuned comparison then scales learning rates by 1/n."""
+    averages_start: bool = False
+    """Whether workers average their starts at the first step, to form a center."""
+    scalars: Callable[[int], int] = lambda arrays: 0
+    """From the number of arrays of parameters: the scalars that are all-reduced in an exchange, beside the parameters.
+    How parameters are sent, the options `broadcast` and `wire` say; without them, by one all-reduce."""
+    elects: bool = False
+    """Whether workers elect leaders, as `lsgd_jax.leader` does."""
+    meeting: Callable[[Mapping[str, Any], int], Meeting] | None = None
+    """From the options and the number of workers: how one worker meets the center on its own clock; None for methods
+    that don't have such a center."""
+    asynchronous: Mapping[str, Collection[str]] = {}
+    """The ways in which workers may run at their own speed, "joined" and "posted", each with the options that have an
+    effect then, beside the period."""
+    in_groups: Collection[str] = ()
+    """Options without an effect if there is one group."""
+    levels: Callable[[Mapping[str, Any], int, int], list[Level]] = one_level
+    """From the options, groups and workers in each: the levels of exchanges, those in a group first."""
+    derived: Callable[[Mapping[str, Any], int, int], dict[str, Any]] = lambda options, groups, workers: {}
+    """From the options, groups and workers in each: the options whose values follow from others. Raises ValueError if
+    the options do not fit the workers."""
+    periods: Callable[[int, int], dict[str, int]] = lambda every, groups: {"period": every}
+    """From the steps between exchanges among all workers, and groups: the options to set for it."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, with their defaults: what its builder takes by keyword, but for the axes."""
+        return {name: default for name, default in _keywords(self.build).items() if not name.endswith("axis_name")}
+
+    def filled(self, given: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
+        """The method's options with the values that so many groups of workers train with, where some are given."""
+        options = self.options | dict(given)
+        return options | self.derived(options, groups, workers)
+
+    def built(
+        self, optimizer: optax.GradientTransformation, options: Mapping[str, Any], *, groups: Any, workers: Any
+    ) -> optax.GradientTransformationExtraArgs:
+        """The method around a worker's optimizer.
+
+        Args:
+          optimizer: the worker's own.
+          options: those that are given, by name.
+          groups: the axis, or the axes, on which groups lie; empty for one group.
+          workers: the axis, or the axes, on which the workers of a group lie.
+        """
+        if groups and "group_axis_name" in _keywords(self.build):
+            return self.build(optimizer, axis_name=workers, group_axis_name=groups, **options)
+        return self.build(optimizer, axis_name=(*groups, *workers), **options)
+
+
+@functools.cache
+def _keywords(build: Callable) -> dict[str, Any]:
+    """What a function takes by keyword alone, with the defaults."""
+    parameters = inspect.signature(build).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}

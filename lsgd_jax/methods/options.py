@@ -1,0 +1,65 @@
+"""The options of methods as fields of a configuration, read from their builders' signatures and docstrings."""
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+from lsgd_jax.methods.method import Method
+
+
+@functools.cache
+def option_types(build: Callable) -> dict[str, Any]:
+    """The types of what a configuration takes for the options of a builder, None for the builder's own default.
+
+    Where a builder takes a number, a schedule or an array, a configuration takes the number. An option that is none
+    of number, string, choice or truth value is for Python alone.
+    """
+    found = {}
+    for name, hint in get_type_hints(build).items():
+        if plain := [each for each in _members(hint) if each in (bool, int, float, str) or get_origin(each) is Literal]:
+            found[name] = Union[tuple(each for each in plain if each is not int or float not in plain)] | None  # noqa: UP007
+    return found
+
+
+def fields_of(methods: Mapping[str, Method]) -> Iterator[tuple[str, Any, str]]:
+    """The name, type and help text of each option that a method has.
+
+    Args:
+      methods: by name.
+    """
+    having: dict[str, list[str]] = {}
+    for method, row in methods.items():
+        for name in row.options.keys() & option_types(row.build).keys():
+            having.setdefault(name, []).append(method)
+    for name in dict.fromkeys(name for row in methods.values() for name in row.options if name in having):
+        texts: dict[str, list[str]] = {}
+        for method in having[name]:
+            text, default = _described(methods[method].build).get(name, ""), methods[method].options[name]
+            text = text.removesuffix(".") + ("." if default is None else f" (default {default}).")
+            texts.setdefault(text, []).append(method)
+        hints = [option_types(methods[method].build)[name] for method in having[name]]
+        yield name, functools.reduce(lambda one, other: one | other, hints), _help(texts)
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """The alternatives of a type."""
+    if get_origin(hint) in (Union, types.UnionType):
+        for each in get_args(hint):
+            yield from _members(each)
+    else:
+        yield hint
+
+
+@functools.cache
+def _described(build: Callable) -> dict[str, str]:
+    """What a builder's docstring says of its arguments, each on one line."""
+    arguments = docstring_parser.parse(build.__doc__ or "").params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in arguments}
+
+
+def _help(texts: Mapping[str, list[str]]) -> str:
+    """One line per description, with the methods whose it is."""
+    return "\n".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items())
