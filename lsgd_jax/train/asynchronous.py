@@ -66,7 +66,8 @@ def train_and_evaluate(
         if METHODS[config.method].meeting is not None and process_count() > 1:
             electing = " or ".join(name for name, row in METHODS.items() if row.elects)
             raise UsageError(
-                f"workers meet the center of {config.method} in one process, but this is one of several: use {electing}."
+                f"workers meet the center of {config.method} in one process, but this is one of several:"
+                f" use {electing}."
             )
         prepared = prepare(config, data_dir)
         placement = prepared.placement
