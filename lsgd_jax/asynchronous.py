@@ -32,8 +32,8 @@ from lsgd_jax.board import Board, Post
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.exchange import NOBODY, elect
-from lsgd_jax.leader import pulled
-from lsgd_jax.trees import distance
+from lsgd_jax.exchange.trees import distance
+from lsgd_jax.link import pulled
 
 GRACE = 10.0
 """Seconds that the other workers have to end the step at hand when one has failed, before the run ends without them."""

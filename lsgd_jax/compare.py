@@ -20,9 +20,9 @@ from lsgd_jax import files
 from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
-from lsgd_jax.leader import default_global_period
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS
+from lsgd_jax.methods.lsgd import default_global_period
 from lsgd_jax.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import prepare, train_and_evaluate
 

@@ -12,8 +12,9 @@ import tyro
 
 from lsgd_jax import files
 from lsgd_jax.exchange import BroadcastMethod, Wire
-from lsgd_jax.leader import Revive, default_global_period
 from lsgd_jax.methods import METHODS
+from lsgd_jax.methods.lsgd import default_global_period
+from lsgd_jax.variants import Revive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +184,8 @@ class Config:
         self._check("width", 0 < self.width <= 64, "in (0, 64]")
         has_leaders = self.batch_statistics != "leader" or self.method == "lsgd"
         self._check("batch_statistics", has_leaders, "own, mean or reestimate for methods without leaders")
+        averages = self.method == "local_sgd"
+        self._check("wire", not averages or self.wire != "int8", "bfloat16 or not given for averages")
         self._check_asynchronous()
         rates, periods = self.tune_learning_rates, self.tune_periods
         self._check("tune_learning_rates", all(0 < rate < float("inf") for rate in rates), "positive")

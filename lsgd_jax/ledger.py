@@ -12,8 +12,8 @@ from lsgd_jax.config import Config
 from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
 
-WITH_CENTER = ("easgd", "downpour", "diloco", "mgrawa", "lgrawa")
-"""Methods that average the starts at the first step, to form a centre."""
+WITH_CENTER = ("easgd", "downpour", "diloco")
+"""Methods that average the starts at the first exchange, to form a center."""
 _NUMBER = 4
 """The bytes of a score, a position, a norm or a scale."""
 
@@ -43,7 +43,8 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
       params: one worker's, or their shapes and dtypes.
     """
     leaves = jax.tree.leaves(params)
-    average, found = _size(leaves), []
+    rounded = config.method == "local_sgd" and config.wire == "bfloat16"
+    average, found = sum(2 * x.size for x in leaves) if rounded else _size(leaves), []
     for among, period in config.levels:
         if config.method == "lsgd":
             sizes = (among,) if among == config.workers else (config.groups, config.workers)
@@ -75,7 +76,8 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
       7750062.0
     """
     sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
-    if config.method in WITH_CENTER and steps:
+    starts = config.method in WITH_CENTER or (config.method == "local_sgd" and config.wire is not None)
+    if starts and steps >= config.period:
         everyone = config.groups * config.workers
         sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
     return sent

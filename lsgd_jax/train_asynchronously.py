@@ -34,11 +34,11 @@ from lsgd_jax.distributed import (
 from lsgd_jax.errors import UsageError
 from lsgd_jax.evaluate import evaluation
 from lsgd_jax.exchange import all_finite, broadcast_from
-from lsgd_jax.leader import PULL
 from lsgd_jax.learning_rates import rate_factors, scale_by_rate_factor
 from lsgd_jax.ledger import bytes_sent
 from lsgd_jax.methods import METHODS, downpour, easgd
 from lsgd_jax.methods.independent import independent
+from lsgd_jax.methods.lsgd import PULL
 from lsgd_jax.progress import RunProgress
 from lsgd_jax.run_folder import RunFolder
 from lsgd_jax.step import TrainState, init_state, leaders_in, worker_step

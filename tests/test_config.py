@@ -138,12 +138,18 @@ HAVE = {
     "stale_pull": ("lsgd",),
     "global_stale_pull": ("lsgd",),
     "broadcast": ("lsgd",),
-    "wire": ("lsgd",),
-    "delay": ("lsgd",),
+    "wire": ("lsgd", "local_sgd"),
+    "delay": ("lsgd", "local_sgd"),
     "revive": ("lsgd",),
 }
 """The methods that have an option."""
-GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring", "wire": "int8"}
+GIVEN = dict.fromkeys(HAVE, 0.1) | {
+    "period": 2,
+    "window": 5,
+    "global_period": 8,
+    "broadcast": "ring",
+    "wire": "bfloat16",
+}
 GIVEN |= {"delay": 1, "revive": "from_leader"}
 
 

@@ -126,5 +126,7 @@ def test_bytes_by_formula():
     assert bytes_sent(single.replace(method="independent"), params, 16) == 0
     easgd = grouped.replace(method="easgd")
     assert bytes_sent(easgd, params, 16) == (8 + 1) * of_all * 800
-    assert bytes_sent(easgd, params, 0) == 0
-    assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (2 * 800 + 4)
+    assert bytes_sent(easgd, params, 1) == 0
+    assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (800 + 4)
+    averaging = dataclasses.replace(single.replace(method="local_sgd"), wire="bfloat16")
+    assert bytes_sent(averaging, params, 16) == of_four * (8 * 400 + 800)

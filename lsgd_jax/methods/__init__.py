@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
-from lsgd_jax.leader import PULL, default_global_period, leader_sgd
 from lsgd_jax.methods import diloco, downpour, easgd, independent
-from lsgd_jax.methods.base import MethodState, mean_of_workers
+from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.grawa import lgrawa, mgrawa
 from lsgd_jax.methods.local_sgd import local_sgd
+from lsgd_jax.methods.lsgd import PULL, default_global_period, leader_sgd
 
-__all__ = ["METHODS", "Method", "MethodState", "mean_of_workers"]
+__all__ = ["METHODS", "Method", "mean_of_workers"]
 
 
 class Method(NamedTuple):

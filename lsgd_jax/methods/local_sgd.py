@@ -1,17 +1,28 @@
 r"""Local SGD: workers go on from their mean, :math:`x^i \leftarrow \bar x`, every `period` updates.
 
-Stich, "Local SGD converges fast and communicates little", https://arxiv.org/abs/1805.09767.
+Stich, "Local SGD converges fast and communicates little", https://arxiv.org/abs/1805.09767. With a delay of 1 it is
+overlapped local SGD, :math:`x^i \leftarrow x^i - (x^i_k - \bar x_k)` from the points at the end of the last exchange k,
+as in Zhou et al., "DaSGD: Squeezing SGD parallelization performance in distributed training using delayed averaging",
+https://arxiv.org/abs/2006.00441.
 """
+
+from typing import Literal
 
 import optax
 
-from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.methods.base import exchange_every
-from lsgd_jax.trees import towards
+from lsgd_jax.exchange import AxisName
+from lsgd_jax.link import chained, link
+from lsgd_jax.methods.base import mean_of, rounded_mean_of
+from lsgd_jax.variants import Delay, delayed
 
 
 def local_sgd(
-    optimizer: optax.GradientTransformation, *, axis_name: AxisName, period: int = 4
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: AxisName,
+    period: int = 4,
+    delay: Delay = 0,
+    wire: Literal["bfloat16"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Local SGD, also called periodic averaging.
 
@@ -21,12 +32,15 @@ def local_sgd(
       optimizer: the worker's own.
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
+      delay: 1 puts off each move to the mean to the next exchange, `lsgd_jax.variants.DELAYED`.
+      wire: in what numbers averages are sent: None for those of the parameters, "bfloat16" for differences to the last
+        mean, as `rounded_mean` sends them; the first difference is to the mean of the starts.
 
     Raises:
-      ValueError: if the period is out of range.
+      ValueError: if an option is out of range.
     """
-
-    def exchange(x: optax.Params, shared: None, grads: optax.Updates) -> tuple[optax.Updates, None]:
-        return towards(x, mean(x, axis_name)), shared
-
-    return exchange_every(period, optimizer, exchange, axis_name=axis_name)
+    if wire not in (None, "bfloat16"):
+        raise ValueError(f'the wire of an average must be None or "bfloat16", got {wire!r}.')
+    average = mean_of(axis_name) if wire is None else rounded_mean_of(axis_name)
+    moving = link(average, axis_name=axis_name, period=period, exchange=delayed(delay))
+    return chained(optimizer, moving, axis_name=axis_name)

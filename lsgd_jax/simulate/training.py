@@ -1,6 +1,6 @@
 """Training in virtual time: workers' steps and exchanges in the order of an event log.
 
-Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`, with no
+Steps are those of `lsgd_jax.step`, exchanges those of the methods themselves: `lsgd_jax.leader_sgd`, with no
 step of its own before it, elects and pulls whoever takes part, and a centre meets one worker at a time.
 """
 
@@ -21,10 +21,10 @@ from lsgd_jax.distributed import Placement, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.evaluate import evaluation
 from lsgd_jax.exchange import NOBODY, mean
-from lsgd_jax.leader import leader_sgd
 from lsgd_jax.methods import downpour, easgd, mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.local_sgd import local_sgd
+from lsgd_jax.methods.lsgd import leader_sgd
 from lsgd_jax.simulate.cluster import SECOND
 from lsgd_jax.simulate.events import Event, EventLog, Schedule
 from lsgd_jax.step import TrainState, init_state, leaders_in, local_steps
