@@ -3,9 +3,10 @@
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import tyro
 
 from lsgd_jax.methods.method import Method
 
@@ -42,6 +43,25 @@ def fields_of(methods: Mapping[str, Method]) -> Iterator[tuple[str, Any, str]]:
             texts.setdefault(text, []).append(method)
         hints = [option_types(methods[method].build)[name] for method in having[name]]
         yield name, functools.reduce(lambda one, other: one | other, hints), _help(texts)
+
+
+def with_options_of(methods: Mapping[str, Method]) -> Callable[[type], type]:
+    """A decorator that gives a class the options of methods: annotations with help for the command line, and None."""
+
+    def decorated(fields: type) -> type:
+        for name, hint, text in fields_of(methods):
+            if name not in fields.__annotations__:
+                about = tyro.conf.arg(help=text, help_behavior_hint=_default)
+                fields.__annotations__[name] = Annotated[hint, about]
+                setattr(fields, name, None)
+        return fields
+
+    return decorated
+
+
+def _default(value: str) -> str:
+    """What the help says after an option's text, in which the methods' defaults are."""
+    return "" if value == "None" else f"(default: {value})"
 
 
 def _members(hint: Any) -> Iterator[Any]:
