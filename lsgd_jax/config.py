@@ -358,15 +358,13 @@ def _no_effect(name: str, config: Any) -> str | None:
     if config.method not in METHODS:
         return None
     method, way = METHODS[config.method], config.asynchronous
-    having = [other for other, row in METHODS.items() if name in row.options]
-    if having and name not in method.options:
-        return f"with {config.method}: it is an option of {', '.join(having)}"
-    if name in method.in_groups and config.groups == 1:
+    if name not in method.options:
+        if having := [other for other, row in METHODS.items() if name in row.options]:
+            return f"with {config.method}: it is an option of {', '.join(having)}"
+    elif name in method.in_groups and config.groups == 1:
         return "with one group"
-    if name in method.options and way in method.asynchronous:
-        with_effect = ["period", *method.asynchronous[way]]
-        if name not in with_effect:
-            return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
+    elif way in method.asynchronous and name not in (with_effect := ["period", *method.asynchronous[way]]):
+        return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
     return next((rule.otherwise for rule in _RULES if name in rule.options and not rule.have_effect(config)), None)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -74,13 +75,13 @@ class Method(NamedTuple):
     """From the steps between exchanges among all workers, and groups: the options to set for it."""
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Mapping[str, Any]:
         """The method's own options, with their defaults: what its builder takes by keyword, but for the axes."""
-        return {name: default for name, default in _keywords(self.build).items() if not name.endswith("axis_name")}
+        return _options(self.build)
 
     def filled(self, given: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
         """The method's options with the values that so many groups of workers train with, where some are given."""
-        options = self.options | dict(given)
+        options = {**self.options, **given}
         return options | self.derived(options, groups, workers)
 
     def built(
@@ -94,13 +95,12 @@ class Method(NamedTuple):
           groups: the axis, or the axes, on which groups lie; empty for one group.
           workers: the axis, or the axes, on which the workers of a group lie.
         """
-        if groups and "group_axis_name" in _keywords(self.build):
+        if groups and "group_axis_name" in inspect.signature(self.build).parameters:
             return self.build(optimizer, axis_name=workers, group_axis_name=groups, **options)
         return self.build(optimizer, axis_name=(*groups, *workers), **options)
 
 
 @functools.cache
-def _keywords(build: Callable) -> dict[str, Any]:
-    """What a function takes by keyword alone, with the defaults."""
-    parameters = inspect.signature(build).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+def _options(build: Callable) -> Mapping[str, Any]:
+    keywords = (each for each in inspect.signature(build).parameters.values() if each.kind is each.KEYWORD_ONLY)
+    return types.MappingProxyType({each.name: each.default for each in keywords if not each.name.endswith("axis_name")})
