@@ -69,7 +69,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 
 def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
     interrupted = (
-        "import signal, sys, time, lsgd_jax.cli, lsgd_jax.train as t;"
+        "import signal, sys, time, lsgd_jax.cli, lsgd_jax.train.loop as t;"
         f"t.local_steps = lambda *_: (signal.raise_signal(2), time.sleep({faults.HANG}));"
     )
     command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
@@ -92,14 +92,14 @@ def test_a_stop_before_the_first_step_leaves_no_process(number, prepared, tmp_pa
     """Of those that decode images: what holds the output of the first has to end before that is read whole."""
     script = tmp_path / "decoding.py"  # What decodes is spawned, and has to be able to import it.
     script.write_text(f"""
-import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train
+import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train.loop
 
 def stopped():
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), {int(number)})
     time.sleep({faults.HANG})
 
-lsgd_jax.train.deferred_signals = stopped
+lsgd_jax.train.loop.deferred_signals = stopped
 if __name__ == "__main__":
     sys.exit(lsgd_jax.cli.main())
 """)
