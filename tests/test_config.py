@@ -239,7 +239,7 @@ def test_a_run_goes_on_with_one_group_without_global_options_and_back(tmp_path):
     alone = grouped.replace(groups=1)
     for config, resume in [(grouped, False), (alone, True), (grouped, True)]:
         with RunFolder(tmp_path / "run", config, resume=resume) as folder:
-            folder.go_on(0)
+            folder.resume(0)
     with pytest.raises(UsageError, match="can't be resumed with another global_period: 16, not 8"):
         RunFolder(tmp_path / "run", dataclasses.replace(BASE, global_period=16), resume=True)
 
