@@ -220,12 +220,12 @@ def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interru
         waiting.communicate()
 
 
-@pytest.mark.parametrize(("variables", "processes"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])
-def test_one_process_trains_alone_wherever_it_is(variables, processes, monkeypatch):
+@pytest.mark.parametrize(("variables", "count"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])
+def test_one_process_trains_alone_wherever_it_is(variables, count, monkeypatch):
     for name, value in (SLURM | variables).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "meet", None)
-    distributed.initialize(processes)
+    distributed.initialize(count)
     assert distributed.process_count() == 1
 
 
