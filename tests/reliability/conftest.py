@@ -1,11 +1,17 @@
 """A soak is summed up."""
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
 from lsgd_jax.run_folder import environment
 from tests.reliability.faults import SOAK
+
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # As in a script's background, and then in all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUMMARY = Path(__file__).parents[2] / "benchmarks" / "reliability" / "results" / "soak.json"
 
