@@ -14,25 +14,11 @@ import tyro
 from lsgd_jax import files
 from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
-from lsgd_jax.methods.options import fields_of, option_types
-
-
-def _default_hint(default: str) -> str:
-    return "" if default == "None" else f"(default: {default})"
-
-
-def _with_options_of_methods(config: type) -> type:
-    """A class of options with those of every method, too; None is the method's own default."""
-    for name, hint, text in fields_of(METHODS):
-        if name not in config.__annotations__:
-            about = tyro.conf.arg(help=text, help_behavior_hint=_default_hint)
-            config.__annotations__[name] = Annotated[hint, about]
-            setattr(config, name, None)
-    return config
+from lsgd_jax.methods.options import option_types, with_options_of
 
 
 @dataclasses.dataclass(frozen=True)
-@_with_options_of_methods
+@with_options_of(METHODS)
 class Config:
     """What a training run depends on. Presets make it; the command line overrides single fields.
 
@@ -285,9 +271,8 @@ class Config:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
         try:
             config = _fitted(fields)
-            if defaults is None:  # It is from before they were told.
-                own = METHODS[config.method].options
-                given = config.method_options.items()
+            if defaults is None:  # An earlier version wrote it.
+                own, given = METHODS[config.method].options, config.method_options.items()
                 defaults = [name for name, value in given if value == own[name] and _defaults()[name] is None]
             unset = Config(**_values(config) | dict.fromkeys(defaults))
             # Where a default has changed since, the value is that of the run.
@@ -373,15 +358,13 @@ def _no_effect(name: str, config: Any) -> str | None:
     if config.method not in METHODS:
         return None
     method, way = METHODS[config.method], config.asynchronous
-    having = [other for other, row in METHODS.items() if name in row.options]
-    if having and name not in method.options:
-        return f"with {config.method}: it is an option of {', '.join(having)}"
-    if name in method.in_groups and config.groups == 1:
+    if name not in method.options:
+        if having := [other for other, row in METHODS.items() if name in row.options]:
+            return f"with {config.method}: it is an option of {', '.join(having)}"
+    elif name in method.in_groups and config.groups == 1:
         return "with one group"
-    if name in method.options and way in method.asynchronous:
-        with_effect = ["period", *method.asynchronous[way]]
-        if name not in with_effect:
-            return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
+    elif way in method.asynchronous and name not in (with_effect := ["period", *method.asynchronous[way]]):
+        return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
     return next((rule.otherwise for rule in _RULES if name in rule.options and not rule.have_effect(config)), None)
 
 

@@ -41,6 +41,7 @@ from jax.sharding import AxisType, PartitionSpec
 from lsgd_jax.costs import ledger
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.exchange import sending
 from lsgd_jax.models import MODELS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.train.compile_ahead import parameter_shapes
@@ -52,7 +53,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %% [markdown]
 # ## Local and global leaders
 #
-# With `group_axis_name` the workers lie on two axes. Every `period` steps each group elects a leader of its own, and every
+# With groups the workers lie on two axes, and each level is a link. Every `period` steps each group elects a leader of its own, and every
 # `global_period` steps all elect one, after the local pull. Here are 2 groups of 4 workers, a small dense network
 # on MNIST-1D. As in the quickstart, `jax.vmap` maps one worker's step over the worker axes.
 
@@ -67,8 +68,8 @@ def logits_of(params, x):
 
 
 def train(groups, workers, pulls, steps, seeds=1, after_step=lambda params, state: None):
-    """Parameters and state after SGD with a `leader_pull`, for several orders of the data [seed, group, worker, ...]."""
-    tx = optax.chain(optax.sgd(0.1, momentum=0.9, nesterov=True), pulls)
+    """Parameters and state after SGD with `leader_pull`, for several orders of the data [seed, group, worker, ...]."""
+    tx = optax.chain(optax.sgd(0.1, momentum=0.9, nesterov=True), *pulls)
 
     def step(params, state, x, y):
         def loss_fn(params):
@@ -92,14 +93,14 @@ def train(groups, workers, pulls, steps, seeds=1, after_step=lambda params, stat
     return now
 
 
-pulls = leader_pull(0.1, axis_name="worker", period=4, group_axis_name="group", global_pull=0.1, global_period=16)
+pulls = [leader_pull(0.1, axis_name="worker", period=4), leader_pull(0.1, axis_name=("group", "worker"), period=16)]
 local_leaders, global_leaders = [], []
 
 
 def note_leaders(params, state):
-    local, of_all = state[-1].leaders
-    local_leaders.append(local.position[0, :, 0])
-    global_leaders.append(of_all.position[0, 0, 0])
+    _, local, of_all = state
+    local_leaders.append(local.leader.position[0, :, 0])
+    global_leaders.append(of_all.leader.position[0, 0, 0])
 
 
 train(2, 4, pulls, steps=160, after_step=note_leaders)
@@ -147,8 +148,8 @@ spec = PartitionSpec("group", "worker")
 x = jnp.ones((2, 2, 100_000))
 
 
-def compiled(**options):
-    pulls = leader_pull(0.1, axis_name=("group", "worker"), period=4, **options)
+def compiled(broadcast, wire=None):
+    pulls = leader_pull(0.1, axis_name=("group", "worker"), period=4, sending=sending(wire, broadcast))
 
     def step(x, state, loss):
         x, state, loss = jax.tree.map(lambda a: a[0, 0], (x, state, loss))
@@ -278,17 +279,14 @@ def test_errors(params):
 shown = {}
 for groups in (1, 2) if small else (1, 2, 4):
     for period in periods:
+        everyone = ("group", "worker")
         if groups == 1:
-            pulls = leader_pull(0.1, axis_name=("group", "worker"), period=period)
+            pulls = [leader_pull(0.1, axis_name=everyone, period=period)]
         else:
-            pulls = leader_pull(
-                0.1,
-                axis_name="worker",
-                period=period,
-                group_axis_name="group",
-                global_pull=0.1,
-                global_period=4 * period,
-            )
+            pulls = [
+                leader_pull(0.1, axis_name="worker", period=period),
+                leader_pull(0.1, axis_name=everyone, period=4 * period),
+            ]
         of_workers, state = train(groups, 8 // groups, pulls, steps, seeds)
         flat = jax.tree.map(lambda x: x.reshape(seeds, 8, *x.shape[3:]), of_workers)
         best = state[-1].score.reshape(seeds, 8).argmin(1)

@@ -86,7 +86,7 @@ def train(name):
     for t in range(steps - 1):
         examples = batches(t).reshape(groups, workers, -1)
         now = step(*now, data.train_x[examples], data.train_y[examples])
-    return np.asarray(now[0]), np.asarray(optax.tree.get(now[1], "score"))
+    return np.asarray(now[0]), np.asarray(optax.tree.get_all_with_path(now[1], "score")[-1][1])
 
 
 trained = {name: train(name) for name in ("lsgd", "independent")}

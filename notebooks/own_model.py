@@ -110,14 +110,8 @@ growing = optax.linear_schedule(0.02, 0.3, transition_steps=steps)
 
 tx = optax.chain(
     optax.adamw(learning_rate, weight_decay=1e-3),
-    leader_pull(
-        growing,
-        axis_name="worker",
-        period=4,
-        group_axis_name="group",
-        global_pull=growing,
-        global_period=16,
-    ),
+    leader_pull(growing, axis_name="worker", period=4),
+    leader_pull(growing, axis_name=("group", "worker"), period=16),
 )
 
 # %% [markdown]
@@ -208,7 +202,7 @@ print(
 
 # %%
 distances = []
-now = train(vmapped, by_vmap, 32, steps, lambda now, loss: distances.append(now[2][-1].leaders[-1].distance.mean()))
+now = train(vmapped, by_vmap, 32, steps, lambda now, loss: distances.append(now[2][-1].leader.distance.mean()))
 
 
 def logits_of(params, rest, x):
@@ -220,7 +214,7 @@ def error(params, rest):
 
 
 center, center_rest = (jax.tree.map(lambda x: x.mean((0, 1)), tree) for tree in now[:2])
-leader = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[now[2][-1].leaders[-1].position[0, 0]], now[:2])
+leader = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[now[2][-1].leader.position[0, 0]], now[:2])
 print(f"test error of the center, with the mean of the workers' statistics: {error(center, center_rest):.1%}")
 print(f"test error of the last global leader: {error(*leader):.1%}")
 
@@ -245,7 +239,7 @@ plt.show()
 # workers' distance to their leader: stronger when they are further than 1 away from it, weaker when they are nearer.
 
 # %%
-static = ("axis_name", "period", "global_period", "window", "global_pull", "stale_pull", "global_stale_pull", "delay")
+static = ("axis_name", "period", "window")
 by_hand = optax.chain(
     optax.adamw(learning_rate, weight_decay=1e-3),
     optax.inject_hyperparams(leader_pull, static_args=static)(0.1, axis_name=("group", "worker"), period=4),
@@ -256,7 +250,7 @@ pulls, distances_by_hand = [], []
 
 def set_pull(now, loss):
     state = now[2][-1]
-    pull, distance = state.hyperparams["pull"], state.inner_state.leaders[-1].distance.mean()
+    pull, distance = state.hyperparams["pull"], state.inner_state.leader.distance.mean()
     state.hyperparams["pull"] = jnp.clip(pull * jnp.where(distance > 1.0, 1.03, 0.97), 0.005, 0.5)
     pulls.append(pull[0, 0])
     distances_by_hand.append(distance)

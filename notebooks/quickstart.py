@@ -98,7 +98,7 @@ for t in range(steps):
     examples = batches(t)
     params, state, loss = step(params, state, data.train_x[examples], data.train_y[examples])
     losses.append(loss)
-    leaders.append(state[-1].leaders[0].position[0])
+    leaders.append(state[-1].leader.position[0])
 
 center = jax.tree.map(lambda x: x.mean(0), params)
 error = np.mean(np.argmax(logits_of(center, data.test_x), -1) != data.test_y)
@@ -115,8 +115,8 @@ plt.show()
 # %% [markdown]
 # ## What else there is
 #
-# - `group_axis_name="group"` adds groups with local leaders under a global one: map twice, `jax.vmap(jax.vmap(step,
-#   axis_name="worker"), axis_name="group")`.
+# - A second link, `leader_pull(0.1, period=16, axis_name=("group", "worker"))`, adds a leader of all groups: map twice,
+#   `jax.vmap(jax.vmap(step, axis_name="worker"), axis_name="group")`.
 # - A pull may be a schedule of the step, or an array with one entry a worker.
 # - `lsgd_jax.lsgd(0.1, axis_name="worker")` is the chain above with the paper's settings.
 # - `lsgd train --help` and `lsgd compare --help` run whole experiments.

@@ -87,7 +87,7 @@ def lsgd(
             x[worker] = x[worker] - eta * gradient(before[worker], t, worker)
         scores = {worker: sum(seen[worker][-window:]) / len(seen[worker][-window:]) for worker in everyone}
 
-        for level, strength in ((0, stale_pull / period), (1, global_stale_pull / global_period)):
+        def drawn_to_stored(level, strength, before=before):
             for worker in everyone:
                 group = ALL if level else worker[0]
                 if strength and group in received:
@@ -111,9 +111,11 @@ def lsgd(
                 waiting[group] = _, leader = elected()
             return leader
 
+        drawn_to_stored(0, stale_pull / period)
         if (t + 1) % period == 0:
             leaders = [exchange([(j, i) for i in range(per_group)], j, pull) for j in range(groups)]
             local_leaders.append([None if leader is None else leader[1] for leader in leaders])
+        drawn_to_stored(1, global_stale_pull / global_period)
         if global_pull is not None and (t + 1) % global_period == 0:
             leader = exchange(everyone, ALL, global_pull)
             global_leaders.append(None if leader is None else leader[0] * per_group + leader[1])
@@ -143,8 +145,13 @@ def peer(
     outer_learning_rate: float = 0.0,
     outer_momentum: float = 0.0,
     window: int = 1,
+    delay: int = 0,
+    wire: str | None = None,
 ) -> tuple[list[list[Layers]], Layers]:
     """The methods LSGD is compared with, each from its paper's equations; local SGD with Nesterov momentum.
+
+    With a `delay` of 1 local SGD's workers move by how far each was from the mean at the end of the last exchange. With
+    a `wire` what is summed is each one's rounded difference to the last mean.
 
     Returns every worker's layers after each step, and the model that the method reports at the end.
     """
@@ -157,6 +164,7 @@ def peer(
     velocity = [[np.zeros_like(layer) for layer in worker] for worker in x]
     center = average(x)
     came_from = [list(worker) for worker in x]
+    waiting = [list(worker) for worker in x]
     outer_velocity = [np.zeros_like(layer) for layer in center]
     losses: list[list[float]] = [[] for _ in workers]
     averaged = False
@@ -186,8 +194,15 @@ def peer(
             x = [list(center) for _ in workers]
             came_from = [list(center) for _ in workers]
         elif (t + 1) % period == 0 and method == "local_sgd":
-            mean = average(x)
-            x = [list(mean) for _ in workers]
+            place = waiting if delay else x
+            if wire:
+                for k in layers:
+                    rounded = sum(sent(place[i][k] - center[k], center[k], wire) for i in workers)
+                    center[k] = center[k] + sent(rounded, center[k], wire) / len(workers)
+            else:
+                center = average(place)
+            x = [[x[i][k] - (place[i][k] - center[k]) for k in layers] for i in workers]
+            waiting = [list(worker) for worker in x]
         elif (t + 1) % period == 0 and method == "diloco":
             mean = average(x)
             for k in layers:

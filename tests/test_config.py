@@ -138,13 +138,13 @@ HAVE = {
     "stale_pull": ("lsgd",),
     "global_stale_pull": ("lsgd",),
     "broadcast": ("lsgd",),
-    "wire": ("lsgd",),
-    "delay": ("lsgd",),
+    "wire": ("lsgd", "local_sgd"),
+    "delay": ("lsgd", "local_sgd"),
     "revive": ("lsgd",),
 }
 """The methods that have an option."""
-GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring", "wire": "int8"}
-GIVEN |= {"delay": 1, "revive": "from_leader", "pull_at": "before_step"}
+GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring"}
+GIVEN |= {"wire": "bfloat16", "delay": 1, "revive": "from_leader", "pull_at": "before_step"}
 
 
 @pytest.mark.parametrize("name", HAVE)
@@ -307,9 +307,39 @@ def test_a_run_goes_on_with_one_group_without_global_options_and_back(tmp_path):
     alone = grouped.replace(groups=1)
     for config, resume in [(grouped, False), (alone, True), (grouped, True)]:
         with RunFolder(tmp_path / "run", config, resume=resume) as folder:
-            folder.go_on(0)
+            folder.resume(0)
     with pytest.raises(UsageError, match="can't be resumed with another global_period: 16, not 8"):
         RunFolder(tmp_path / "run", dataclasses.replace(BASE, global_period=16), resume=True)
+
+
+def test_a_run_goes_on_with_the_options_that_were_set_whatever_follows_from_the_workers(tmp_path):
+    begun = dataclasses.replace(BASE, method="easgd", pull=0.1)
+    with RunFolder(tmp_path / "run", begun) as folder:
+        folder.resume(0)
+    with RunFolder(tmp_path / "run", dataclasses.replace(begun, groups=1), resume=True):  # With half the center_pull.
+        pass
+    for changed, message in [
+        ({"pull": 0.05}, "can't be resumed with another pull: 0.05, not 0.1"),
+        ({"center_pull": 0.5}, "can't be resumed with another center_pull: 0.5, not 0.8"),
+        ({"pull_at": "before_step"}, "can't be resumed with another pull_at: 'before_step', not 'after_step'"),
+        (
+            {"pull": 0.01, "workers": 8},
+            r"these workers: workers \* pull must be at most 1, got 16 \* 0\.1",
+        ),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            RunFolder(tmp_path / "run", dataclasses.replace(begun, **changed), resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["center_pull"] == 0.8
+
+
+def test_a_run_does_not_go_on_with_an_option_that_had_no_value(tmp_path):
+    with RunFolder(tmp_path / "run", BASE) as folder:
+        folder.resume(0)
+    with pytest.raises(UsageError, match="can't be resumed with another wire: 'int8', not None"):
+        RunFolder(tmp_path / "run", dataclasses.replace(BASE, wire="int8"), resume=True)
+    set_as_by_default = dataclasses.replace(BASE, pull=0.1, window=10, global_period=16)
+    with RunFolder(tmp_path / "run", set_as_by_default, resume=True):
+        pass
 
 
 def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path):

@@ -96,7 +96,7 @@ def test_the_first_example_trains_and_elects(name):
     for _ in range(40):
         params, state = of_page["step"](params, state, batch)
     assert jnp.abs(params["w"] - 1).max() < 0.1  # The least-squares solution.
-    assert state[-1].leaders[0].exchanges.tolist() == [10] * 4
+    assert state[-1].exchanges.tolist() == [10] * 4
 
 
 def test_the_quickstart_comes_to_a_trained_center():

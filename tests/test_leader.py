@@ -14,14 +14,24 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsgd_jax import NOBODY, leader_pull, lsgd
-from lsgd_jax.exchange import _as_own
+from lsgd_jax import NOBODY, leader_pull, leader_sgd, lsgd
+from lsgd_jax.exchange import int8, sending
+from lsgd_jax.exchange.axes import as_own
+from lsgd_jax.link import AT_ONCE
+from lsgd_jax.variants import DELAYED, links, stale
 from tests import oracle
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers
 
 CURVATURE = np.array([1.0, 0.3, 2.0])
 ETA = 0.1
 GROUPED = {"axis_name": "worker", "group_axis_name": "group"}
+
+
+def levels(pull, *, period=1, optimizer=None, **options):
+    """SGD and the pulls of one level or, with a group axis, of two; without a global pull if none is given."""
+    if "group_axis_name" in options:
+        options = {"global_pull": 0.0, "global_period": period} | options
+    return leader_sgd(optimizer or optax.sgd(ETA), pull=pull, period=period, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +57,10 @@ def run(tx, start, loss_noise, gradient_noise, *, noise_alone=False, pass_step=F
                 CURVATURE * x + noise[1], state, x, value=loss, **({"step": t} if pass_step else {})
             )
             x = optax.apply_updates(x, updates)
-            last = state[-1]
-            return (x, state, t + 1), (x, last.score, tuple(leader.position for leader in last.leaders))
+            pulls = links(state)
+            return (x, state, t + 1), (x, pulls[-1].score, tuple(pull.leader.position for pull in pulls))
 
-        return jax.lax.scan(step, (x, _as_own(tx.init(x), axes), 0), (loss_noise, gradient_noise))[1]
+        return jax.lax.scan(step, (x, as_own(tx.init(x), axes), 0), (loss_noise, gradient_noise))[1]
 
     return jax.tree.map(np.asarray, over_workers(train, mapping)(start, loss_noise, gradient_noise))
 
@@ -146,7 +156,7 @@ def test_follows_the_oracle(p):
             "global_period": p["global_period"],
             "global_stale_pull": p["global_stale_pull"],
         }
-    tx = optax.chain(optax.sgd(ETA), leader_pull(optax_pull(p["pull"]), axis_name="worker", **options))
+    tx = levels(optax_pull(p["pull"]), axis_name="worker", **options)
     got = run(tx, start, loss_noise, gradient_noise, noise_alone=p["ties"])
 
     gradient, loss = oracle_problem(loss_noise, gradient_noise, p["ties"])
@@ -186,7 +196,7 @@ def test_follows_the_oracle_under_every_mapping(mapping, pass_step, sending):
     start, (loss_noise, gradient_noise) = rng.normal(size=(GROUPS, WORKERS, 3)), noises(rng, GROUPS, WORKERS, 40)
     loss_noise[0, 1, 3] = gradient_noise[1, 2, 9, 0] = np.nan
     options = {"period": 2, "global_period": 4, "global_pull": 0.3, "window": 3, "stale_pull": 0.2}
-    tx = optax.chain(optax.sgd(ETA), leader_pull(0.2, **GROUPED, **options, **sending))
+    tx = levels(0.2, **GROUPED, **options, **sending)
     got = run(tx, start, loss_noise, gradient_noise, mapping=mapping, pass_step=pass_step)
     expected = oracle.lsgd(
         start,
@@ -214,12 +224,12 @@ def test_hand_computed_steps_of_one_group():
     state = jax.vmap(tx.init)(x)
     x, state = step(x, state)
     np.testing.assert_array_equal(x, [4, -2, 8])  # No exchange yet.
-    np.testing.assert_array_equal(state[-1].leaders[0].position, [NOBODY] * 3)
+    np.testing.assert_array_equal(state[-1].leader.position, [NOBODY] * 3)
     x, state = step(x, state)
     np.testing.assert_array_equal(x, [0.5, -1, 1.5])  # From 2, -1, 4, half-way to -1.
-    np.testing.assert_array_equal(state[-1].leaders[0].position, [1] * 3)
-    np.testing.assert_array_equal(state[-1].leaders[0].distance, [3, 0, 5])
-    np.testing.assert_array_equal(state[-1].leaders[0].exchanges, [1] * 3)
+    np.testing.assert_array_equal(state[-1].leader.position, [1] * 3)
+    np.testing.assert_array_equal(state[-1].leader.distance, [3, 0, 5])
+    np.testing.assert_array_equal(state[-1].exchanges, [1] * 3)
     np.testing.assert_array_equal(state[-1].score, [40, 10, 160])  # The means of (64, 16), (16, 4), (256, 64).
 
 
@@ -230,7 +240,11 @@ def test_hand_computed_step_of_two_groups():
         ("after_step", [[2.0, 1.5], [2.75, 1.0]]),  # 4, 2 | 8, 1; locally 3, 2 | 4.5, 1; globally half-way to 1.
         ("before_step", [[-1.0, 1.0], [-6.0, 1.0]]),  # 4 - 2 - 3, 2 - 0 - 1 | 8 - 7 - 7, 1.
     ):
-        tx = optax.chain(optax.sgd(0.25), leader_pull(0.5, **GROUPED, global_pull=0.5, pull_at=pull_at))
+        tx = optax.chain(
+            optax.sgd(0.25),
+            leader_pull(0.5, axis_name="worker", pull_at=pull_at),
+            leader_pull(0.5, axis_name=("group", "worker"), pull_at=pull_at),
+        )
 
         def step(x, state, tx=tx):
             updates, state = tx.update(2 * x, state, x, value=x**2)
@@ -238,7 +252,45 @@ def test_hand_computed_step_of_two_groups():
 
         both = over_workers(step, "vmap")(x, jax.vmap(jax.vmap(tx.init))(x))
         np.testing.assert_array_equal(both[0], expected)
-        np.testing.assert_array_equal(both[1][-1].leaders[1].position, np.full((2, 2), 3))
+        np.testing.assert_array_equal(both[1][-1].leader.position, np.full((2, 2), 3))
+
+
+def test_a_third_level_is_a_third_link():
+    """Two cells of two groups of two workers, each level with a period and a pull of its own, beside a plain loop."""
+    rng = np.random.default_rng(4)
+    axes, pulls, periods = ("cell", "group", "worker"), (0.5, 0.3, 0.2), (1, 2, 4)
+    start, losses = rng.normal(size=(2, 2, 2, 3)), rng.normal(size=(2, 2, 2, 12))
+    tx = optax.chain(
+        optax.sgd(ETA),
+        *(leader_pull(pulls[i], axis_name=axes[2 - i :], period=periods[i], window=1) for i in range(3)),
+    )
+
+    def train(x, losses):
+        def step(carry, loss):
+            x, state = carry
+            updates, state = tx.update(CURVATURE * x, state, x, value=loss)
+            return (optax.apply_updates(x, updates), state), [pull.leader.position for pull in links(state)]
+
+        (x, _), leaders = jax.lax.scan(step, (x, tx.init(x)), losses)
+        return x, leaders
+
+    for name in reversed(axes):
+        train = jax.vmap(train, axis_name=name)
+    x, leaders = jax.jit(train)(start, losses)
+
+    expected = start.copy()
+    for t in range(12):
+        expected -= ETA * CURVATURE * expected
+        for size, pull, period in zip((2, 4, 8), pulls, periods, strict=True):
+            if (t + 1) % period == 0:
+                for first in range(0, 8, size):
+                    members = expected.reshape(8, 3)[first : first + size]
+                    leader = losses.reshape(8, 12)[first : first + size, t].argmin()
+                    members -= pull * (members - members[leader])
+                    np.testing.assert_array_equal(
+                        leaders[int(np.log2(size)) - 1].reshape(8, 12)[first : first + size, t], leader
+                    )
+    np.testing.assert_allclose(x, expected, rtol=1e-12)
 
 
 @pytest.fixture
@@ -248,7 +300,7 @@ def problem():
 
 
 def test_no_pull_is_independent_sgd(problem):
-    x = run(optax.chain(optax.sgd(ETA), leader_pull(0.0, **GROUPED, period=2)), *problem)[0]
+    x = run(levels(0.0, **GROUPED, period=2), *problem)[0]
     alone = problem[0]
     for t in range(30):
         alone = alone - ETA * (CURVATURE * alone + problem[2][:, :, t])
@@ -262,8 +314,7 @@ def test_one_worker_is_its_optimiser_to_the_bit(problem, sending):
     optimiser = partial(optax.sgd, ETA, momentum=0.9, nesterov=True)
 
     def path(pull, global_pull):
-        pulls = leader_pull(pull, **GROUPED, global_pull=global_pull, **sending)
-        return run(optax.chain(optimiser(), pulls), *one)[0]
+        return run(levels(pull, optimizer=optimiser(), **GROUPED, global_pull=global_pull, **sending), *one)[0]
 
     pulled = path(0.7, 0.5)
     unpulled = run(optax.chain(optimiser(), leader_pull(0.0, axis_name="worker")), *one)[0]
@@ -282,7 +333,7 @@ def test_a_leader_is_not_moved_to_the_bit(problem):
         start, ETA * start / 3, loss_noise[:, :, 0]
     )
     same = np.all(np.asarray(updates) == ETA * start / 3, axis=-1).reshape(-1)
-    np.testing.assert_array_equal(np.flatnonzero(same), state.leaders[0].position[0, 0])
+    np.testing.assert_array_equal(np.flatnonzero(same), state.leader.position[0, 0])
 
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])
@@ -290,13 +341,14 @@ def test_a_leader_is_not_moved_to_the_bit(problem):
 def test_a_leader_is_not_moved_by_its_own_pull_however_it_is_sent(wire, delay, problem):
     """Two exchanges without steps: the first leader's move is zero to the bit, and nobody else's is."""
     start, loss_noise, _ = problem
-    tx = leader_pull(0.3, axis_name=("group", "worker"), window=1, wire=wire, delay=delay)
+    exchange, way = (AT_ONCE, DELAYED)[delay], sending(wire)
+    tx = leader_pull(0.3, axis_name=("group", "worker"), window=1, sending=way, exchange=exchange)
 
     def exchange_twice(x, loss):
         moves, state = [], tx.init(x)
         for number in range(2):
             move, state = tx.update(jnp.zeros_like(x), state, x, value=loss)
-            moves.append((move, state.leaders[0].position, state.leaders[0].distance))
+            moves.append((move, state.leader.position, state.leader.distance))
             x = x + move if number == 0 else x
         return moves
 
@@ -311,16 +363,16 @@ def test_a_leader_is_not_moved_by_its_own_pull_however_it_is_sent(wire, delay, p
 
 
 def test_a_delayed_pull_of_zero_is_no_pull(problem):
-    both = (leader_pull(0.0, **GROUPED, period=2, delay=delay, wire=wire) for delay, wire in ((1, "int8"), (0, None)))
-    delayed, plain = (run(optax.chain(optax.sgd(ETA), tx), *problem)[0] for tx in both)
+    both = (levels(0.0, **GROUPED, period=2, delay=delay, wire=wire) for delay, wire in ((1, "int8"), (0, None)))
+    delayed, plain = (run(tx, *problem)[0] for tx in both)
     np.testing.assert_allclose(delayed, plain, rtol=1e-13)
 
 
 @pytest.mark.parametrize("broadcast", ["ring", "chain", "hierarchical"])
 def test_however_leaders_are_sent_the_run_is_the_same_to_the_bit(broadcast, problem):
     def under(method):
-        tx = leader_pull(0.4, **GROUPED, period=2, global_pull=0.3, global_period=4, broadcast=method)
-        return run(optax.chain(optax.sgd(ETA), tx), *problem, mapping="shard_map")[0].tobytes()
+        tx = levels(0.4, **GROUPED, period=2, global_pull=0.3, global_period=4, broadcast=method)
+        return run(tx, *problem, mapping="shard_map")[0].tobytes()
 
     assert under(broadcast) == under("all_reduce")
 
@@ -329,7 +381,9 @@ def test_int8_does_not_drift_from_full_precision(problem):
     """Noiseless and over 200 exchanges both end at the minimum; rounding errors go with the differences."""
     start = problem[0]
     zeros = np.zeros((GROUPS, WORKERS, 200)), np.zeros((GROUPS, WORKERS, 200, 3))
-    x = run(optax.chain(optax.sgd(ETA), leader_pull(0.4, axis_name=("group", "worker"), wire="int8")), start, *zeros)[0]
+    x = run(
+        optax.chain(optax.sgd(ETA), leader_pull(0.4, axis_name=("group", "worker"), sending=int8())), start, *zeros
+    )[0]
     exact = run(optax.chain(optax.sgd(ETA), leader_pull(0.4, axis_name=("group", "worker"))), start, *zeros)[0]
     assert np.abs(x - exact).max() < 0.02 * np.abs(start).max()
     np.testing.assert_allclose(x[:, :, -1], exact[:, :, -1], atol=1e-4)
@@ -342,21 +396,21 @@ def test_a_pull_of_one_is_consensus_up_to_rounding(problem):
 
 def test_one_group_is_the_single_leader_method(problem):
     start, loss_noise, gradient_noise = (a[:1] for a in problem)
-    grouped = optax.chain(optax.sgd(ETA), leader_pull(0.4, **GROUPED, period=2, global_pull=0.0))
+    grouped = levels(0.4, **GROUPED, period=2, global_pull=0.0)
     single = optax.chain(optax.sgd(ETA), leader_pull(0.4, axis_name="worker", period=2))
     both = (run(tx, start, loss_noise, gradient_noise)[0] for tx in (grouped, single))
     np.testing.assert_allclose(*both, rtol=1e-13)
 
 
 def test_permuting_workers_and_groups_permutes_the_result(problem):
-    tx = optax.chain(optax.sgd(ETA), leader_pull(0.4, **GROUPED, period=2, global_pull=0.2, global_period=4))
+    tx = levels(0.4, **GROUPED, period=2, global_pull=0.2, global_period=4)
     permute = np.ix_([1, 0], [2, 0, 3, 1])
     x = run(tx, *problem)[0]
     np.testing.assert_allclose(run(tx, *(a[permute] for a in problem))[0], x[permute], rtol=1e-13)
 
 
 def test_the_global_leader_is_its_groups_leader(problem):
-    tx = optax.chain(optax.sgd(ETA), leader_pull(0.4, **GROUPED, global_pull=0.2, window=2))
+    tx = levels(0.4, **GROUPED, global_pull=0.2, window=2)
     local, everyone = run(tx, *problem)[2]
     group, position = np.divmod(everyone[0, 0], WORKERS)
     np.testing.assert_array_equal(local[group, 0, np.arange(30)], position)
@@ -387,8 +441,8 @@ def test_a_nan_leaves_the_score_with_the_window(problem):
 
 def test_when_nobody_can_lead_nobody_is_pulled(problem):
     start, loss_noise, gradient_noise = problem
-    tx = optax.chain(optax.sgd(ETA), leader_pull(0.4, **GROUPED, global_pull=0.4, stale_pull=0.1))
-    alone = optax.chain(optax.sgd(ETA), leader_pull(0.0, **GROUPED))
+    tx = levels(0.4, **GROUPED, global_pull=0.4, stale_pull=0.1)
+    alone = levels(0.0, **GROUPED)
     x, _, (local, everyone) = run(tx, start, np.nan * loss_noise, gradient_noise)
     np.testing.assert_array_equal(local, NOBODY)
     np.testing.assert_array_equal(everyone, NOBODY)
@@ -452,10 +506,8 @@ def test_any_tree_and_optimiser_without_recompiling_at_exchanges(make, optimiser
     sending = {"wire": "int8", "delay": 1, "broadcast": "ring"} if optimiser is optax.lion else {}
     with jax.enable_x64(False):
         params, loss = make()
-        tx = optax.chain(
-            optimiser(0.01),
-            leader_pull(0.5, **GROUPED, period=2, global_pull=0.5, global_period=4, stale_pull=0.1, **sending),
-        )
+        options = {"period": 2, "global_pull": 0.5, "global_period": 4, "stale_pull": 0.1} | sending
+        tx = levels(0.5, optimizer=optimiser(0.01), **GROUPED, **options)
         traces = 0
 
         def step(params, state, x):
@@ -476,14 +528,14 @@ def test_any_tree_and_optimiser_without_recompiling_at_exchanges(make, optimiser
         assert traces <= 2
         assert jax.tree.map(lambda a: (a.shape, a.dtype), now) == jax.tree.map(lambda a: (a.shape, a.dtype), before)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(now))
-        np.testing.assert_array_equal(state[-1].leaders[0].exchanges, np.full((2, 4), 4))
-        np.testing.assert_array_equal(state[-1].leaders[1].exchanges, np.full((2, 4), 2))
-        assert (np.asarray(state[-1].leaders[0].position) >= 0).all()
+        np.testing.assert_array_equal(state[1].exchanges, np.full((2, 4), 4))
+        np.testing.assert_array_equal(state[2].exchanges, np.full((2, 4), 2))
+        assert (np.asarray(state[1].leader.position) >= 0).all()
 
 
 def test_init_and_scan_within_one_shard_map():
     """With replication checks on, the state that `init` makes has the types that `update` returns."""
-    tx = leader_pull(0.5, axis_name=("group", "worker"), stale_pull=0.1)
+    tx = leader_pull(0.5, axis_name=("group", "worker"), exchange=stale(0.1))
 
     def train(x):
         def step(carry, _):
@@ -526,8 +578,7 @@ def test_the_compiled_exchange_gathers_nobodys_parameters_but_the_leaders():
 
 
 def test_hyperparameters_can_be_changed_without_recompiling():
-    static = ("axis_name", "period", "global_period", "window", "global_pull", "stale_pull", "global_stale_pull")
-    static += ("delay",)
+    static = ("axis_name", "period", "window")
     tx = optax.inject_hyperparams(leader_pull, static_args=static)(0.5, axis_name="worker")
     x = jnp.array([[4.0], [2.0]])
     traces = 0
@@ -539,7 +590,6 @@ def test_hyperparameters_can_be_changed_without_recompiling():
 
     update = jax.jit(jax.vmap(update, axis_name="worker"))
     state = jax.vmap(tx.init)(x)
-    assert state.inner_state.leaders[0].stored is None
     for pull, moved in ((0.5, -1.0), (0.5, -1.0), (0.25, -0.5), (1.0, -2.0)):
         state.hyperparams["pull"] = jnp.full(2, pull)
         updates, state = update(x, state)
@@ -551,7 +601,8 @@ def test_lsgd_is_sgd_with_nesterov_momentum_weight_decay_and_the_pull(problem):
     chain = optax.chain(
         optax.add_decayed_weights(1e-4),
         optax.sgd(ETA, 0.9, nesterov=True),
-        leader_pull(0.1, **GROUPED, period=4, global_pull=0.1, global_period=16),
+        leader_pull(0.1, axis_name="worker", period=4),
+        leader_pull(0.1, axis_name=("group", "worker"), period=16),
     )
     assert run(lsgd(ETA, **GROUPED), *problem)[0].tobytes() == run(chain, *problem)[0].tobytes()
     single = run(lsgd(ETA, axis_name="worker"), *problem)
@@ -585,7 +636,7 @@ def test_lsgd_is_sgd_with_nesterov_momentum_weight_decay_and_the_pull(problem):
 )
 def test_an_option_out_of_range_is_one_sentence(options, message):
     with pytest.raises(ValueError, match=message) as error:
-        leader_pull(**({"pull": 0.1, "axis_name": "worker"} | options))
+        leader_sgd(optax.sgd(ETA), **({"axis_name": "worker", "period": 1} | options))
     assert "\n" not in str(error.value)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from lsgd_jax import leader_sgd
 from lsgd_jax.costs.collectives import collectives
-from lsgd_jax.leader import links
+from lsgd_jax.variants import Delayed, Revival, Stale, links
 from tests.test_docs import ROOT, sections
 
 PAGE = ROOT / "docs" / "libraries.md"
@@ -46,8 +46,8 @@ def test_workers_learn_and_the_one_with_the_lowest_losses_leads(section):
     assert (losses[-1] < 0.5 * losses[0]).all()
     (link,) = links(OPTIMIZER_STATES[section](page))
     assert len(losses) % 4 == 0  # The last step exchanged.
-    assert link.leaders[0].position.tolist() == [losses[-10:].mean(0).argmin()] * 4
-    assert link.leaders[0].exchanges.tolist() == [len(losses) // 4] * 4
+    assert link.leader.position.tolist() == [losses[-10:].mean(0).argmin()] * 4
+    assert link.exchanges.tolist() == [len(losses) // 4] * 4
 
 
 def test_the_mean_of_nnx_modules_is_a_module():
@@ -62,12 +62,13 @@ def test_nnx_optimizer_revives_a_worker():
     failed = []
     for t in range(4):
         page["step"](model, optimizer, page["x"].at[1].set(jnp.nan) if t == 1 else page["x"], page["y"])
-        failed.append(links(nnx.as_pure(optimizer.opt_state))[0].failed.tolist())
-    (link,) = links(nnx.as_pure(optimizer.opt_state))
+        _, revival, link = nnx.as_pure(optimizer.opt_state)
+        assert isinstance(revival, Revival)
+        failed.append(revival.failed.tolist())
     assert failed == [[False] * 4, *[[False, True, False, False]] * 2, [False] * 4]
-    assert link.revived.tolist() == [False, True, False, False]
+    assert revival.revived.tolist() == [False, True, False, False]
     for x in jax.tree.leaves(nnx.state(model, nnx.Param)):
-        np.testing.assert_allclose(x[1], x[link.leaders[0].position[0]], atol=1e-6)
+        np.testing.assert_allclose(x[1], x[link.leader.position[0]], atol=1e-6)
 
 
 def test_batch_statistics_are_the_workers_own_and_the_centers_its_own():
@@ -92,7 +93,8 @@ def lora():
 def waiting(tx, params):
     """The arrays that a delayed pull stores, as shapes."""
     (link,) = links(jax.eval_shape(tx.init, params))
-    return jax.tree.leaves(link.leaders[0].waiting)
+    assert isinstance(link.link.attractor, Delayed)
+    return jax.tree.leaves(link.link.attractor.x)
 
 
 def test_frozen_weights_are_unchanged(lora):
@@ -191,7 +193,7 @@ def test_accumulation_inside_counts_calls():
     for _ in range(8):
         state = update(state, x)[1]
     assert state[0].gradient_step.tolist() == [4] * 4
-    assert state[1].leaders[0].exchanges.tolist() == [1] * 4
+    assert state[1].exchanges.tolist() == [1] * 4
 
 
 def test_a_step_that_is_not_finite_is_skipped_inside():
@@ -200,7 +202,7 @@ def test_a_step_that_is_not_finite_is_skipped_inside():
     update = jax.jit(jax.vmap(lambda g, s, x: tx.update(g, s, x, value=x), axis_name="worker"))
     updates, state = update(x.at[1].set(jnp.nan), jax.vmap(tx.init)(x), x)
     assert updates[1] == 0
-    assert state[1].step.tolist() == [1] * 4
+    assert state[1].link.step.tolist() == [1] * 4
 
 
 def test_an_injected_pull_and_learning_rate_are_used():
@@ -218,9 +220,9 @@ def test_what_is_static_is_not_injected_and_a_stale_pull_that_is_stores_the_lead
     params = one_of(page["params"])
     state = jax.eval_shape(page["injected"].init, params)
     assert set(state.hyperparams) == {"learning_rate", "pull", "momentum", "weight_decay"}
-    assert links(state)[0].leaders[0].stored is None
+    assert not isinstance(links(state)[0].link.attractor, Stale)
     less_static = optax.inject_hyperparams(page["lsgd"], static_args=page["static"][:3])(0.1, **options)
-    assert links(jax.eval_shape(less_static.init, params))[0].leaders[0].stored["w"].shape == (3,)
+    assert links(jax.eval_shape(less_static.init, params))[0].link.attractor.point["w"].shape == (3,)
 
 
 def over_devices(function, *, check_vma, in_specs=BY_WORKER, out_specs=BY_WORKER):
@@ -268,7 +270,7 @@ def test_what_the_checks_do():
 
 def test_what_a_line_search_has_stored_is_of_the_point_before_the_pull():
     page = after(SHARD_MAP)
-    follower = (int(page["state"][1].leaders[0].position[0]) + 1) % 4
+    follower = (int(page["state"][1].leader.position[0]) + 1) % 4
     params, state, x, y = one_of((page["params"], page["state"], page["x"], page["y"]), follower)
 
     def loss_of(params):

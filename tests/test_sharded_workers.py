@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from lsgd_jax import broadcast_from, leader_pull
 from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.exchange import sending
 
 WORKERS, SHARDS, STEPS = 4, 2, 3
 SPECS = {"a": P("worker", None, "model"), "b": P("worker", "model"), "c": P("worker"), "d": P("worker", "model")}
@@ -45,13 +46,13 @@ def train(tx, x, losses):
     for loss in losses:
         updates, state = tx.update(jax.tree.map(lambda x: 0.1 * loss * x, x), state, x, value=loss)
         x = optax.apply_updates(x, updates)
-    return x, state.leaders[0].position, state.leaders[0].distance
+    return x, state.leader.position, state.leader.distance
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("wire", [None, "bfloat16", "int8"])
 def test_sharded_workers_are_pulled_as_others_are(wire, kind):
-    function = functools.partial(train, leader_pull(0.3, axis_name="worker", window=1, wire=wire))
+    function = functools.partial(train, leader_pull(0.3, axis_name="worker", window=1, sending=sending(wire)))
     x, losses = arrays(0), np.random.default_rng(1).uniform(size=(WORKERS, STEPS)).astype(np.float32)
     expected = jax.jit(jax.vmap(function, axis_name="worker"))(x, losses)
     mesh, program = over_sharded_workers(function, kind)
@@ -65,7 +66,7 @@ def test_sharded_workers_are_pulled_as_others_are(wire, kind):
 def test_the_default_broadcast_gathers_no_worker(wire, monkeypatch):
     """Also on GPUs, where it is a ring for workers of one device, and a megabyte of parameters."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    function = functools.partial(train, leader_pull(0.3, axis_name="worker", wire=wire))
+    function = functools.partial(train, leader_pull(0.3, axis_name="worker", sending=sending(wire)))
     mesh, program = over_sharded_workers(function, AxisType.Auto)
     x = {"a": jnp.zeros((WORKERS, 1024, 512))}
     found = collectives(program.lower(put(x, mesh), jnp.zeros((WORKERS, 1))).compile().as_text())

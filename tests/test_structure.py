@@ -12,12 +12,6 @@ import lsgd_jax
 ROOT = Path(lsgd_jax.__file__).parent
 MOST_LINES = 400
 MOST_LINES_OF = {"leader.py": 200}
-TOO_LONG = {
-    "config.py",
-    "exchange.py",
-    "leader.py",
-}
-"""Files that are still to be split."""
 
 
 def module_name(path):
@@ -84,4 +78,4 @@ def test_what_lies_below_knows_nothing_of_what_lies_above(room, others):
 
 def test_no_file_is_too_long():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES.values()}
-    assert {name for name, length in lengths.items() if length > MOST_LINES_OF.get(name, MOST_LINES)} == TOO_LONG
+    assert not {name for name, length in lengths.items() if length > MOST_LINES_OF.get(name, MOST_LINES)}

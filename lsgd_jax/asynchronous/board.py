@@ -90,7 +90,7 @@ class SharedBoard(Board):
             self._server = start_transfer_server(jax.local_devices()[0].client, address, [address])
         except (ImportError, RuntimeError, NotImplementedError) as error:
             raise UsageError(
-                f"this JAX can't send arrays between processes, which posted needs ({error}): use joined."
+                f"this JAX can't send arrays between processes for posted ({error}): use joined."
             ) from None
         self._store.key_value_set(f"{self._name}/addresses/{self._own}", self._server.address())
         self._connections: dict[int, Any] = {}

@@ -15,8 +15,8 @@ from lsgd_jax.asynchronous.board import Board, Post
 from lsgd_jax.asynchronous.workers import Worker
 from lsgd_jax.distributed import StepCount
 from lsgd_jax.exchange import NOBODY, elect
-from lsgd_jax.leader import pulled
-from lsgd_jax.trees import distance
+from lsgd_jax.exchange.trees import distance
+from lsgd_jax.link import pulled
 
 
 class Joined:

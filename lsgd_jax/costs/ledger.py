@@ -70,7 +70,7 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
       7750062.0
     """
     sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
-    if METHODS[config.method].averages_start and steps:
+    if steps >= config.period and METHODS[config.method].averages_start(config.options):
         everyone = config.groups * config.workers
         sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
     return sent

@@ -105,7 +105,9 @@ def _launch_once(command: Sequence[str], processes: int, devices_per_process: in
     for thread in forwarding:
         thread.join()
     if received:
-        if not started or started[0].returncode < 0:  # Before it could print its sentence.
+        if started and not any(process.returncode for process in started):
+            return _Code(0, failed=False)  # They were done before they could be stopped.
+        if not started or started[0].returncode <= 0:  # It could not, or need not, say so.
             print(f"lsgd: stopped by {signal.Signals(received[0]).name}.", file=sys.stderr)
         return _Code(128 + received[0], failed=False)
     if any(process.returncode == 2 for process in started):

@@ -5,18 +5,16 @@ with `update(grads, state, params, value=loss, step=None)`, and `center(params, 
 the axis, gives the model that the method reports, the same on all workers.
 """
 
-from lsgd_jax.leader import leader_sgd
-from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, lsgd
-from lsgd_jax.methods.base import MethodState, mean_of_workers
+from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd
+from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
-from lsgd_jax.methods.local_sgd import local_sgd
-from lsgd_jax.methods.method import Level, Method, no_level
+from lsgd_jax.methods.method import Level, Method, always, no_level
 
-__all__ = ["METHODS", "Level", "Method", "MethodState", "mean_of_workers"]
+__all__ = ["METHODS", "Level", "Method", "mean_of_workers"]
 
 METHODS: dict[str, Method] = {
     "lsgd": Method(
-        leader_sgd,
+        lsgd.leader_sgd,
         mean_of_workers,
         "period",
         {"pull": (0.1, 0.3)},
@@ -33,7 +31,7 @@ METHODS: dict[str, Method] = {
         easgd.center,
         "period",
         {"center_pull": (None, 0.9)},
-        averages_start=True,
+        averages_start=always,
         meeting=easgd.meeting,
         asynchronous={"posted": ("pull", "center_pull")},
         derived=easgd.derived_strengths,
@@ -43,19 +41,20 @@ METHODS: dict[str, Method] = {
         downpour.center,
         "period",
         adds_up=True,
-        averages_start=True,
+        averages_start=always,
         meeting=downpour.meeting,
         asynchronous={"posted": ()},
     ),
-    "local_sgd": Method(local_sgd, mean_of_workers, "period"),
+    "local_sgd": Method(local_sgd.local_sgd, mean_of_workers, "period", averages_start=local_sgd.averages_start),
     "data_parallel": Method(data_parallel, mean_of_workers, "step"),
-    "diloco": Method(diloco.diloco, diloco.center, "period", {"outer_learning_rate": (0.7, 1.0)}, averages_start=True),
+    "diloco": Method(
+        diloco.diloco, diloco.center, "period", {"outer_learning_rate": (0.7, 1.0)}, averages_start=always
+    ),
     "mgrawa": Method(
         grawa.mgrawa,
         mean_of_workers,
         "period",
         {"pull": (0.5, 0.2)},
-        averages_start=True,
         scalars=grawa.one_norm,
     ),
     "lgrawa": Method(
@@ -63,7 +62,6 @@ METHODS: dict[str, Method] = {
         mean_of_workers,
         "period",
         {"pull": (0.5, 0.2)},
-        averages_start=True,
         scalars=grawa.norm_per_array,
     ),
     "independent": Method(independent.independent, independent.center, "never", levels=no_level),

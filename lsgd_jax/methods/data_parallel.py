@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.trees import merged, read_by
+from lsgd_jax.exchange.trees import merged, read_by
 
 
 def data_parallel(

@@ -1,10 +1,10 @@
-r"""DiLoCo: an outer optimiser takes the workers' mean progress for its gradient.
+r"""DiLoCo: an outer optimizer takes the workers' mean progress for its gradient.
 
 Every `period` updates, with the center c,
 
 .. math:: c \leftarrow \text{outer step from } c \text{ with the gradient } c - \bar x, \qquad x^i \leftarrow c.
 
-The outer optimiser is SGD with Nesterov momentum; the inner one, any optimiser, keeps its state.
+The outer optimizer is SGD with Nesterov momentum; the inner one, any optimizer, keeps its state.
 
 Douillard et al., "DiLoCo: Distributed low-communication training of language models", https://arxiv.org/abs/2311.08105.
 """
@@ -15,8 +15,8 @@ import optax
 
 from lsgd_jax.checks import check_positive, check_strengths
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, shared_center
-from lsgd_jax.trees import towards
+from lsgd_jax.link import Attractor, Target, chained, link
+from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, shared_center
 
 
 def diloco(
@@ -46,21 +46,20 @@ def diloco(
     check_strengths(outer_momentum=outer_momentum)
     outer = optax.sgd(outer_learning_rate, outer_momentum, nesterov=True)
 
-    def exchange(x: optax.Params, shared: tuple, grads: optax.Updates) -> tuple[optax.Updates, tuple]:
-        center, outer_state = shared
-        updates, outer_state = outer.update(difference(center, mean(x, axis_name)), outer_state, center)
-        new_center = optax.apply_updates(center, updates)
-        return towards(x, new_center), (new_center, outer_state)
+    def init(params: optax.Params) -> tuple[Center, optax.OptState]:
+        return center_of_start(params), outer.init(params)
 
-    return exchange_every(
-        period,
-        optimizer,
-        exchange,
-        axis_name=axis_name,
-        share=lambda center, start: (center, outer.init(center)),
-    )
+    def locate(x: optax.Params, state: tuple[Center, optax.OptState]) -> tuple[Target, tuple[Center, optax.OptState]]:
+        center, outer_state = state
+        last = common(center, axis_name)
+        updates, outer_state = outer.update(difference(last, mean(x, axis_name)), outer_state, last)
+        new_center = optax.apply_updates(last, updates)
+        return Target(new_center), (moved_to(new_center, center), outer_state)
+
+    moving = link(Attractor(init, locate), axis_name=axis_name, period=period)
+    return chained(optimizer, moving, axis_name=axis_name)
 
 
-def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
+def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center."""
-    return shared_center(state.shared[0], params, axis_name)
+    return shared_center(state[-1].attractor[0].x, params, axis_name)

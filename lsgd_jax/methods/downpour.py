@@ -17,9 +17,9 @@ import jax
 import optax
 
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.link import Attractor, Target, chained, link
+from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, scaled, shared_center
 from lsgd_jax.methods.method import Meeting
-from lsgd_jax.trees import towards
 
 
 def downpour(
@@ -39,16 +39,20 @@ def downpour(
       ValueError: if the period is out of range.
     """
 
-    def exchange(x: optax.Params, shared: tuple, grads: optax.Updates) -> tuple[optax.Updates, tuple]:
-        center, came_from = shared
-        sums = scaled(worker_count(axis_name), mean(difference(x, came_from), axis_name))
-        new_center = jax.tree.map(lambda c, d: c + d, center, sums)
-        return towards(x, new_center), (new_center, new_center)
+    def init(params: optax.Params) -> tuple[Center, optax.Params]:
+        return center_of_start(params), params
 
-    return exchange_every(period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: (center, start))
+    def locate(x: optax.Params, state: tuple[Center, optax.Params]) -> tuple[Target, tuple[Center, optax.Params]]:
+        center, last_center = state
+        sums = scaled(worker_count(axis_name), mean(difference(x, last_center), axis_name))
+        new_center = jax.tree.map(lambda c, d: c + d, common(center, axis_name), sums)
+        return Target(new_center), (moved_to(new_center, center), new_center)
+
+    moving = link(Attractor(init, locate), axis_name=axis_name, period=period)
+    return chained(optimizer, moving, axis_name=axis_name)
 
 
-def meet_center(x: optax.Params, center: optax.Params, came_from: optax.Params) -> optax.Params:
+def meet_center(x: optax.Params, center: optax.Params, last_center: optax.Params) -> optax.Params:
     r"""One worker's exchange with the center on its own clock, as the paper's asynchronous algorithm has it.
 
     The worker adds to the center what it has done since it came from a, and goes on from there:
@@ -58,12 +62,12 @@ def meet_center(x: optax.Params, center: optax.Params, came_from: optax.Params) 
     Args:
       x: the worker's point.
       center: the center, c.
-      came_from: the center from which the worker went on last, a.
+      last_center: the center from which the worker went on last, a.
 
     Returns:
       The new center, which is the worker's new point.
     """
-    return optax.apply_updates(center, difference(x, came_from))
+    return optax.apply_updates(center, difference(x, last_center))
 
 
 def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
@@ -76,6 +80,6 @@ def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
     return meet
 
 
-def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
+def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center."""
-    return shared_center(state.shared[0], params, axis_name)
+    return shared_center(state[-1].attractor[0].x, params, axis_name)

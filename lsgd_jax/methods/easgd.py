@@ -1,25 +1,25 @@
-r"""Elastic averaging SGD: workers and a center variable draw each other.
+r"""Elastic averaging SGD: workers and a center variable pull each other.
 
 Every `period` updates worker i and the center c move, from the same values,
 
 .. math:: x^i \leftarrow x^i - \alpha (x^i - c), \qquad c \leftarrow c + \beta (\bar x - c).
 
-With Nesterov momentum in the worker's optimiser it is EAMSGD.
+With Nesterov momentum in the worker's optimizer it is EAMSGD.
 
 Zhang, Choromanska, LeCun, "Deep learning with Elastic Averaging SGD", https://arxiv.org/abs/1412.6651.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.methods.base import MethodState, difference, exchange_every, scaled, shared_center
+from lsgd_jax.link import Attractor, PullAt, Target, chained, link
+from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, scaled, shared_center
 from lsgd_jax.methods.method import Meeting
-from lsgd_jax.trees import towards
 
 
 def easgd(
@@ -29,7 +29,7 @@ def easgd(
     period: int = 4,
     pull: float | None = None,
     center_pull: float | None = None,
-    pull_at: Literal["after_step", "before_step"] = "after_step",
+    pull_at: PullAt = "after_step",
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging SGD.
 
@@ -52,15 +52,18 @@ def easgd(
     """
     check_strengths(pull=0 if pull is None else pull, center_pull=0 if center_pull is None else center_pull)
 
-    def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
-        alpha, beta = strengths(pull, center_pull, worker_count(axis_name))
+    def locate(x: optax.Params, state: Center) -> tuple[Target, Center]:
+        _, beta = strengths(pull, center_pull, worker_count(axis_name))
+        center = common(state, axis_name)
         towards_mean = difference(mean(x, axis_name), center)
         new_center = jax.tree.map(lambda c, d: c + d, center, scaled(beta, towards_mean))
-        return towards(x, center, alpha), new_center
+        return Target(center), moved_to(new_center, state)
 
-    return exchange_every(
-        period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, pull_at=pull_at
-    )
+    def alpha(step: Any) -> float:
+        return strengths(pull, center_pull, worker_count(axis_name))[0]
+
+    moving = link(Attractor(center_of_start, locate), alpha, axis_name=axis_name, period=period, pull_at=pull_at)
+    return chained(optimizer, moving, axis_name=axis_name)
 
 
 def strengths(pull: float | None, center_pull: float | None, workers: int) -> tuple[float, float]:
@@ -124,6 +127,6 @@ def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
     return lambda x, center, last_center: meet_center(x, center, pull, center_pull)
 
 
-def center(params: optax.Params, state: MethodState, axis_name: AxisName) -> Any:
+def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center variable."""
-    return shared_center(state.shared, params, axis_name)
+    return shared_center(state[-1].attractor.x, params, axis_name)

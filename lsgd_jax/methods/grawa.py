@@ -6,7 +6,7 @@ Every `period` updates
     c = \sum_i w^i x^i, \quad w^i \propto 1 / \|g^i\|,
 
 with the norm of the gradient of the whole model (MGRAWA) or of each layer, weighting each on its own (LGRAWA). Every
-update also draws the worker by `prox` / `period` to the last such c.
+update also pulls the worker towards the last such c, by `prox` / `period`.
 
 Dimlioglu, Choromanska, "GRAWA: Gradient-based weighted averaging for distributed training of deep learning models",
 https://arxiv.org/abs/2403.04206. Period, pull and prox are by default as in the authors' code. The norms here are of
@@ -16,6 +16,7 @@ the norms of the layers.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ from jaxtyping import Array, Float
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, total
-from lsgd_jax.methods.base import MethodState, exchange_every
-from lsgd_jax.trees import norm, towards
+from lsgd_jax.exchange.trees import norm, scalar_like
+from lsgd_jax.link import AT_ONCE, Attractor, Target, chained, link
+from lsgd_jax.variants import stale
 
 
 def mgrawa(
@@ -114,15 +116,19 @@ def _grawa(
         inverse = 1 / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny ** 0.5)
         return inverse / sum_of(inverse)
 
-    def exchange(x: optax.Params, center: optax.Params, grads: optax.Updates) -> tuple[optax.Updates, optax.Params]:
-        weights = jax.tree.map(weight, norms_of(grads))
-        center = jax.tree.map(lambda x, w: sum_of(w.astype(x.dtype) * x), x, weights)
-        return towards(x, center, pull), center
+    def init(params: optax.Params) -> Array:
+        dtype = jnp.result_type(jnp.float32, *(jnp.finfo(x.dtype).dtype for x in jax.tree.leaves(params)))
+        return jnp.zeros_like(scalar_like(params, 0, dtype), shape=len(jax.tree.leaves(params)))
 
-    def draw(x: optax.Params, state: MethodState) -> optax.Updates:
-        drawn = towards(x, state.shared, prox / period)
-        return jax.tree.map(lambda d: jnp.where(state.exchanges > 0, d, 0), drawn)
+    def choose(x: optax.Params, state: Array, *, gradient: optax.Updates, **signals: Any) -> Array:
+        weights = [weight(norm).astype(state.dtype) for norm in jax.tree.leaves(norms_of(gradient))]
+        return jnp.stack(weights) if weights else state
 
-    return exchange_every(
-        period, optimizer, exchange, axis_name=axis_name, share=lambda center, start: center, each_step=draw
-    )
+    def locate(x: optax.Params, weights: Array) -> tuple[Target, Array]:
+        leaves, treedef = jax.tree.flatten(x)
+        average = [sum_of(w.astype(leaf.dtype) * leaf) for w, leaf in zip(weights, leaves, strict=True)]
+        return Target(jax.tree.unflatten(treedef, average)), weights
+
+    exchange = stale(prox / period) if prox else AT_ONCE
+    moving = link(Attractor(init, locate, choose), pull, axis_name=axis_name, period=period, exchange=exchange)
+    return chained(optimizer, moving, axis_name=axis_name)

@@ -7,9 +7,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lsgd_jax.checks import check_window
-from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect
-from lsgd_jax.leader import init_losses, record_loss
-from lsgd_jax.trees import inexact, merged
+from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect, init_losses, record_loss
+from lsgd_jax.exchange.trees import inexact, merged
 
 
 class IndependentState(NamedTuple):
@@ -27,7 +26,7 @@ class IndependentState(NamedTuple):
 def independent(
     optimizer: optax.GradientTransformation, *, axis_name: AxisName, window: int = 10
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser alone, without any exchange; the best worker is what the method reports.
+    """The optimizer alone, without any exchange; the best worker is what the method reports.
 
     A NaN stays with its worker, who is not reported.
 
@@ -43,7 +42,7 @@ def independent(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> IndependentState:
-        losses, score = init_losses(window, params, axis_name)
+        losses, score = init_losses(window, params)
         return IndependentState(jnp.zeros((), jnp.int32), optimizer.init(params), losses, score)
 
     def update(

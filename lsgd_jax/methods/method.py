@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,11 @@ def no_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Leve
     return []
 
 
+def always(options: Mapping[str, Any]) -> bool:
+    """Whatever the options."""
+    return True
+
+
 class Method(NamedTuple):
     """A row of the table of methods.
 
@@ -50,8 +56,8 @@ class Method(NamedTuple):
     """Values of its own option that a tuned comparison tries."""
     adds_up: bool = False
     """Whether the workers' updates are summed, not averaged; a tuned comparison then scales learning rates by 1/n."""
-    averages_start: bool = False
-    """Whether workers average their starts at the first step, to form a center."""
+    averages_start: Callable[[Mapping[str, Any]], bool] = lambda options: False
+    """From the options: whether workers average their starts at the first exchange, to form a center."""
     scalars: Callable[[int], int] = lambda arrays: 0
     """From the number of arrays of parameters: the scalars that are all-reduced in an exchange, beside the parameters.
     How parameters are sent, the options `broadcast` and `wire` say; without them, by one all-reduce."""
@@ -74,13 +80,13 @@ class Method(NamedTuple):
     """From the steps between exchanges among all workers, and groups: the options to set for it."""
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Mapping[str, Any]:
         """The method's own options, with their defaults: what its builder takes by keyword, but for the axes."""
-        return {name: default for name, default in _keywords(self.build).items() if not name.endswith("axis_name")}
+        return _options(self.build)
 
     def filled(self, given: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
         """The method's options with the values that so many groups of workers train with, where some are given."""
-        options = self.options | dict(given)
+        options = {**self.options, **given}
         return options | self.derived(options, groups, workers)
 
     def built(
@@ -94,13 +100,12 @@ class Method(NamedTuple):
           groups: the axis, or the axes, on which groups lie; empty for one group.
           workers: the axis, or the axes, on which the workers of a group lie.
         """
-        if groups and "group_axis_name" in _keywords(self.build):
+        if groups and "group_axis_name" in inspect.signature(self.build).parameters:
             return self.build(optimizer, axis_name=workers, group_axis_name=groups, **options)
         return self.build(optimizer, axis_name=(*groups, *workers), **options)
 
 
 @functools.cache
-def _keywords(build: Callable) -> dict[str, Any]:
-    """What a function takes by keyword alone, with the defaults."""
-    parameters = inspect.signature(build).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+def _options(build: Callable) -> Mapping[str, Any]:
+    keywords = (each for each in inspect.signature(build).parameters.values() if each.kind is each.KEYWORD_ONLY)
+    return types.MappingProxyType({each.name: each.default for each in keywords if not each.name.endswith("axis_name")})

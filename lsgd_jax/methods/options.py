@@ -3,9 +3,10 @@
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import tyro
 
 from lsgd_jax.methods.method import Method
 
@@ -41,7 +42,26 @@ def fields_of(methods: Mapping[str, Method]) -> Iterator[tuple[str, Any, str]]:
             text = text.removesuffix(".") + ("." if default is None else f" (default {default}).")
             texts.setdefault(text, []).append(method)
         hints = [option_types(methods[method].build)[name] for method in having[name]]
-        yield name, functools.reduce(lambda one, other: one | other, hints), _help(texts)
+        yield name, _any_of(hints), _help(texts)
+
+
+def with_options_of(methods: Mapping[str, Method]) -> Callable[[type], type]:
+    """A decorator that gives a class the options of methods: annotations with help for the command line, and None."""
+
+    def decorated(fields: type) -> type:
+        for name, hint, text in fields_of(methods):
+            if name not in fields.__annotations__:
+                about = tyro.conf.arg(help=text, help_behavior_hint=_default)
+                fields.__annotations__[name] = Annotated[hint, about]
+                setattr(fields, name, None)
+        return fields
+
+    return decorated
+
+
+def _default(value: str) -> str:
+    """What the help says after an option's text, in which the methods' defaults are."""
+    return "" if value == "None" else f"(default: {value})"
 
 
 def _members(hint: Any) -> Iterator[Any]:
@@ -51,6 +71,14 @@ def _members(hint: Any) -> Iterator[Any]:
             yield from _members(each)
     else:
         yield hint
+
+
+def _any_of(hints: list[Any]) -> Any:
+    """The type of what any of these types has, with one list of choices."""
+    members = dict.fromkeys(each for hint in hints for each in _members(hint))
+    choices = dict.fromkeys(choice for each in members if get_origin(each) is Literal for choice in get_args(each))
+    others = [each for each in members if get_origin(each) is not Literal]
+    return Union[(*([Literal[tuple(choices)]] if choices else []), *others)]
 
 
 @functools.cache

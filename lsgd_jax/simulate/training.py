@@ -1,7 +1,7 @@
 """Training in virtual time: workers' steps and exchanges in the order of an event log.
 
-Steps are those of `lsgd_jax.train.step`, exchanges those of the methods themselves: `lsgd_jax.leader.leader_sgd`,
-with no step of its own before it, elects and pulls whoever takes part, and a center meets one worker at a time.
+Steps are those of `lsgd_jax.train.step`, exchanges those of the methods themselves: `lsgd_jax.leader_sgd`, with no
+step of its own before it, elects and pulls whoever takes part, and a center meets one worker at a time.
 """
 
 import functools

@@ -244,11 +244,12 @@ class Checkpoints:
         """
         _, arrays = self._progress_and_arrays(step)
         now = _arrays(fresh)
-        if [array for array in arrays if not array.of_leaders] != [array for array in now if not array.of_leaders]:
+        left_behind = _of_leaders(arrays) | _of_leaders(now)
+        if [array for array in arrays if array not in left_behind] != [each for each in now if each not in left_behind]:
             raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, [sources[worker] for worker in self._placement.own_workers])
         leaves = [
-            leaf if array.of_leaders else self._placement.put(saved[array.name], STACKED)
+            leaf if array in left_behind else self._placement.put(saved[array.name], STACKED)
             for array, leaf in zip(now, jax.tree.leaves(fresh), strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
@@ -320,16 +321,18 @@ class _Array(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
-    @property
-    def of_leaders(self) -> bool:
-        """Whether the array holds what the worker knows of its leaders."""
-        return ".leaders[" in self.name
-
 
 def _arrays(state: TrainState) -> list[_Array]:
     """The arrays of one worker's state, from the state of all workers."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [_Array(jax.tree_util.keystr(path), x.dtype.name, x.shape[2:]) for path, x in leaves]
+
+
+def _of_leaders(arrays: list[_Array]) -> set[_Array]:
+    """What a worker knows of its leaders: the links of `leader_pull`, and all of levels beyond the first."""
+    levels = list(dict.fromkeys(array.name.split(".link.")[0] for array in arrays if ".link." in array.name))
+    starts = (*(f"{level}.link." for level in levels[:1]), *(f"{level}." for level in levels[1:]))
+    return {array for array in arrays if array.name.startswith(starts) and array.name != f"{levels[0]}.link.step"}
 
 
 def _other_format(metadata: Any) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.exchange import worker_index
-from lsgd_jax.leader import apply_updates, has_failed, links
+from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
 
 
 class TrainState(NamedTuple):
@@ -172,7 +172,9 @@ def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:
 
 def leaders_in(state: optax.OptState) -> Leaders | None:
     """What the `leader_pull` in an optimiser's state tells, if there is one."""
-    for link in links(state):
-        positions, distances = (jnp.stack([leader[i] for leader in link.leaders]) for i in range(2))
-        return Leaders(link.score, link.revived, positions, distances)
-    return None
+    pulls = links(state)
+    if not pulls:
+        return None
+    positions = jnp.stack([pull.leader.position for pull in pulls])
+    distances = jnp.stack([pull.leader.distance for pull in pulls])
+    return Leaders(pulls[0].score, was_revived(state), positions, distances)

@@ -7,7 +7,7 @@ import pytest
 from lsgd_jax.asynchronous import Centered, Joined, Level, Posted, StepReport
 from lsgd_jax.asynchronous.board import Board
 from lsgd_jax.distributed import StepCount
-from lsgd_jax.methods import downpour, easgd
+from lsgd_jax.methods import METHODS
 from tests.asynchronous.schedule import drive, scripted, zero
 
 
@@ -123,13 +123,7 @@ def test_a_worker_who_has_missed_exchanges_is_pulled_once():
 def test_workers_meet_the_center_as_the_paper_says(method):
     """A NumPy oracle of each worker's clock, in 20 orders."""
     moves = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
-
-    def meet(x, center, last_center):
-        if method == "easgd":
-            return easgd.meet_center(x, center, 0.25, 0.125)
-        center = downpour.meet_center(x, center, last_center)
-        return center, center
-
+    meet = METHODS[method].meeting({"period": 2, "pull": 0.25, "center_pull": 0.375}, 3)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         workers = [scripted(i, rng.integers(1, 10), moves=moves[i]) for i in range(3)]

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections import Counter
-from typing import Literal
 
 import jax
 import numpy as np
@@ -47,7 +46,7 @@ def sizes(found):
 def check(config):
     found, params = compiled(config)
     expected = [each for exchange in exchanges(config, params) for each in exchange.collectives]
-    if METHODS[config.method].averages_start:
+    if METHODS[config.method].averages_start(config.options):
         size = sum(x.nbytes for x in jax.tree.leaves(params))
         expected.append(Collective("all-reduce", size, config.groups * config.workers))
     assert sizes(found) == sizes(expected)
@@ -102,17 +101,11 @@ def test_one_group_and_a_round_in_one_program():
     assert sizes(found) == sizes(in_loop)
 
 
-def test_an_average_that_is_sent_in_other_numbers(monkeypatch):
-    """A method needs no more than the option."""
-
-    def build(optimizer, *, axis_name, period: int = 4, wire: Literal["bfloat16"] | None = None):
-        """It is never trained with."""
-        return optimizer
-
-    monkeypatch.setitem(METHODS, "local_sgd", METHODS["local_sgd"]._replace(build=build))
+def test_an_average_that_is_sent_in_other_numbers():
+    """The differences are to an average that is sent as it is, once."""
     config, params = PRESETS["mnist1d"].replace(method="local_sgd"), jax.ShapeDtypeStruct((200,), np.float32)
     assert bytes_sent(config, params, 16) == 4 * 2 * 7 / 8 * 800
-    assert bytes_sent(config.replace(wire="bfloat16"), params, 16) == 4 * 2 * 7 / 8 * 400
+    assert bytes_sent(config.replace(wire="bfloat16"), params, 16) == 4 * 2 * 7 / 8 * 400 + 2 * 7 / 8 * 800
     with pytest.raises(ValueError, match=r"^wire must be bfloat16 or not given, got 'int8'\.$"):
         config.replace(wire="int8")
 
@@ -142,5 +135,7 @@ def test_bytes_by_formula():
     assert bytes_sent(single.replace(method="independent"), params, 16) == 0
     easgd = grouped.replace(method="easgd")
     assert bytes_sent(easgd, params, 16) == (8 + 1) * of_all * 800
-    assert bytes_sent(easgd, params, 0) == 0
-    assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (2 * 800 + 4)
+    assert bytes_sent(easgd, params, 1) == 0
+    assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (800 + 4)
+    averaging = dataclasses.replace(single.replace(method="local_sgd"), wire="bfloat16")
+    assert bytes_sent(averaging, params, 16) == of_four * (8 * 400 + 800)

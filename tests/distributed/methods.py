@@ -14,6 +14,7 @@ import optax
 from lsgd_jax import distributed
 from lsgd_jax.distributed import SHARED, STACKED, place
 from lsgd_jax.methods import METHODS
+from lsgd_jax.variants import links
 
 GROUPS, WORKERS, STEPS = 2, 4, 50
 CURVATURES = np.array([1.0, 0.3, 2.0])
@@ -54,7 +55,7 @@ def main(out):
                 loss, grads = loss_noise + jnp.sum(CURVATURES * x**2) / 2, CURVATURES * x + gradient_noise
                 updates, state = tx.update(grads, state, x, value=loss, step=number)
                 x = optax.apply_updates(x, updates)
-                leaders = jnp.stack([level.position for level in state[-1].leaders]) if name == "lsgd" else ()
+                leaders = jnp.stack([pull.leader.position for pull in links(state)]) if name == "lsgd" else ()
                 return (x, state), (x, leaders)
 
             noises = jnp.arange(STEPS), loss_noise, gradient_noise

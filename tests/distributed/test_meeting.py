@@ -239,12 +239,12 @@ def test_whoever_is_missing_is_named_within_10_seconds(launched, address, monkey
     assert met.value.args[0] <= 10
 
 
-@pytest.mark.parametrize(("variables", "processes"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])
-def test_one_process_trains_alone_wherever_it_is(variables, processes, monkeypatch):
+@pytest.mark.parametrize(("variables", "count"), [({"LSGD_PROCESSES": "1"}, None), ({}, 1)])
+def test_one_process_trains_alone_wherever_it_is(variables, count, monkeypatch):
     for name, value in (SLURM | variables).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "meet", None)
-    distributed.initialize(processes)
+    distributed.initialize(count)
     assert distributed.process_count() == 1
 
 

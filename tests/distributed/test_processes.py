@@ -243,3 +243,23 @@ def test_the_launcher_tells_of_a_stop_that_its_processes_can_not(number, tmp_pat
     stopped = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(300)"
     done = launch(1, sys.executable, "-c", stopped, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (128 + number, f"lsgd: stopped by {number.name}.\n")
+
+
+@pytest.mark.parametrize(("last", "code", "told"), [(0, 0, ""), (143, 143, "lsgd: stopped by SIGTERM.\n")])
+def test_a_stop_when_all_is_done_is_none(last, code, told, tmp_path):
+    """Unless another process than the first, which is done and says nothing, was stopped."""
+    program = f"""
+import os, signal, sys, time
+from pathlib import Path
+
+number = int(os.environ["LSGD_PROCESS"])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(number and {last}))
+Path(str(number)).touch()
+while not (Path("0").exists() and Path("1").exists()):
+    time.sleep(0.01)
+if number == 0:
+    os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(300)
+"""
+    done = launch(2, sys.executable, "-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, told)

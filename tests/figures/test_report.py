@@ -80,8 +80,11 @@ def test_a_page_tells_of_a_run(trained, tmp_path):
         assert page.says(title)
     assert page.says("a worker's local steps") == asynchronous
     assert page.says("Workers' score") != asynchronous
-    for field in dataclasses.fields(Config):
-        assert page.says(field.name)
+    config = Config.load(trained)
+    for name, value in config.effective.items():
+        assert page.says(f"{name} {reading.text_of(value)}")
+    for name in {field.name for field in dataclasses.fields(Config)} - config.effective.keys():
+        assert not page.says(f"{name} not given")
     assert page.says("jaxlib")
     assert page.tags.count("figure") == page.tags.count("figcaption") == 11
 

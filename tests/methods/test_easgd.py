@@ -28,7 +28,7 @@ def test_follows_a_plain_loop(mapping, pull_at):
         for t in range(7):
             updates, state = tx.update(x, state, x, step=jnp.asarray(t))
             x = optax.apply_updates(x, updates)
-        return x, state.shared, state.exchanges
+        return x, state[-1].attractor.x, state[-1].exchanges
 
     x, center, exchanges = over_workers(train, mapping)(start)
 
@@ -54,9 +54,9 @@ def test_the_forces_are_symmetric_by_default():
     updates, state = step(x, jax.vmap(tx.init)(x))
     alpha = 0.9**8 / 4
     np.testing.assert_allclose(updates, -alpha * (x - 2.0), rtol=1e-12)
-    np.testing.assert_allclose(state.shared, np.full(4, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(state[-1].attractor.x, np.full(4, 2.0), rtol=1e-12)
     updates, state = step(x + 1, state)
-    np.testing.assert_allclose(state.shared, np.full(4, 2.0 + 4 * alpha), rtol=1e-12)
+    np.testing.assert_allclose(state[-1].attractor.x, np.full(4, 2.0 + 4 * alpha), rtol=1e-12)
 
 
 def test_a_pull_that_would_make_the_centre_overshoot_is_one_sentence():

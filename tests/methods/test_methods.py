@@ -74,7 +74,7 @@ def trained(tx, name, start, loss_noise, gradient_noise, mapping="vmap"):
             grads = {k: CURVATURES[k] * x[k] + gradient_noise[k] for k in x}
             updates, state = tx.update(grads, state, x, value=loss, step=t)
             x = optax.apply_updates(x, updates)
-            leaders = state[-1].leaders[0].position if name == "lsgd" else None
+            leaders = state[-1].leader.position if name == "lsgd" else None
             return (x, state), (x, leaders)
 
         # With replication checks on, the state that `init` makes must have the types that `update` returns.
@@ -150,10 +150,15 @@ def flat(tree):
     return [np.reshape(tree[k], (GROUPS * WORKERS, *tree[k].shape[2:])) for k in sorted(tree)]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "lsgd"])
-def test_follows_its_oracle(name, problem):
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [(name, {}) for name in METHODS if name != "lsgd"]
+    + [("local_sgd", changed) for changed in ({"delay": 1}, {"wire": "bfloat16"}, {"delay": 1, "wire": "bfloat16"})],
+    ids=str,
+)
+def test_follows_its_oracle(name, changed, problem):
     start, loss_noise, gradient_noise = problem
-    path, center, _ = trained(build(name), name, *problem)
+    path, center, _ = trained(build(name, **changed), name, *problem)
 
     curvatures = [CURVATURES[k] for k in sorted(CURVATURES)]
     starts = [list(layers) for layers in zip(*flat(start), strict=True)]
@@ -166,7 +171,7 @@ def test_follows_its_oracle(name, problem):
         return losses[i, t] + sum((c * layer**2).sum() / 2 for c, layer in zip(curvatures, x, strict=True))
 
     expected, expected_center = oracle.peer(
-        name, starts, gradient, loss, steps=STEPS, eta=ETA, momentum=MOMENTUM, **OPTIONS[name]
+        name, starts, gradient, loss, steps=STEPS, eta=ETA, momentum=MOMENTUM, **OPTIONS[name] | changed
     )
     for k, (got, got_center) in enumerate(zip(flat(path), flat(center), strict=True)):
         for i in range(GROUPS * WORKERS):
@@ -342,6 +347,8 @@ def test_learning_rates_of_another_shape_are_one_sentence():
         ("easgd", {"pull": 1.5}, r"pull must be in \[0, 1\], got 1\.5"),
         ("diloco", {"outer_momentum": -0.1}, r"outer_momentum must be in \[0, 1\], got -0\.1"),
         ("mgrawa", {"prox": 2.0}, r"prox must be in \[0, 1\], got 2\.0"),
+        ("local_sgd", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
+        ("local_sgd", {"delay": 2}, "delay must be 0 or 1, got 2"),
         ("independent", {"window": 0}, "window must be a whole number of losses, at least 1, got 0"),
     ],
 )

@@ -12,8 +12,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lsgd_jax.leader import apply_updates, links
 from lsgd_jax.methods import METHODS
+from lsgd_jax.variants import Revival, Stale, apply_updates, links
 from tests import oracle
 from tests.reliability import faults
 
@@ -120,6 +120,8 @@ def random_options(method: str, rng: random.Random) -> dict[str, Any]:
         options = {"pull": strength(), "prox": strength() / 4}
     elif method == "lsgd":
         options = random_leader_options(period, rng)
+    elif method == "local_sgd":
+        options = {"delay": rng.choice((0, 0, 1)), "wire": rng.choice((None, None, "bfloat16"))}
     else:
         options = {}
     return {"period": period} | options
@@ -209,14 +211,25 @@ def trained(case: Case, start: Any, gradients: Any, losses: np.ndarray) -> tuple
             updates, state = tx.update(gradient, state, x, value=loss, **timing)
             assert jax.tree.structure(updates) == jax.tree.structure(x)
             x = apply_updates(x, updates, state)
-            return (x, state), (x, [link.revived for link in links(state)])
+            return (x, state), (x, of_kind(Revival, state, "revived"))
 
         # A scan takes no state that changes its structure, shapes or dtypes.
         (x, state), (path, revived) = jax.lax.scan(step, (x, tx.init(x)), (jnp.arange(STEPS), gradients, losses))
         center = None if case.around else METHODS[case.method].center(x, state, AXES)
-        return path, revived, center, [[leader.stored for leader in link.leaders] for link in links(state)]
+        return path, revived, center, stored(state)
 
     return jax.tree.map(np.asarray, over_workers(train, case.mapping)(start, gradients, losses))
+
+
+def of_kind(kind: type, state: Any, field: str) -> list[Any]:
+    """A field of all parts of a kind in a state."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kind))
+    return [getattr(part, field) for part in parts if isinstance(part, kind)]
+
+
+def stored(state: Any) -> list[list[Any]]:
+    """By level, what workers keep of the leaders that were sent: the last ones, and an int8 wire's reconstructions."""
+    return [[pull.leader.sent, *of_kind(Stale, pull, "point")] for pull in links(state)]
 
 
 def over_workers(function: Any, mapping: str) -> Any:
@@ -357,7 +370,7 @@ def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
             with pytest.raises(ValueError, match="are sharded over the Explicit mesh axis 'inner': use 'all_reduce'"):
                 trained(case, start, gradients, losses)
             return
-        path, revived, center, stored = trained(case, start, gradients, losses)
+        path, revived, center, kept = trained(case, start, gradients, losses)
         arrays = [jax.tree.leaves(tree) for tree in (case.tree, start, gradients, path)]
         for leaf, x, g, points in zip(*arrays, strict=True):
             assert (points.dtype, points.shape) == (leaf.dtype, (GROUPS, WORKERS, STEPS, *leaf.shape))
@@ -370,11 +383,10 @@ def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
                 assert {tuple(worker) for *worker, _ in np.argwhere(flags)} == {FAILURE[:2]}
         else:
             check_values(case, start, gradients, losses, path, center)
-        for level in stored:
-            for i, group_or_all in enumerate(level):
-                for x in jax.tree.leaves(group_or_all):  # The same on all who share a leader.
-                    members = x[:, :1] if i == 0 and len(level) > 1 else x[:1, :1]
-                    np.testing.assert_array_equal(x, np.broadcast_to(members, x.shape))
+        for i, level in enumerate(kept):
+            for x in jax.tree.leaves(level):  # The same on all who share a leader.
+                members = x[:, :1] if i == 0 and len(kept) > 1 else x[:1, :1]
+                np.testing.assert_array_equal(x, np.broadcast_to(members, x.shape))
     record_property("trees tried", 1)
     if seed % 25 == 24:
         jax.clear_caches()  # The programs of a soak would fill the memory.

@@ -158,7 +158,7 @@ def test_a_trace(tmp_path):
     times = StepTimes(Cluster(trace=path), 3, seed=0)
     assert times(np.array([0, 1, 2, 1]), np.array([0, 1, 3, 2])).tolist() == [10**8, 4 * 10**8, 3 * 10**8, 2 * 10**8]
     path.write_text("0.1 fast\n")
-    with pytest.raises(UsageError, match="positive numbers"):
+    with pytest.raises(UsageError, match="positive durations"):
         StepTimes(Cluster(trace=path), 3, seed=0)
     with pytest.raises(UsageError, match="can't be read"):
         StepTimes(Cluster(trace=tmp_path / "none"), 3, seed=0)

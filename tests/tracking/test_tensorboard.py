@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
         file.rename(file.with_name("events.out.tfevents.1"))  # Long ago: names have seconds.
     assert (tmp_path / "run" / "tensorboard").exists() == from_the_start
     with RunFolder(tmp_path / "run", config, resume=True, tensorboard=True) as folder:
-        folder.go_on(length)
+        folder.resume(length)
         log_evaluations(folder, 12)
     steps = [(step, pytest.approx(step / 100)) for step in (4, 8, 12)]
     assert [point[1:] for point in points_in(tmp_path / "run") if point[0] == "test_error/center"] == steps

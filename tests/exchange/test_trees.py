@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd, trees
+from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd
 from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.exchange import trees
 from lsgd_jax.methods import METHODS
 from tests.mapping import GROUPS, WORKERS, mapped, over_workers
 
@@ -22,6 +23,10 @@ TRANSFORMATIONS = {name: partial(METHODS[name].build, axis_name=AXES) for name i
     name: partial(leader_sgd, axis_name=AXES, period=1, pull=0.5, **options)
     for name, options in LSGD.items()
     if name != "easgd"
+}
+TRANSFORMATIONS |= {
+    f"local_sgd {option}": partial(METHODS["local_sgd"].build, axis_name=AXES, **{option: value})
+    for option, value in (("delay", 1), ("wire", "bfloat16"))
 }
 
 
@@ -328,7 +333,7 @@ def test_a_distance_in_float16_does_not_overflow():
     tx = leader_pull(0.1, axis_name="worker")
 
     def exchange(x, loss):
-        return tx.update(jnp.zeros_like(x), tx.init(x), x, value=loss)[1].leaders[0].distance
+        return tx.update(jnp.zeros_like(x), tx.init(x), x, value=loss)[1].leader.distance
 
     x = jnp.zeros((2, 100), jnp.float16).at[1].set(632)
     distances = jax.vmap(exchange, axis_name="worker")(x, jnp.arange(2.0))
@@ -341,7 +346,7 @@ def test_complex_parameters_are_pulled_in_both_parts():
 
     def step(x, loss):
         updates, state = tx.update(jnp.zeros_like(x), tx.init(x), x, value=loss)
-        return optax.apply_updates(x, updates), state.leaders[0].distance
+        return optax.apply_updates(x, updates), state.leader.distance
 
     after, distance = jax.vmap(step, axis_name="worker")(x, jnp.array([3.0, 2.0, 1.0, 4.0]))
     np.testing.assert_array_equal(after, [2 + 2j, 2.5 + 2.5j, 3 + 3j, 4 + 4j])

@@ -164,16 +164,13 @@ _ZERO_OF_ZEROS = {
 """Operations that make zeros of zeros."""
 
 
-def scalar_like(tree: Any, value: Any, dtype: Any, axis_name: str | tuple[str, ...]) -> Array:
+def scalar_like(tree: Any, value: Any, dtype: Any) -> Array:
     """A scalar that `jax.shard_map` types as the arrays of a tree, or as a worker's own if there are none."""
     leaves = jax.tree.leaves(inexact(tree))
     if leaves:
         return jnp.full_like(leaves[0], value, dtype, shape=())
-    scalar = jnp.asarray(value, dtype)
-    try:
-        return select(lax.axis_index(axis_name) >= 0, scalar, scalar)
-    except NameError:  # Outside of the axes, where only `update` has to be within them.
-        return scalar
+    scalar, axes = jnp.asarray(value, dtype), jax.sharding.get_abstract_mesh().manual_axes
+    return select(lax.axis_index(axes) >= 0, scalar, scalar) if axes else scalar
 
 
 def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:
