@@ -5,6 +5,7 @@ The first two are exchanges, ways to make the pull of any `lsgd_jax.link.link`, 
     leader_pull(0.1, axis_name="worker", period=4, exchange=stale(0.025, DELAYED))
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -310,12 +311,11 @@ def has_failed(params: optax.Params, state: optax.OptState) -> Bool[Array, ""]:
     return failed
 
 
-def was_revived(state: optax.OptState) -> Bool[Array, ""]:
-    """Whether the last update has revived the worker."""
-    revived = jnp.array(False)
-    for revival in _of_kind(Revival, state):
-        revived |= revival.revived
-    return revived
+def was_revived(state: optax.OptState) -> Bool[Array, ""] | None:
+    """Whether the last update has revived the worker; None if no method in an optimizer's state revives workers."""
+    # No constant: between processes, a collective of one depends on nothing, and may come in any order among others.
+    revivals = _of_kind(Revival, state)
+    return functools.reduce(jnp.logical_or, (revival.revived for revival in revivals)) if revivals else None
 
 
 def links(state: optax.OptState) -> list[LeaderPullState]:

@@ -73,7 +73,7 @@ class Recorder:
         if step % self.config.levels[-1].period == 0:
             levels |= {"leader": positions[0, 0, -1], "distances": distances[:, :, -1]}
         self.folder.log("exchange", step=step, scores=leaders.score, **levels, **more)
-        if leaders.revived.any():
+        if leaders.revived is not None and leaders.revived.any():
             self.folder.log("revival", step=step, workers=np.flatnonzero(leaders.revived))
 
     def _record_evaluation(

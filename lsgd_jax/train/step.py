@@ -33,8 +33,8 @@ class Leaders(NamedTuple):
 
     score: Float[Array, "group worker"]
     """Mean of the last training losses, by which leaders are elected."""
-    revived: Bool[Array, "group worker"]
-    """Whether the last step revived the worker."""
+    revived: Bool[Array, "group worker"] | None
+    """Whether the last step revived the worker; None if workers are not revived."""
     positions: Int[Array, "group worker level"]
     """Global index of the last local leader within its group and, with groups, of the last global leader."""
     distances: Float[Array, "group worker level"]

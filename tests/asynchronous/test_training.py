@@ -1,6 +1,7 @@
 """Workers at their own speed in training: in step they do what synchronous training does, and they end together."""
 
 import dataclasses
+import re
 import threading
 import time
 from functools import partial
@@ -100,6 +101,19 @@ def in_step(tmp_path_factory):
 def test_workers_in_step_have_the_bits_of_synchronous_ones(way, in_step):
     (expected, _), params, _ = in_step
     assert_same_bits(params[way], expected)
+
+
+def test_nothing_constant_is_sent(tmp_path):
+    """A collective of a constant depends on nothing, so that two processes may come to it in different orders."""
+    with RunFolder(tmp_path / "run", SMALL) as folder:
+        run = run_of(SMALL, folder)
+    pulls = setup.make_method(SMALL.replace(period=1, global_period=2, window=1), run.placement, optax.identity())
+    exchange, state = exchange_of_all(pulls, run.placement), init_state(run.model, pulls, run.placement)
+    scores, steps = run.placement.put((np.zeros(4, np.float32), np.zeros(4, np.int32)), STACKED)
+    text = exchange.lower(state.params, state.optimizer, scores, steps).compile().as_text()
+    sent = re.findall(r" = .* (?:all-\w+|collective-permute)(?:-start)?\((.*?)\)", text)
+    assert len(sent) >= 4
+    assert not [operands for operands in sent if "%constant" in operands]
 
 
 def test_workers_in_step_log_the_leaders_of_synchronous_ones(in_step):
