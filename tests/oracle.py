@@ -163,7 +163,7 @@ def peer(
     x = [[layer.astype(np.float64) for layer in worker] for worker in start]
     velocity = [[np.zeros_like(layer) for layer in worker] for worker in x]
     center = average(x)
-    came_from = [list(worker) for worker in x]
+    last_center = [list(worker) for worker in x]
     waiting = [list(worker) for worker in x]
     outer_velocity = [np.zeros_like(layer) for layer in center]
     losses: list[list[float]] = [[] for _ in workers]
@@ -190,9 +190,9 @@ def peer(
             center = [center[k] + center_pull * (mean[k] - center[k]) for k in layers]
         elif (t + 1) % period == 0 and method == "downpour":
             for i in workers:
-                center = [center[k] + x[i][k] - came_from[i][k] for k in layers]
+                center = [center[k] + x[i][k] - last_center[i][k] for k in layers]
             x = [list(center) for _ in workers]
-            came_from = [list(center) for _ in workers]
+            last_center = [list(center) for _ in workers]
         elif (t + 1) % period == 0 and method == "local_sgd":
             place = waiting if delay else x
             if wire:

@@ -1,4 +1,4 @@
-r"""GRAWA: workers are pulled towards their average weighted by inverse gradient norms, which favours flat regions.
+r"""GRAWA: workers are pulled towards their average weighted by inverse gradient norms, which favors flat regions.
 
 Every `period` updates
 

@@ -38,7 +38,7 @@ class Problem(Protocol):
     def start(self) -> TrainState:
         """A worker's state at the start, in arrays of its own.
 
-        The optimiser's state is that of `lsgd_jax.methods.independent`, which holds the score.
+        The optimizer's state is that of `lsgd_jax.methods.independent`, which holds the score.
         """
         ...
 

@@ -171,7 +171,7 @@ def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:
 
 
 def leaders_in(state: optax.OptState) -> Leaders | None:
-    """What the `leader_pull` in an optimiser's state tells, if there is one."""
+    """Metrics of the `leader_pull` in an optimizer's state; None if there is none."""
     pulls = links(state)
     if not pulls:
         return None
