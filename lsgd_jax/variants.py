@@ -170,6 +170,8 @@ def revive_from_leader(
     rounding of the parameters it had. Parameters that are not finite all the same, such as a NaN at the start, stay so
     under addition: `apply_updates` of this module sets them.
 
+    Workers that are spread over further manual mesh axes can't be revived, since each device judges its own piece.
+
     Args:
       optimizer: the worker's own.
       *pulls: `leader_pull(..., exchange=restarting(...))`, those in groups first.
