@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LIBTPU := $(VENV)/tpu/.installed
 MKDOCS := $(VENV)/.mkdocs-installed
+# What a machine with JAX, Flax, optax, orbax, PyTorch and the usual scientific packages lacks.
+WHEELS := array-record dm-tree docstring-parser googleapis-common-protos grain immutabledict importlib-resources mlxtend \
+  mnist1d portpicker simple-parsing tensorflow-datasets tensorflow-metadata termcolor toml typeguard tyro
+WHEELS_PYTHON ?= 3.12
 # Not --quiet, which hides warnings from --strict, too. The variable silences what Material announces about its future.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: install tpu docs demo comparison figures notebooks test soak package lint types benchmark lock clean
+.PHONY: install tpu docs demo comparison figures notebooks test soak package lint types benchmark gpu wheels lock clean
 
 install: $(INSTALLED)
 
@@ -61,6 +65,18 @@ types: $(INSTALLED)
 
 benchmark: $(INSTALLED) ## What an exchange costs.
 	$(BIN)/python -m benchmarks.speed.exchange
+
+gpu: $(INSTALLED) ## What works and what it costs on one NVIDIA GPU, in less than ten minutes; see benchmarks/gpu/README.md.
+	$(BIN)/python -m benchmarks.gpu
+
+wheels: $(INSTALLED) ## What the GPU check imports beyond JAX, Flax, optax and PyTorch, for a machine without a network.
+	rm -rf .wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --dest .wheels --constraint requirements.txt \
+	  --no-deps --only-binary=:all: --implementation cp --python-version $(WHEELS_PYTHON) \
+	  $(addprefix --platform manylinux_2_,28_x86_64 27_x86_64 17_x86_64) --platform manylinux2014_x86_64 $(WHEELS)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir .wheels --constraint requirements.txt \
+	  --no-deps promise # Pure Python, of which there is only the source.
+	du -sh .wheels
 
 lock: $(INSTALLED) ## Renew requirements.txt, requirements-tpu.txt and requirements-docs.txt from pyproject.toml.
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade --quiet \

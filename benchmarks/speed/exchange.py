@@ -42,33 +42,38 @@ def over_devices(function: Callable) -> Callable:
     return lambda *arguments: jax.block_until_ready(mapped(*arguments))
 
 
-def placed(tree: Any) -> Any:
-    """A part for every device, where it is: no program has to move its arguments first."""
-    return over_devices(lambda x: x)(tree)
+def placed(tree: Any, over: Callable = over_devices) -> Any:
+    """A part for every worker, where it is: no program has to move its arguments first."""
+    return over(lambda x: x)(tree)
 
 
-def exchange_programs(model: nnx.Module) -> dict[str, Callable]:
-    """One exchange and its parts, and bare all-reduces of the same tree."""
+def exchange_programs(params: Any, workers: int = DEVICES, over: Callable = over_devices) -> dict[str, Callable]:
+    """One exchange and its parts, and bare all-reduces of the same tree.
+
+    Args:
+      params: of one worker.
+      workers: how many.
+      over: maps one worker's function over all and waits for the result.
+    """
     tx = leader_pull(0.1, axis_name="worker")
-    params = nnx.state(model, nnx.Param)
-    stacked = placed(jax.tree.map(lambda x: jnp.broadcast_to(x, (DEVICES, *x.shape)), params))
-    state = over_devices(lambda params: tx.init(params))(stacked)
-    scores = placed(jnp.arange(DEVICES, dtype=jnp.float32))
+    stacked = placed(jax.tree.map(lambda x: jnp.broadcast_to(x, (workers, *x.shape)), params), over)
+    state = over(lambda params: tx.init(params))(stacked)
+    scores = placed(jnp.arange(workers, dtype=jnp.float32), over)
 
-    def exchange(params: nnx.State, state: Any, value: jax.Array) -> tuple:
+    def exchange(params: Any, state: Any, value: jax.Array) -> tuple:
         updates, state = tx.update(params, state, params, value=value)
         return optax.apply_updates(params, updates), state
 
-    def all_reduce(params: nnx.State) -> nnx.State:
+    def all_reduce(params: Any) -> Any:
         return lax.psum(params, "worker")
 
     return {
-        "all-reduce": partial(over_devices(all_reduce), stacked),
-        "control": partial(over_devices(all_reduce), stacked),
-        "election": partial(over_devices(lambda score: elect(score, "worker")), scores),
-        "broadcast": partial(over_devices(lambda params: broadcast_from(params, 3, "worker")), stacked),
-        "doubling": partial(over_devices(lambda params: jax.tree.map(lambda x: 2 * x, params)), stacked),
-        "exchange": partial(over_devices(exchange), stacked, state, scores),
+        "all-reduce": partial(over(all_reduce), stacked),
+        "control": partial(over(all_reduce), stacked),
+        "election": partial(over(lambda score: elect(score, "worker")), scores),
+        "broadcast": partial(over(lambda params: broadcast_from(params, 3, "worker")), stacked),
+        "doubling": partial(over(lambda params: jax.tree.map(lambda x: 2 * x, params)), stacked),
+        "exchange": partial(over(exchange), stacked, state, scores),
     }
 
 
@@ -124,7 +129,7 @@ def main() -> None:
     }
 
     results = {}
-    seconds = time_interleaved(exchange_programs(models["convolutional"]), rounds)
+    seconds = time_interleaved(exchange_programs(nnx.state(models["convolutional"], nnx.Param)), rounds)
     for name in ("control", "election", "broadcast", "doubling", "exchange"):
         results[f"{name} / all-reduce"] = ratio(seconds[name], seconds["all-reduce"])
     for kind, model in models.items():

@@ -18,11 +18,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from PIL import Image
 
 from benchmarks.speed.interleaved import ratio, report, time_interleaved
+from benchmarks.speed.training import Running, jax_step
 from lsgd_jax.data import BatchIndices, imagenet
 from lsgd_jax.data.preprocessing import CIFAR10
 from lsgd_jax.models import CNN7
@@ -67,24 +67,10 @@ def input_program(batches: int) -> Callable[[], None]:
     return run
 
 
-def step_program() -> Callable[[], None]:
-    """A training step of CNN7 on a batch that is ready."""
-    graphdef, params, rest = nnx.split(CNN7((28, 28, 3), 10, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    tx = optax.sgd(0.01, 0.9, nesterov=True)
+def step_program(steps: int = 1) -> Callable[[], None]:
+    """Training steps of CNN7 on a batch that is ready."""
     x = jax.random.normal(jax.random.key(0), (BATCH, 28, 28, 3))
-    y = jnp.arange(BATCH) % 10
-
-    @jax.jit
-    def step(params: nnx.State, state: optax.OptState, key: jax.Array) -> tuple:
-        def loss(params: nnx.State) -> jax.Array:
-            logits = nnx.merge(graphdef, params, rest, copy=True)(x, rngs=nnx.Rngs(dropout=key))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    return lambda: jax.block_until_ready(step(params, state, jax.random.key(1)))
+    return Running(*jax_step(CNN7((28, 28, 3), 10, rngs=nnx.Rngs(0))), [(x, jnp.arange(BATCH) % 10)] * steps)
 
 
 class Jpegs:

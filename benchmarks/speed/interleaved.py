@@ -42,6 +42,13 @@ def ratio(seconds: np.ndarray, base: np.ndarray, seed: int = 0) -> dict[str, flo
     return {"ratio": float(np.median(seconds) / np.median(base)), "low": float(low), "high": float(high)}
 
 
+def milliseconds(seconds: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """The median time of a program, with a 95 % bootstrap interval over rounds."""
+    rounds = np.random.default_rng(seed).integers(len(seconds), size=(2000, len(seconds)))
+    low, high = np.quantile(np.median(seconds[rounds], axis=1), [0.025, 0.975])
+    return {"median": 1e3 * float(np.median(seconds)), "low": 1e3 * float(low), "high": 1e3 * float(high)}
+
+
 def report(name: str, results: dict[str, dict[str, float]], settings: dict[str, Any], folder: Path = RESULTS) -> None:
     """Print the ratios and keep them, with the environment, in a folder."""
     for comparison, result in results.items():

@@ -19,20 +19,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import lax
 
 from benchmarks.speed.interleaved import ratio, report, time_interleaved
+from benchmarks.speed.training import Running, jax_step
 from lsgd_jax.models import CNN7, ResNet20
 
 BATCH, PICTURE, CLASSES, STEPS, THREADS = 128, (28, 28, 3), 10, 4, 2
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
 ALLOCATORS: dict[str, dict[str, str]] = {
     "default allocator": {},
     "keeping allocator": {
@@ -51,43 +49,6 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
     return x, rng.integers(CLASSES, size=(STEPS, BATCH), dtype=np.int32)
 
 
-def jax_step(model: nnx.Module) -> tuple[Callable, Any]:
-    """The training step and the state to start from."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    tx = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM, nesterov=True))
-
-    def step(state: tuple, batch: tuple) -> tuple:
-        params, stats, optimizer, key = state
-        key, dropout = jax.random.split(key)
-        x, y = batch
-
-        def loss(params: nnx.State) -> tuple:
-            model = nnx.merge(graphdef, params, stats, copy=True)
-            logits = model(x, rngs=nnx.Rngs(dropout=dropout))
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-            return value, nnx.state(model, nnx.BatchStat)
-
-        grads, stats = jax.grad(loss, has_aux=True)(params)
-        updates, optimizer = tx.update(grads, optimizer, params)
-        return optax.apply_updates(params, updates), stats, optimizer, key
-
-    return step, (params, stats, tx.init(params), jax.random.key(0))
-
-
-def running(step: Callable, state: Any, arguments: list) -> Callable[[], None]:
-    """A program that steps on from where it stood, once with each of the arguments, in the memory of its last state."""
-    step = jax.jit(step, donate_argnums=0)
-    held = jax.tree.map(jnp.copy, state)
-
-    def run() -> None:
-        nonlocal held
-        for argument in arguments:
-            held = step(held, argument)
-        jax.block_until_ready(held)
-
-    return run
-
-
 def jax_programs(network: Callable[..., nnx.Module]) -> dict[str, Callable[[], None]]:
     """The step, alone and in its company."""
     step, state = jax_step(network(PICTURE, CLASSES, rngs=nnx.Rngs(0)))
@@ -99,69 +60,35 @@ def jax_programs(network: Callable[..., nnx.Module]) -> dict[str, Callable[[], N
     each = list(zip(x, y, strict=True))
     workers = jax.tree.map(lambda leaf: jnp.stack([leaf] * STEPS), state)
     return {
-        "step": running(step, state, each[:1]),
-        "control": running(step, state, each[:1]),
-        "stock convolution": running(*jax_step(stock), each[:1]),
-        "steps": running(step, state, each),
-        "control of steps": running(step, state, each),
-        "round": running(
+        "step": Running(step, state, each[:1]),
+        "control": Running(step, state, each[:1]),
+        "stock convolution": Running(*jax_step(stock), each[:1]),
+        "steps": Running(step, state, each),
+        "control of steps": Running(step, state, each),
+        "round": Running(
             lambda state, round: lax.scan(lambda s, b: (step(s, b), None), state, round)[0], state, [(x, y)]
         ),
-        "workers": running(jax.vmap(step), workers, [(x, y)]),
+        "workers": Running(jax.vmap(step), workers, [(x, y)]),
     }
 
 
-def torch_program(network: Callable[..., nnx.Module]) -> Callable[[], None]:
-    """The same step of the same network in PyTorch, its pictures and kernels channels last."""
+def torch_step(network: Callable[..., nnx.Module]) -> Callable[[], None]:
+    """The same step of the same network in PyTorch."""
     import torch
-    from torch import nn
-    from torch.nn import functional
 
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-            super().__init__()
-            self.stride, self.extra = stride, outputs - inputs
-            self.correction = nn.Sequential(
-                *(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
-                *(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)),
-            )
+    from benchmarks.speed import torch_training
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
-            return functional.relu(shortcut + self.correction(x))
-
-    if network is CNN7:
-        model = nn.Sequential(
-            *(nn.Conv2d(3, 64, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 128, 5), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(128, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5)),
-            nn.Linear(256, CLASSES),
-        )
-    else:
-        sizes = ((16, 16, 1), (16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 32, 1), (32, 64, 2))
-        model = nn.Sequential(
-            *(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-            *(Block(*size) for size in (*sizes, (64, 64, 1), (64, 64, 1))),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES)),
-        )
     torch.set_num_threads(THREADS)
-    model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
     x, y = (torch.from_numpy(part[0]) for part in batches())
-    x, y = x.permute(0, 3, 1, 2), y.long()
-
-    def run() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return run
+    model = torch_training.network(network.__name__, CLASSES)
+    return torch_training.torch_program(model, x.permute(0, 3, 1, 2), y.long())
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
     """The ratios of this process."""
     results = {}
     for network in (CNN7, ResNet20):
-        programs = {**jax_programs(network), "torch": torch_program(network)}
+        programs = {**jax_programs(network), "torch": torch_step(network)}
         seconds = time_interleaved(programs, rounds)
         for name, base in (
             ("control", "step"),

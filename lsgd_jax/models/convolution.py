@@ -82,7 +82,7 @@ def _convolution(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) 
             return _channels_last(x, kernel, pads)
         return _fields(x, kernel.shape[:-2], strides, pads) @ kernel.reshape(-1, kernel.shape[-1])
 
-    return _by_worker(output)(x, kernel)
+    return by_worker(output)(x, kernel)
 
 
 def _forward(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -106,7 +106,7 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
         product = fields.reshape(-1, fields.shape[-1]).T @ g.reshape(-1, g.shape[-1])
         return product.reshape(kernel.shape)
 
-    return _by_worker(x_gradient)(g, kernel), _by_worker(kernel_gradient)(x, g)
+    return by_worker(x_gradient)(g, kernel), by_worker(kernel_gradient)(x, g)
 
 
 _convolution.defvjp(_forward, _backward)
@@ -140,7 +140,7 @@ def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -
     return jnp.concatenate([seen_by(tap) for tap in np.ndindex(*taps)], -1)
 
 
-def _by_worker(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+def by_worker(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """Wrap a function so that `jax.vmap` makes one call per worker."""
     call = custom_vmap(function)
 

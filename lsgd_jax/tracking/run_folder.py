@@ -13,7 +13,7 @@ import platform
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -271,13 +271,21 @@ def environment() -> dict[str, Any]:
     return {
         "command": _command(),
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
+        "packages": {package: installed_version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "processes": process_count(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
     }
+
+
+def installed_version(package: str) -> str:
+    """The version of a package; "not installed" also for this one, where its source tree is used as it is."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _command() -> str:

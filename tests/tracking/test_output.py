@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from lsgd_jax import cli, distributed, train
 from lsgd_jax.errors import UsageError
+from lsgd_jax.tracking import run_folder
 from lsgd_jax.tracking.output import Output
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train.checkpoint import Checkpoints
@@ -24,6 +26,17 @@ def closed_pipe():
 
 def full_device():
     return open("/dev/full", "w")
+
+
+def test_a_source_tree_that_is_not_installed_has_no_version(monkeypatch):
+    def version(package):
+        if package == "lsgd-jax":
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(run_folder, "version", version)
+    packages = run_folder.environment()["packages"]
+    assert (packages["lsgd-jax"], packages["jax"]) == ("not installed", "1.0")
 
 
 GONE = [(closed_pipe, "Broken pipe"), (full_device, "No space left on device")]
