@@ -1,13 +1,21 @@
 """The ways to put workers on a named axis, behind one call: what a test must not depend on."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
+import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 GROUPS, WORKERS = 2, 4
 MAPPINGS = ("vmap", "pmap", "shard_map", "slots")
+
+
+def need_devices(count: int) -> None:
+    """Skip a test that needs more devices than there are; a GPU is one, while the CPUs simulate eight."""
+    if jax.device_count() < count:
+        pytest.skip(f"{count} devices are needed, but there are {jax.device_count()}")
 
 
 def over_workers(function: Callable, mapping: str) -> Callable:
@@ -25,10 +33,12 @@ def mapped(function: Callable, mapping: str) -> Callable:
     if mapping == "vmap":
         return jax.jit(jax.vmap(inner, axis_name="group"))
     if mapping == "pmap":
+        need_devices(WORKERS)
         grouped = jax.vmap(function, axis_name="group")
         return jax.pmap(grouped, axis_name="worker", in_axes=1, out_axes=1)
     axes = ("group", "worker") if mapping == "shard_map" else ("group",)
     sizes = (GROUPS, WORKERS)[: len(axes)]
+    need_devices(math.prod(sizes))
     mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
     spec = PartitionSpec(*axes)
 

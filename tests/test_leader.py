@@ -20,7 +20,7 @@ from lsgd_jax.exchange.axes import as_own
 from lsgd_jax.link import AT_ONCE
 from lsgd_jax.variants import DELAYED, links, stale
 from tests import oracle
-from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers
+from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, need_devices, over_workers
 
 CURVATURE = np.array([1.0, 0.3, 2.0])
 ETA = 0.1
@@ -451,6 +451,7 @@ def test_when_nobody_can_lead_nobody_is_pulled(problem):
 
 def test_a_nan_gradient_inside_apply_if_finite_neither_hangs_nor_desynchronises():
     """On 8 devices, in a process of its own with a time limit: a hang would be for ever."""
+    need_devices(8)
     script = textwrap.dedent("""
         import jax, numpy as np, optax
         jax.config.update("jax_num_cpu_devices", 8)

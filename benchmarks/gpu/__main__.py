@@ -145,8 +145,9 @@ class Run:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        for reader in readers:
+        for reader, pipe in zip(readers, (child.stdout, child.stderr), strict=True):
             reader.join(5)
+            pipe.close()
         self._keep(name, time.monotonic() - start, problem, list(last) if problem else [])
 
     def _relay(self, name: str, output: TextIO) -> None:

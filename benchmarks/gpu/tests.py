@@ -1,7 +1,7 @@
 """The tests that are about devices, on this one: mappings, exchanges, compression, networks, checkpoints, resuming.
 
-With one GPU all workers are vmapped, so what needs a mesh of several devices or several processes is left out. What
-fails is run again with deterministic kernels, which tells what only wants them.
+With one GPU all workers are vmapped; tests of a mesh of several devices are skipped. What fails is run again with
+deterministic kernels, which tells what only wants them.
 """
 
 import os
@@ -24,16 +24,13 @@ TESTS = (
     "tests/reliability/test_resume.py",
     "tests/test_trained.py",
 )
-SEVERAL_DEVICES = ("pmap", "shard_map", "slots")
-"""Words in the names of tests that need several devices."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def measure(record: Record, small: bool) -> None:
     """Run the tests."""
     tests, processes = (["tests/exchange/test_election.py"], 1) if small else (list(TESTS), 10)
-    chosen = [*tests, "-k", " and ".join(f"not {word}" for word in SEVERAL_DEVICES)]
-    result = run(chosen, processes, seconds=600 if small else 110)
+    result = run(tests, processes, seconds=600 if small else 110)
     record.keep("tests", result)
     if result["failed"] and jax.default_backend() == "gpu":
         again = run(list(result["failed"])[:40], processes, seconds=45, flags=DETERMINISTIC)

@@ -14,7 +14,7 @@ from lsgd_jax import exchange, leader_pull, leader_sgd, lsgd
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.exchange import trees
 from lsgd_jax.methods import METHODS
-from tests.mapping import GROUPS, WORKERS, mapped, over_workers
+from tests.mapping import GROUPS, WORKERS, mapped, need_devices, over_workers
 
 AXES = ("group", "worker")
 LSGD = {"easgd": {}, "lsgd": {}, "delayed": {"delay": 1}, "stale": {"stale_pull": 0.5}, "int8": {"wire": "int8"}}
@@ -94,6 +94,7 @@ def test_the_state_keeps_its_types_if_nothing_is_exchanged(name, x):
 
 def over_spread_workers(function, kind):
     """A function and a mesh for 4 workers of 2 devices each, of which it sees one with its arrays sharded over both."""
+    need_devices(8)
     mesh = jax.make_mesh((1, 4, 2), (*AXES, "model"), axis_types=(AxisType.Auto, AxisType.Auto, kind))
 
     @partial(jax.shard_map, mesh=mesh, in_specs=P(*AXES), out_specs=P(*AXES), axis_names=set(AXES))

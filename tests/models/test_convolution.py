@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from lsgd_jax.models.convolution import convolve
+from tests.mapping import need_devices
 
 WORKERS = 2
 
@@ -100,6 +101,7 @@ def test_equals_the_stock_convolution_over_workers_and_in_loops(mapped, axes, la
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_runs_in_shard_map(check_vma):
+    need_devices(WORKERS)
     mesh = jax.make_mesh((WORKERS,), ("worker",), axis_types=(AxisType.Auto,))
     arguments = integers(WORKERS, 2, 5, 5, 3), integers(WORKERS, 3, 3, 3, 2), integers(WORKERS, 100)
     for strides in ((1, 1), (2, 2)):
@@ -114,6 +116,7 @@ def test_runs_in_shard_map(check_vma):
 
 
 def test_sums_the_gradient_of_a_kernel_shared_by_devices():
+    need_devices(WORKERS)
     mesh = jax.make_mesh((WORKERS,), ("worker",), axis_types=(AxisType.Auto,))
     x, kernel = integers(2 * WORKERS, 5, 5, 3), integers(3, 3, 3, 2)
 

@@ -28,6 +28,7 @@ from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import checkpoint, setup
 from lsgd_jax.train.checkpoint import Checkpoints, Progress
 from lsgd_jax.train.step import state_shapes
+from tests.mapping import need_devices
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, assert_same, metrics
 
@@ -153,6 +154,7 @@ def test_an_epoch_goes_on_with_other_workers(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_run_of_two_processes_goes_on_in_one_and_in_four(tmp_path):
     """In one with half of the workers, and in both with twice as many, which then do the same."""
+    need_devices(4)
     config = dataclasses.replace(SMALL, groups=1, workers=2, steps=12)
     faults.trained(config, tmp_path / "fewer", 2)
     for name in ("one", "four"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import jax
@@ -21,7 +22,7 @@ from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import learning_rates, setup
 from lsgd_jax.train.evaluate import evaluation
 from lsgd_jax.train.step import init_state, local_steps
-from tests.mapping import over_workers
+from tests.mapping import need_devices, over_workers
 
 SMOKE = dataclasses.replace(PRESETS["digits"], steps=60, eval_every=20)
 
@@ -108,6 +109,7 @@ def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method)
     config = dataclasses.replace(
         SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
     ).replace(method=method)
+    need_devices(math.prod(shape))
     mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
     slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
     results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]
@@ -117,6 +119,7 @@ def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method)
 
 def test_what_is_told_to_all_processes_is_small():
     """Only leaders' parameters travel: two broadcasts, and the metrics, which every process gets, are no more."""
+    need_devices(8)
     placement, feed, model, optimizer = setup.prepare(SMOKE)
     batch = next(setup.rounds(feed, placement, 4, 4))
     arguments = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED), batch
@@ -222,6 +225,7 @@ def test_a_program_ends_at_exchanges_evaluations_and_the_end():
     ],
 )
 def test_workers_share_devices_evenly(groups, workers, mesh, slots):
+    need_devices(8)
     placement = place(groups, workers)
     assert (tuple(placement.mesh.shape.values()), placement.slots) == (mesh, slots)
     assert placement.shape == (groups, workers)
