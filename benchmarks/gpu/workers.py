@@ -106,15 +106,16 @@ def convolve_by_worker(x: jax.Array, kernel: jax.Array, strides: Any, padding: A
 def lsgd_configs(small: bool) -> dict[str, Config]:
     """What the package trains, in groups of one."""
     if small:
-        return {"LSGD, digits, 4 workers": PRESETS["digits"].replace(groups=1, workers=4)}
-    demo, cnn7 = PRESETS["mnist1d"], PRESETS["cnn7-mnist5k-4"].replace(width=1.0)
-    resnet20 = cnn7.replace(model="resnet20")
-    return {
-        "LSGD, Conv1D on MNIST-1D, 4 workers": demo.replace(groups=1, workers=4),
-        "LSGD, Conv1D on MNIST-1D, 16 workers": demo.replace(groups=1, workers=16),
-        "LSGD, CNN7 on MNIST, 4 workers": cnn7,
-        "LSGD, ResNet20 on MNIST, 4 workers": resnet20,
-    }
+        configs = {"LSGD, digits, 4 workers": PRESETS["digits"].replace(groups=1, workers=4)}
+    else:
+        demo, cnn7 = PRESETS["mnist1d"], PRESETS["cnn7-mnist5k-4"].replace(width=1.0)
+        configs = {
+            "LSGD, Conv1D on MNIST-1D, 4 workers": demo.replace(groups=1, workers=4),
+            "LSGD, Conv1D on MNIST-1D, 16 workers": demo.replace(groups=1, workers=16),
+            "LSGD, CNN7 on MNIST, 4 workers": cnn7,
+            "LSGD, ResNet20 on MNIST, 4 workers": cnn7.replace(model="resnet20"),
+        }
+    return {name: config.replace(eval_every=100) for name, config in configs.items()}  # So that a program has 4 steps.
 
 
 class Training:
