@@ -61,7 +61,7 @@ def test_parts_that_fail_or_hang_do_not_keep_the_others(tmp_path, monkeypatch):
 
 
 def test_when_the_time_is_up_nothing_starts(tmp_path):
-    run = check.Run(tmp_path, "full", end=0)
+    run = check.Run(tmp_path, "full", ["device"], end=0)
     run.process(("device",))
     assert run.outcomes["device"]["problem"] == "not started: the time was up"
 

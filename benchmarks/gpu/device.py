@@ -122,7 +122,7 @@ def rounding() -> dict[str, Any]:
     for precision in (None, "highest"):
         with jax.default_matmul_precision(precision):
             convolution = lax.conv_general_dilated(
-                x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                jnp.asarray(x), jnp.asarray(kernel), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             name = "JAX, as in the steps" if precision is None else f"JAX, {precision}"
             found[name] = errors(product=jnp.matmul(a, b), convolution=convolution)

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -74,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
