@@ -39,7 +39,8 @@ def measure(record: Record, small: bool) -> None:
 
 def run(arguments: list[str], processes: int, seconds: int, flags: str = "") -> dict[str, Any]:
     """What pytest says of some tests, in the end or when the time is up."""
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-n", str(processes), *arguments]
+    without = ["-p", "no:cacheprovider", "-p", "no:benchmark"]  # The plugin warns of xdist, where it is installed.
+    command = [sys.executable, "-m", "pytest", "-v", *without, "-n", str(processes), *arguments]
     environment = os.environ | {"COLUMNS": "400"} | ({"XLA_FLAGS": flags} if flags else {})
     finished = True
     with tempfile.TemporaryFile("w+") as said:

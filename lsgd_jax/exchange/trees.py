@@ -221,7 +221,7 @@ def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, ste
             results.append((u + m).astype(u.dtype))
             continue
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
-        arrival = _rounded(wide((p + u).astype(p.dtype)) + wide(m), p.dtype, key)
+        arrival = _rounded(_nearest(wide(p + u), p.dtype) + wide(m), p.dtype, key)
         results.append((wide(arrival) - wide(p)).astype(u.dtype))
     return jax.tree.unflatten(treedef, results)
 
@@ -243,8 +243,19 @@ def wide(x: Array) -> Array:
 
 def _rounded(x: Float[Array, "*shape"], dtype: Any, key: PRNGKeyArray) -> Float[Array, "*shape"]:
     """Round to one of the two neighbors in a narrower dtype, so that the mean over keys is x."""
-    nearest = x.astype(dtype)
-    error = x - wide(nearest)
-    other = jnp.nextafter(nearest, jnp.copysign(jnp.inf, error).astype(dtype))
-    gap = jnp.abs(wide(other) - wide(nearest))
-    return jnp.where(jax.random.uniform(key, x.shape) * gap < jnp.abs(error), other, nearest)
+    nearest = _nearest(x, dtype)
+    error = x - nearest
+    other = jnp.nextafter(nearest.astype(dtype), jnp.copysign(jnp.inf, error).astype(dtype))
+    gap = jnp.abs(wide(other) - nearest)
+    return jnp.where(jax.random.uniform(key, x.shape) * gap < jnp.abs(error), other, nearest.astype(dtype))
+
+
+def _nearest(x: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
+    """The nearest value of a narrower dtype, in the dtype of x."""
+    # On GPUs XLA takes x.astype(dtype).astype(x.dtype) for x; it keeps this, which takes what is subnormal for zero.
+    about = jnp.finfo(dtype)
+    normal = lax.reduce_precision(x, about.nexp, about.nmant)
+    if about.nexp == jnp.finfo(x.dtype).nexp:
+        return normal
+    last_place = float(about.smallest_subnormal)
+    return jnp.where(jnp.abs(x) < float(about.tiny), jnp.round(x / last_place) * last_place, normal)

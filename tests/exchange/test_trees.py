@@ -312,6 +312,23 @@ def test_stochastic_rounding_is_right_on_average(dtype):
         assert trees._rounded(jnp.float32(exact), dtype, jax.random.key(1)) == exact
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_nearest_value_is_that_of_numpy(dtype):
+    values = np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
+    x = np.concatenate([values[np.isfinite(values)] * np.float32(scale) for scale in (0.999, 1, 1.0007)])
+    x = x[(x == 0) | (np.abs(x) >= np.finfo(np.float32).tiny)]  # CPUs take others for zero.
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(trees._nearest(jnp.asarray(x), dtype), x.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_is_not_compiled_away(dtype):
+    """XLA may keep more digits than a cast leaves, and does on GPUs: no conversion there and back may matter."""
+    lowered = jax.jit(lambda x: trees._rounded(x, dtype, jax.random.key(0))).lower(jnp.ones(4))
+    assert "reduce_precision" in lowered.as_text()
+    assert "reduce-precision" in lowered.compile().as_text()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_workers_reach_their_leader_whatever_the_dtype(dtype):
     tx = leader_pull(0.1, axis_name="worker")

@@ -160,6 +160,8 @@ def test_follows_its_oracle(name, changed, problem):
     start, loss_noise, gradient_noise = problem
     path, center, _ = trained(build(name, **changed), name, *problem)
 
+    # CPUs add what is sent in bfloat16 in float32, as the oracle does; others round every sum.
+    tolerance = 0.1 if "wire" in changed and jax.default_backend() != "cpu" else 1e-10
     curvatures = [CURVATURES[k] for k in sorted(CURVATURES)]
     starts = [list(layers) for layers in zip(*flat(start), strict=True)]
     noise, losses = flat(gradient_noise), loss_noise.reshape(-1, STEPS)
@@ -176,8 +178,8 @@ def test_follows_its_oracle(name, changed, problem):
     for k, (got, got_center) in enumerate(zip(flat(path), flat(center), strict=True)):
         for i in range(GROUPS * WORKERS):
             want = np.array([expected[t][i][k] for t in range(STEPS)])
-            np.testing.assert_allclose(got[i], want, rtol=1e-9, atol=1e-10)
-            np.testing.assert_allclose(got_center[i], expected_center[k], rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(got[i], want, rtol=1e-9, atol=tolerance)
+            np.testing.assert_allclose(got_center[i], expected_center[k], rtol=1e-9, atol=tolerance)
 
 
 def test_lsgd_follows_its_oracle_leaders_first(problem):

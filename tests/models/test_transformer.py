@@ -14,6 +14,13 @@ SMALL = {"vocabulary": 11, "width": 12, "depth": 2, "heads": 2}
 TOKENS = np.random.default_rng(1).integers(11, size=(2, 7))
 
 
+@pytest.fixture(autouse=True)
+def _float32():
+    """Products of float32 are rounded to TF32 on GPUs by default."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 def made(**options):
     """A small network, its values drawn here so that no two of them are alike."""
     rng = np.random.default_rng(0)
