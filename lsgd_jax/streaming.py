@@ -136,10 +136,11 @@ def streamed(
     ) -> tuple[optax.Updates, Streamed]:
         if params is None:
             raise ValueError(MISSING_PARAMS)
-        check_updates(updates, inexact(params))
+        exchanged = inexact(params)
+        check_updates(updates, exchanged)
         sending, applying = list(state.sending), list(state.applying)
         before: LinkState | None = None
-        for k, part in enumerate(cut(inexact(params), fragments)):
+        for k, part in enumerate(cut(exchanged, fragments)):
             moves = like(part, updates)
             if overlap:  # What is sent is at the point after a stale pull, as it is without an overlap.
                 received = sending[k].attractor.received
@@ -148,7 +149,11 @@ def streamed(
             if streaming.election == "per_round":
                 before = sending[k]
             updates = merged(moves, updates)
-        return updates, Streamed(tuple(sending), tuple(applying))
+        # A next level, too, may send in this update, other arrays: exchanges that share no value could come in any
+        # order, and processes wait for each other for ever. So all that goes on from here depends on a true value.
+        in_order = sum(each.exchanges for each in sending) >= 0
+        moves = jax.tree.map(lambda u: jnp.where(in_order, u, jnp.zeros_like(u)), like(exchanged, updates))
+        return merged(moves, updates), Streamed(tuple(sending), tuple(applying))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -91,7 +91,7 @@ def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
         (["train", "digits", "--method", "data_parallel", "--fragments", "2"], "fragments has no effect with data_par"),
         (
             ["train", "digits", "--method", "diloco", "--period", "8", "--fragments", "8"],
-            "fragments must be at most 4, the number of arrays that are exchanged, got 8",
+            "fragments must be at most 6, the number of arrays that are exchanged, got 8",
         ),
         (["compare", "digits", "--tune-learning-rates", "0.1"], "tune_learning_rates has no effect without --tune."),
         (["compare", "digits", "--checkpoint-every", "5"], "checkpoint_every has no effect in compare, which keeps no"),
