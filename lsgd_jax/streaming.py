@@ -149,10 +149,10 @@ def streamed(
             if streaming.election == "per_round":
                 before = sending[k]
             updates = merged(moves, updates)
-        # A next level, too, may send in this update, other arrays: exchanges that share no value could come in any
-        # order, and processes wait for each other for ever. So all that goes on from here depends on a true value.
-        in_order = sum(each.exchanges for each in sending) >= 0
-        moves = jax.tree.map(lambda u: jnp.where(in_order, u, jnp.zeros_like(u)), like(exchanged, updates))
+        # A next level may send other arrays in the same update. Exchanges that share no value could come in any order,
+        # and processes wait for each other for ever: so all updates depend on all exchanges, by what is always true.
+        done = jnp.all(jnp.stack([each.exchanges for each in sending]) >= 0)
+        moves = jax.tree.map(lambda u: jnp.where(done, u, jnp.zeros_like(u)), like(exchanged, updates))
         return merged(moves, updates), Streamed(tuple(sending), tuple(applying))
 
     return optax.GradientTransformationExtraArgs(init, update)
