@@ -158,8 +158,10 @@ def test_follows_its_oracle(name, fragments, overlap, problem):
             np.testing.assert_allclose(center[layer][1, 2, -1], expected_center[k], rtol=1e-9, atol=1e-10)
 
 
-LSGD = [(*way, {}) for way in WAYS]
-LSGD += [
+LSGD = [
+    (2, 0, {}),
+    (2, 2, {}),
+    (3, 0, {}),
     (3, 0, {"delay": 1, "stale_pull": 0.2}),
     (3, 2, {"stale_pull": 0.2, "global_stale_pull": 0.1, "pull_at": "before_step"}),
     (2, 0, {"election": "per_fragment"}),
