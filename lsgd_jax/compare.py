@@ -93,7 +93,7 @@ def compare(
     check_names("method", methods, METHODS)
     configs = configs_of(config, methods, options)
     for method_config in configs.values() if tune else ():
-        _check_not_chosen(method_config, options)
+        _check_grid(method_config, options)
     chosen = {method: of.replace(learning_rate=of.comparable_rate) for method, of in configs.items()}
     for method_config in chosen.values():
         # Report configurations that don't fit before anything is trained or written.
@@ -282,13 +282,22 @@ def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -
     return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # Interrupted runs restart.
 
 
-def _check_not_chosen(config: Config, options: Mapping[str, Any]) -> None:
-    """Raise UsageError if an option is given that tuning chooses; tuning may try multiples of a given learning rate."""
+def _check_grid(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise UsageError if an option is given that tuning chooses, or that does not fit what tuning tries.
+
+    Tuning may try multiples of a given learning rate.
+    """
     for name in grid(config)[0]:
         is_tried = name == "learning_rate" and not config.tune_learning_rates
         is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
         if is_own or (name in options and not is_tried):
             raise UsageError(f"tuning chooses the {name} of {config.method} itself: leave it out, or do not tune.")
+    for values in grid(config):
+        try:
+            config.replace(**values)
+        except ValueError as error:
+            tried = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise UsageError(f"tuning tries {tried} with {config.method}, but {error}") from None
 
 
 @contextlib.contextmanager

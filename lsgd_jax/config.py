@@ -344,6 +344,7 @@ _RULES = (
         lambda c: c.asynchronous == "posted" and METHODS[c.method].elects,
         "unless workers elect leaders among what is posted",
     ),
+    _Rule(("election",), lambda c: (c.fragments or 1) > 1, "unless there are several fragments"),
     _Rule(("min_step_seconds",), lambda c: c.asynchronous is not None, "unless training is asynchronous"),
     _Rule(("slowdowns",), lambda c: c.min_step_seconds != 0, "without min_step_seconds"),
     _Rule(("tune_periods",), lambda c: bool(c.tune_learning_rates), "without tune_learning_rates"),

@@ -26,7 +26,6 @@ tau_G steps then towards the global one: an optimizer and two links, each over i
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -35,7 +34,8 @@ from lsgd_jax.checks import check_window
 from lsgd_jax.exchange import NOBODY, AxisName, Sending, elect, exact, init_losses, record_loss, worker_index
 from lsgd_jax.exchange.election import all_finite
 from lsgd_jax.exchange.trees import distance, scalar_like
-from lsgd_jax.link import AT_ONCE, Attractor, Exchange, LinkState, Pull, PullAt, Target, link
+from lsgd_jax.link import AT_ONCE, Attractor, Exchange, LinkState, Pull, PullAt, Target, parts
+from lsgd_jax.streaming import WHOLE, Streamed, Streaming, streamed
 
 
 class LeaderState(NamedTuple):
@@ -62,14 +62,15 @@ class LeaderPullState(NamedTuple):
     """How many losses there have been: updates so far or, after a revival, since then."""
     score: Float[Array, ""]
     """The mean of the losses seen, which elections compare; infinite before the first."""
-    link: LinkState
+    link: LinkState | Streamed
     """The counts of updates and exchanges, and what is known of the leader."""
 
     @property
     def leader(self) -> LeaderState:
-        """What the worker knows of its leader."""
-        parts = jax.tree.leaves(self.link.attractor, is_leaf=lambda part: isinstance(part, LeaderState))
-        return next(part for part in parts if isinstance(part, LeaderState))
+        """What the worker knows of its leader: if streamed, of the first fragment's, with the distance over all."""
+        first, *more = parts(LeaderState, self.link)
+        squares = (each.distance**2 for each in (first, *more))
+        return first._replace(distance=jnp.sqrt(sum(squares))) if more else first
 
     @property
     def exchanges(self) -> Int[Array, ""]:
@@ -86,6 +87,7 @@ def leader_pull(
     pull_at: PullAt = "after_step",
     sending: Sending = exact(),  # noqa: B008
     exchange: Exchange = AT_ONCE,
+    streaming: Streaming = WHOLE,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pull every worker towards the leader, the worker whose recent training loss is lowest: one level of Algorithm 1.
 
@@ -115,6 +117,7 @@ def leader_pull(
         eq. 2 literally, at :math:`x`.
       sending: how the leader is sent: `exact`, `bfloat16` or `int8` of `lsgd_jax.exchange`.
       exchange: how the pull is made: `AT_ONCE`, or one of `lsgd_jax.variants`.
+      streaming: in how many fragments the leader is sent, and when these are applied.
 
     Returns:
       A gradient transformation, as `link` makes it. `update(updates, state, params, value=loss)` needs the params and
@@ -141,7 +144,7 @@ def leader_pull(
     check_window(window)
     leader = leader_of(axis_name, sending)
     # "if tau divides t", and then "x <- x - lambda (x - x~)".
-    moving = link(leader, pull, axis_name=axis_name, period=period, pull_at=pull_at, exchange=exchange)
+    moving = streamed(leader, pull, streaming, axis_name=axis_name, period=period, pull_at=pull_at, exchange=exchange)
 
     def init(params: optax.Params) -> LeaderPullState:
         losses, score = init_losses(window, params)
@@ -170,10 +173,17 @@ def leader_of(axis_name: AxisName, sending: Sending) -> Attractor:
         return LeaderState(nobody, scalar_like(params, False, bool), gap, sending.init(params))
 
     def choose(
-        x: optax.Params, state: LeaderState, *, score: Array, able: Array | bool = True, **signals: Any
+        x: optax.Params,
+        state: LeaderState,
+        *,
+        score: Array,
+        able: Array | bool = True,
+        before: LinkState | None = None,
+        **signals: Any,
     ) -> LeaderState:
-        # "x~ = argmin E f(x)", among those who are able to lead.
-        position = elect(score, axis_name, eligible=all_finite(x) & able)
+        # "x~ = argmin E f(x)", among those who are able to lead; of a streamed leader the rest, if it still is.
+        led = True if before is None else parts(LeaderState, before)[0].leads
+        position = elect(score, axis_name, eligible=all_finite(x) & able & led)
         return state._replace(position=position, leads=position == worker_index(axis_name))
 
     def locate(x: optax.Params, state: LeaderState) -> tuple[Target, LeaderState]:

@@ -128,6 +128,7 @@ def link(
     period: int = 1,
     pull_at: PullAt = "after_step",
     exchange: Exchange = AT_ONCE,
+    offset: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Pull every worker towards an attractor's point, every `period` updates.
 
@@ -146,6 +147,7 @@ def link(
       period: updates between exchanges.
       pull_at: "after_step" pulls at the point after the worker's step, "before_step" at the point before it.
       exchange: how the pull is made.
+      offset: after how many updates of each period the exchange comes, less than the period; 0: at its end.
 
     Returns:
       A gradient transformation for the end of a chain. `update(updates, state, params)` takes an optional `step`, the
@@ -158,6 +160,8 @@ def link(
     """
     check_strengths(pull=pull)
     check_whole("period", period, "updates")
+    if not 0 <= offset < period:
+        raise ValueError(f"offset must be at least 0 and less than the period, {period}, got {offset}.")
     if pull_at not in ("after_step", "before_step"):
         raise ValueError(f'pull_at must be "after_step" or "before_step", got {pull_at!r}.')
     axes = axis_names(axis_name)
@@ -196,11 +200,17 @@ def link(
             updates, kept, _ = exchange.exchange(attractor, updates, kept, now)
             return updates, kept, optax.safe_increment(exchanges)
 
-        due = (step + 1) % period == 0
+        due = (step + 1) % period == offset
         updates, kept, exchanges = when(due, meet, (updates, state.attractor, state.exchanges), axes)
         return merged(updates, all_updates), LinkState(optax.safe_increment(state.step), exchanges, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def parts(kind: type, state: Any) -> list:
+    """All parts of a state that are of a kind, such as `Delayed`, in their order."""
+    found = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kind))
+    return [part for part in found if isinstance(part, kind)]
 
 
 def chained(

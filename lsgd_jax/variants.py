@@ -18,7 +18,7 @@ from lsgd_jax.checks import check_static
 from lsgd_jax.exchange import AxisName, all_finite
 from lsgd_jax.exchange.trees import distance, like, merged, norm, promoted, scalar_like, select, towards
 from lsgd_jax.leader import LeaderPullState, LeaderState
-from lsgd_jax.link import AT_ONCE, Attractor, Exchange, Moment, Target, chained, pulled
+from lsgd_jax.link import AT_ONCE, Attractor, Exchange, Moment, Target, chained, parts, pulled
 
 Revive: TypeAlias = Literal["never", "from_leader"]
 """What becomes of a worker whose score or parameters are not finite."""
@@ -54,15 +54,23 @@ exchange k. What is sent is known a period before it is needed, so that a compil
 compute, where period and exchange are one straight program. A worker that led exchange k is not moved by it."""
 
 
-def delayed(delay: Delay) -> Exchange:
+def delayed(delay: Delay, overlap: int | None = None) -> Exchange:
     """The exchange for a `delay` of 0 or 1.
 
+    Args:
+      delay: by how many exchanges pulls are put off.
+      overlap: by how many updates they are, as for `lsgd_jax.streaming`.
+
     Raises:
-      ValueError: if it is another number.
+      ValueError: if the delay is another number, or pulls are put off by both.
     """
     check_static("delay", delay)
     if delay not in (0, 1):
         raise ValueError(f"delay must be 0 or 1, got {delay!r}.")
+    if delay and overlap:
+        raise ValueError(
+            f"delay must be 0 with an overlap, which puts pulls off as well, got {delay} and an overlap of {overlap}."
+        )
     return DELAYED if delay else AT_ONCE
 
 
@@ -219,7 +227,7 @@ def _reviving(pulls: tuple[optax.GradientTransformation, ...]) -> optax.Gradient
         for i, (pull, before) in enumerate(zip(pulls, states, strict=True)):
             signals = {"failed": failed, "revived": revived, "able": able & ~revived}
             updates, after = pull.update(updates, before, params, **signals, **extra_args)
-            restart, met = _of_kind(Restarting, after)[0], after.exchanges != before.exchanges
+            restart, met = parts(Restarting, after)[0], after.exchanges != before.exchanges
             failed, revived = failed | (met & restart.restarted), revived | (met & restart.arrived)
             states[i] = after
         x = _landing(params, updates, _overwritten(params, revived))
@@ -231,7 +239,7 @@ def _reviving(pulls: tuple[optax.GradientTransformation, ...]) -> optax.Gradient
 
 def _waiting_at(x: optax.Params, revived: Bool[Array, ""], state: Any) -> Any:
     """The state of a revived worker, whose delayed pull is to be from x; but who leads is followed to where it was."""
-    (leader,) = _of_kind(LeaderState, state)
+    (leader,) = parts(LeaderState, state)
 
     def at_x(part: Any) -> Any:
         return part._replace(x=select(revived & ~leader.leads, x, part.x)) if isinstance(part, Delayed) else part
@@ -294,7 +302,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates, state: optax.Opt
       state: the optimizer's that `update` returned with the updates, with any number of methods with revival in it.
     """
     x = optax.apply_updates(params, updates)
-    for revival in _of_kind(Revival, state):
+    for revival in parts(Revival, state):
         there = revival.overwritten
         x = merged(_landing(like(there, params), like(there, updates), there), x)
     return x
@@ -308,7 +316,7 @@ def has_failed(params: optax.Params, state: optax.OptState) -> Bool[Array, ""]:
       state: the optimizer's, with any number of methods with revival in it.
     """
     failed = ~all_finite(params)
-    for revival in _of_kind(Revival, state):
+    for revival in parts(Revival, state):
         failed |= revival.failed
     return failed
 
@@ -316,15 +324,10 @@ def has_failed(params: optax.Params, state: optax.OptState) -> Bool[Array, ""]:
 def was_revived(state: optax.OptState) -> Bool[Array, ""] | None:
     """Whether the last update has revived the worker; None if no method in an optimizer's state revives workers."""
     # No constant: between processes, a collective of one depends on nothing, and may come in any order among others.
-    revivals = _of_kind(Revival, state)
+    revivals = parts(Revival, state)
     return functools.reduce(jnp.logical_or, (revival.revived for revival in revivals)) if revivals else None
 
 
 def links(state: optax.OptState) -> list[LeaderPullState]:
     """The states of all `leader_pull` in an optimizer's state, in their order."""
-    return _of_kind(LeaderPullState, state)
-
-
-def _of_kind(kind: type, state: Any) -> list:
-    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kind))
-    return [part for part in parts if isinstance(part, kind)]
+    return parts(LeaderPullState, state)

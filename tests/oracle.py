@@ -65,19 +65,29 @@ def lsgd(
     global_stale_pull: float = 0.0,
     wire: str | None = None,
     delay: int = 0,
+    fragments: tuple[slice, ...] = (slice(None),),
+    overlap: int = 0,
+    per_fragment: bool = False,
 ) -> Run:
     """Run all workers in step from `start`, [groups, workers, dimensions].
 
     `gradient` and `loss` are called with a point, the step (from 0) and the worker. `pull_at_x` takes eq. 2 literally;
     otherwise Algorithm 1 is run. Without `global_pull` there is no global leader. With a `delay` of 1 every pull comes
     an exchange later, from the points and leaders of then.
+
+    Fragments are those of the dimensions that are sent together, one after the other in equal parts of the period; what
+    is received pulls `overlap` steps later. The leader of the first one leads the others of a period, as long as it
+    can, unless each elects its own. Then leaders are those of the first fragments.
     """
     groups, per_group = start.shape[:2]
     everyone = [(j, i) for j in range(groups) for i in range(per_group)]
     x = {worker: start[worker].astype(np.float64) for worker in everyone}
     seen: dict[Worker, list[float]] = {worker: [] for worker in everyone}
-    received: dict[int, np.ndarray] = {}  # each group's last leader, and that of all
-    waiting: dict[int, tuple[dict[Worker, np.ndarray], Worker | None]] = {}
+    # By group or for all, and fragment: the last leader as it came, what is on its way, and who was elected last.
+    received: dict[tuple[int, int], np.ndarray] = {}
+    flying: dict[tuple[int, int], tuple[dict[Worker, np.ndarray], Worker, np.ndarray]] = {}
+    waiting: dict[tuple[int, int], tuple[dict[Worker, np.ndarray], Worker | None]] = {}
+    leading: dict[int, Worker | None] = {}  # in this period
     trajectory, local_leaders, global_leaders, all_scores = [], [], [], []
 
     for t in range(steps):
@@ -89,41 +99,61 @@ def lsgd(
 
         def drawn_to_stored(level, strength, before=before):
             for worker in everyone:
-                group = ALL if level else worker[0]
-                if strength and group in received:
-                    origin = before[worker] if pull_at_x else x[worker]
-                    x[worker] = x[worker] - strength * (origin - received[group])
+                for k, part in enumerate(fragments):
+                    group = ALL if level else worker[0]
+                    if strength and (group, k) in received:
+                        origin = (before[worker] if pull_at_x else x[worker])[part]
+                        x[worker][part] = x[worker][part] - strength * (origin - received[group, k])
 
-        def exchange(members, group, pull, t=t, before=before, scores=scores):
-            """Elect a leader and pull towards it; with a delay, towards the one elected the time before."""
+        def places(members, k, before=before):
+            return {worker: (before if pull_at_x else x)[worker][fragments[k]].copy() for worker in members}
 
-            def elected():
-                place = {worker: before[worker] if pull_at_x else x[worker].copy() for worker in members}
-                return place, lowest({worker: scores[worker] for worker in members}, place)
+        def elect(members, group, k, scores=scores):
+            place = places(members, k)
+            candidates = members if k == 0 or per_fragment else [w for w in members if w == leading[group]]
+            leading[group] = lowest({worker: scores[worker] for worker in candidates}, place)
+            return place, leading[group]
 
-            place, leader = waiting.get(group, ({}, None)) if delay else elected()
+        def send(group, k, place, leader):
             if leader is not None:
-                received[group] = sent(place[leader], received.get(group, np.zeros(start.shape[2])), wire)
-                for worker in members:
-                    if worker != leader:
-                        x[worker] = x[worker] - pull(t, worker) * (place[worker] - received[group])
-            if delay:
-                waiting[group] = _, leader = elected()
-            return leader
+                last = received.get((group, k), np.zeros_like(place[leader]))
+                flying[group, k] = place, leader, sent(place[leader], last, wire)
+
+        def apply(members, group, k, pull, t=t):
+            """Pull towards what has come, from where it was elected or, after an overlap, from where workers are."""
+            place, leader, received[group, k] = flying.pop((group, k))
+            place = places(members, k) if overlap else place
+            for worker in members:
+                if worker != leader:
+                    x[worker][fragments[k]] -= pull(t, worker) * (place[worker] - received[group, k])
+
+        def exchange(of_groups, pull, period, found, t=t):
+            """Send a leader's fragments and pull towards it; with a delay, the one elected the time before."""
+            for k in range(len(fragments)):
+                falls = (k + 1) * period // len(fragments) % period
+                due = (t + 1) % period == falls
+                for group, members in of_groups.items():
+                    if due:
+                        send(group, k, *(waiting.get((group, k), ({}, None)) if delay else elect(members, group, k)))
+                    if (t + 1 - overlap) % period == falls and (group, k) in flying:
+                        apply(members, group, k, pull)
+                    if due and delay:
+                        waiting[group, k] = elect(members, group, k)
+                if due and k == 0:
+                    found.append([leading[group] for group in of_groups])
 
         drawn_to_stored(0, stale_pull / period)
-        if (t + 1) % period == 0:
-            leaders = [exchange([(j, i) for i in range(per_group)], j, pull) for j in range(groups)]
-            local_leaders.append([None if leader is None else leader[1] for leader in leaders])
+        exchange({j: [(j, i) for i in range(per_group)] for j in range(groups)}, pull, period, local_leaders)
         drawn_to_stored(1, global_stale_pull / global_period)
-        if global_pull is not None and (t + 1) % global_period == 0:
-            leader = exchange(everyone, ALL, global_pull)
-            global_leaders.append(None if leader is None else leader[0] * per_group + leader[1])
+        if global_pull is not None:
+            exchange({ALL: everyone}, global_pull, global_period, global_leaders)
 
         trajectory.append([[x[j, i].copy() for i in range(per_group)] for j in range(groups)])
         all_scores.append([[scores[j, i] for i in range(per_group)] for j in range(groups)])
 
-    return Run(np.array(trajectory), local_leaders, global_leaders, np.array(all_scores))
+    local = [[None if leader is None else leader[1] for leader in leaders] for leaders in local_leaders]
+    everybody = [None if leader is None else leader[0] * per_group + leader[1] for [leader] in global_leaders]
+    return Run(np.array(trajectory), local, everybody, np.array(all_scores))
 
 
 Layers = list[np.ndarray]
@@ -147,11 +177,15 @@ def peer(
     window: int = 1,
     delay: int = 0,
     wire: str | None = None,
+    fragments: list[list[int]] | None = None,
+    overlap: int = 0,
+    mixing: float = 1.0,
 ) -> tuple[list[list[Layers]], Layers]:
     """The methods LSGD is compared with, each from its paper's equations; local SGD with Nesterov momentum.
 
     With a `delay` of 1 local SGD's workers move by how far each was from the mean at the end of the last exchange. With
-    a `wire` what is summed is each one's rounded difference to the last mean.
+    a `wire` what is summed is each one's rounded difference to the last mean. Fragments are the layers that are sent
+    together, one after the other in equal parts of the period; what comes of them is applied `overlap` steps later.
 
     Returns every worker's layers after each step, and the model that the method reports at the end.
     """
@@ -167,8 +201,39 @@ def peer(
     waiting = [list(worker) for worker in x]
     outer_velocity = [np.zeros_like(layer) for layer in center]
     losses: list[list[float]] = [[] for _ in workers]
-    averaged = False
+    flying: dict[int, np.ndarray] = {}  # by layer: the point that will come, and that which has
+    received: dict[int, np.ndarray] = {}
+    exchanged = [] if method in ("data_parallel", "independent") else fragments or [list(layers)]
+    strength = pull if method in ("easgd", "mgrawa", "lgrawa") else mixing
     trajectory = []
+
+    def meet(k: int, g: list[Layers]) -> np.ndarray:
+        """Where the layers k of all workers are pulled; the center moves."""
+        mean = sum(x[i][k] for i in workers) / len(x)
+        if method == "easgd":
+            point, center[k] = center[k], center[k] + center_pull * (mean - center[k])
+            return point
+        if method == "downpour":
+            center[k] = center[k] + sum(x[i][k] - last_center[i][k] for i in workers)
+            for i in workers:
+                last_center[i][k] = center[k]
+        elif method == "local_sgd":
+            place = waiting if delay else x
+            if wire:
+                rounded = sum(sent(place[i][k] - center[k], center[k], wire) for i in workers)
+                center[k] = center[k] + sent(rounded, center[k], wire) / len(workers)
+            else:
+                center[k] = sum(place[i][k] for i in workers) / len(x)
+        elif method == "diloco":
+            outer_gradient = center[k] - mean
+            outer_velocity[k] = outer_momentum * outer_velocity[k] + outer_gradient
+            center[k] = center[k] - outer_learning_rate * (outer_gradient + outer_momentum * outer_velocity[k])
+        else:
+            of_model = [math.sqrt(sum((layer**2).sum() for layer in g[i])) for i in workers]
+            of_layer = [math.sqrt((g[i][k] ** 2).sum()) for i in workers]
+            inverse = [1 / norm for norm in (of_model if method == "mgrawa" else of_layer)]
+            return sum(inverse[i] / sum(inverse) * x[i][k] for i in workers)
+        return center[k]
 
     for t in range(steps):
         for i in workers:
@@ -180,45 +245,19 @@ def peer(
             for k in layers:
                 velocity[i][k] = momentum * velocity[i][k] + g[i][k]
                 x[i][k] = x[i][k] - eta * (g[i][k] + momentum * velocity[i][k])
-                if method in ("mgrawa", "lgrawa") and averaged:
-                    x[i][k] = x[i][k] - prox / period * (x[i][k] - center[k])
+                if method in ("mgrawa", "lgrawa") and k in received:
+                    x[i][k] = x[i][k] - prox / period * (x[i][k] - received[k])
 
-        if (t + 1) % period == 0 and method == "easgd":
-            mean = average(x)
-            for i in workers:
-                x[i] = [x[i][k] - pull * (x[i][k] - center[k]) for k in layers]
-            center = [center[k] + center_pull * (mean[k] - center[k]) for k in layers]
-        elif (t + 1) % period == 0 and method == "downpour":
-            for i in workers:
-                center = [center[k] + x[i][k] - last_center[i][k] for k in layers]
-            x = [list(center) for _ in workers]
-            last_center = [list(center) for _ in workers]
-        elif (t + 1) % period == 0 and method == "local_sgd":
-            place = waiting if delay else x
-            if wire:
-                for k in layers:
-                    rounded = sum(sent(place[i][k] - center[k], center[k], wire) for i in workers)
-                    center[k] = center[k] + sent(rounded, center[k], wire) / len(workers)
-            else:
-                center = average(place)
-            x = [[x[i][k] - (place[i][k] - center[k]) for k in layers] for i in workers]
-            waiting = [list(worker) for worker in x]
-        elif (t + 1) % period == 0 and method == "diloco":
-            mean = average(x)
-            for k in layers:
-                outer_gradient = center[k] - mean[k]
-                outer_velocity[k] = outer_momentum * outer_velocity[k] + outer_gradient
-                center[k] = center[k] - outer_learning_rate * (outer_gradient + outer_momentum * outer_velocity[k])
-            x = [list(center) for _ in workers]
-        elif (t + 1) % period == 0 and method in ("mgrawa", "lgrawa"):
-            for k in layers:
-                of_model = [math.sqrt(sum((layer**2).sum() for layer in g[i])) for i in workers]
-                of_layer = [math.sqrt((g[i][k] ** 2).sum()) for i in workers]
-                inverse = [1 / norm for norm in (of_model if method == "mgrawa" else of_layer)]
-                center[k] = sum(inverse[i] / sum(inverse) * x[i][k] for i in workers)
-            averaged = True
-            for i in workers:
-                x[i] = [x[i][k] - pull * (x[i][k] - center[k]) for k in layers]
+        for number, part in enumerate(exchanged):
+            falls = (number + 1) * period // len(exchanged) % period
+            if (t + 1) % period == falls:
+                flying.update({k: meet(k, g) for k in part})
+            for k in part:
+                if (t + 1 - overlap) % period == falls and k in flying:
+                    received[k] = flying.pop(k)
+                    for i in workers:
+                        place = waiting[i][k] if delay else x[i][k]
+                        x[i][k] = waiting[i][k] = x[i][k] - strength * (place - received[k])
 
         trajectory.append([[layer.copy() for layer in worker] for worker in x])
 

@@ -86,6 +86,13 @@ def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
             ["train", "digits", "--data-dir", "nowhere"],
             "data_dir has no effect with digits, which comes with",
         ),
+        (["train", "digits", "--fragments", "8"], "fragments must be at most the period, 4, got 8: one is sent at a"),
+        (["train", "digits", "--fragments", "2", "--overlap", "2"], "overlap must be less than period / fragments, 4"),
+        (["train", "digits", "--method", "data_parallel", "--fragments", "2"], "fragments has no effect with data_par"),
+        (
+            ["train", "digits", "--method", "diloco", "--period", "8", "--fragments", "8"],
+            "fragments must be at most 6, the number of arrays that are exchanged, got 8",
+        ),
         (["compare", "digits", "--tune-learning-rates", "0.1"], "tune_learning_rates has no effect without --tune."),
         (["compare", "digits", "--checkpoint-every", "5"], "checkpoint_every has no effect in compare, which keeps no"),
         (["compare", "digits", "--methods", "lsgd, easgd", "--prox", "0.1"], "prox has no effect with lsgd: it is an "),

@@ -141,17 +141,26 @@ HAVE = {
     "wire": ("lsgd", "local_sgd"),
     "delay": ("lsgd", "local_sgd"),
     "revive": ("lsgd",),
+    "fragments": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
+    "overlap": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
+    "mixing": ("local_sgd", "diloco"),
+    "election": ("lsgd",),
 }
 """The methods that have an option."""
 GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring"}
 GIVEN |= {"wire": "bfloat16", "delay": 1, "revive": "from_leader", "pull_at": "before_step"}
+GIVEN |= {"fragments": 2, "overlap": 1, "election": "per_fragment"}
+NEEDS = {"overlap": {"period": 3}, "election": {"fragments": 2}}
+"""Further options without which one has no effect or is out of range."""
+WITHOUT_VALUE = {"wire", "fragments", "overlap", "mixing", "election"}
+"""Options that have no value or no effect by default."""
 
 
 @pytest.mark.parametrize("name", HAVE)
 def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
     for method in METHODS:
         if method in HAVE[name]:
-            config = dataclasses.replace(BASE, method=method, **{name: GIVEN[name]})
+            config = dataclasses.replace(BASE, method=method, **{name: GIVEN[name]} | NEEDS.get(name, {}))
             assert config.method_options[name] == GIVEN[name]
         else:
             with pytest.raises(ValueError, match=f"^{name} has no effect with {method}: ") as error:
@@ -196,6 +205,8 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
                 ("joined", "pull_at", "before_step", "pull, .*"),
             ]
         ),
+        ({"election": "per_fragment"}, "unless there are several fragments"),
+        ({"fragments": 1, "election": "per_fragment"}, "unless there are several fragments"),
         ({"staleness": 1}, "unless workers elect leaders among what is posted"),
         ({"asynchronous": "joined", "staleness": 1}, "unless workers elect leaders among what is posted"),
         (
@@ -271,7 +282,7 @@ def test_a_file_shows_what_a_run_had_and_gives_what_was_set(method):
     options = METHODS[method].options
     assert None not in fields.values()
     assert fields == json.loads(json.dumps(config.effective))
-    assert set(HAVE) & set(fields) == {name for name in options if name != "wire"}  # It has no value by default.
+    assert set(HAVE) & set(fields) == set(options) - WITHOUT_VALUE
     assert set(defaults) == set(HAVE) & set(fields) - {"period"} | {"checkpoint_every"}
     assert Config.from_json(config.to_json()) == config
     own = {name: value for name, value in {"pull": 0.125, "window": 10, "prox": 0.01}.items() if name in options}

@@ -11,18 +11,23 @@ from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
 from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
+from lsgd_jax.streaming import cut, schedule
 
 _NUMBER = 4
 """Bytes of a score, an index, a norm or a scale."""
 
 
 class Exchange(NamedTuple):
-    """Exchange of a method at one level."""
+    """Exchange of a method at one level: of all parameters or, if they are streamed, of a fragment."""
 
     period: int
     """Local steps between exchanges."""
     collectives: list[Collective]
     """Collectives of the exchange, with one worker per device."""
+    first: int
+    """Local steps before the first exchange."""
+    at_first: list[Collective]
+    """Further collectives of the first exchange: an average of the starts."""
 
     @property
     def bytes_sent(self) -> float:
@@ -31,23 +36,28 @@ class Exchange(NamedTuple):
 
 
 def exchanges(config: Config, params: Any) -> list[Exchange]:
-    """List the exchanges of a run, those in groups first: the parameters and, with some methods, scalars.
+    """List the exchanges of a run, those in groups first, fragment by fragment: parameters and, with some, scalars.
 
     Args:
       config: configuration of the run.
       params: parameters of one worker, or their shapes and dtypes.
+
+    Raises:
+      UsageError: if there are fewer arrays of parameters than fragments.
     """
-    leaves, options = jax.tree.leaves(params), config.options
-    scalars = METHODS[config.method].scalars(len(leaves))
+    row, options = METHODS[config.method], config.options
+    fragments = [jax.tree.leaves(part) for part in cut(params, options.get("fragments", 1))]
     everyone, found = config.groups * config.workers, []
     for among, period, _ in config.levels:
         method: BroadcastMethod = options.get("broadcast", "all_reduce")
         if method == "chain" and among < everyone:  # A group's leader is one of several that are sent at once.
             method = "ring"
         sizes = (among,) if among == config.workers else (config.groups, config.workers)
-        parts = [Collective("all-reduce", _NUMBER, among)] * scalars
-        parts += rounded_collectives(leaves, sizes, method, options.get("wire"))
-        found.append(Exchange(period, parts))
+        for leaves, first in zip(fragments, schedule(len(fragments), period), strict=True):
+            parts = [Collective("all-reduce", _NUMBER, among)] * row.scalars(len(leaves))
+            parts += rounded_collectives(leaves, sizes, method, options.get("wire"))
+            start = [Collective("all-reduce", _size(leaves), among)] if row.averages_start(options) else []
+            found.append(Exchange(period, parts, first, start))
     return found
 
 
@@ -69,11 +79,12 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
       >>> bytes_sent(PRESETS["mnist1d"], params, steps=16)  # 4 exchanges among 4 workers and one among all 8.
       7750062.0
     """
-    sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
-    if steps >= config.period and METHODS[config.method].averages_start(config.options):
-        everyone = config.groups * config.workers
-        sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
-    return sent
+
+    def sent(exchange: Exchange) -> float:
+        times = (steps - exchange.first) // exchange.period + 1
+        return times * exchange.bytes_sent + min(times, 1) * sum(each.sent for each in exchange.at_first)
+
+    return sum(map(sent, exchanges(config, params)))
 
 
 def table(config: Config, params: Any) -> str:

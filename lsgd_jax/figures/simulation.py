@@ -70,7 +70,8 @@ def make(
     if parameters is None:  # With costs only, there may be more workers than examples.
         params = parameter_shapes(config.replace(groups=1, workers=1))
     else:
-        params = jax.ShapeDtypeStruct((parameters,), np.float32)
+        fragments = max(of.options.get("fragments", 1) for of in configs.values())
+        params = [jax.ShapeDtypeStruct(((parameters + i) // fragments,), np.float32) for i in range(fragments)]
     logs: dict[str, EventLog] = {}
     histories: dict[str, History] = {}
     sums: dict[str, Totals] = {}

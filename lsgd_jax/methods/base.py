@@ -1,5 +1,6 @@
 """What methods have in common: their attractors' parts, and the models that they report."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from lsgd_jax.exchange import AxisName, mean, rounded_mean, total, when
 from lsgd_jax.exchange.trees import inexact, merged, scalar_like
-from lsgd_jax.link import Attractor, Target
+from lsgd_jax.link import Attractor, Target, parts
 from lsgd_jax.variants import has_failed
 
 
@@ -68,8 +69,9 @@ def mean_of_workers(params: optax.Params, state: Any, axis_name: AxisName) -> op
     return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)
 
 
-def shared_center(center: optax.Params, params: optax.Params, axis_name: AxisName) -> optax.Params:
+def shared_center(params: optax.Params, state: Any, axis_name: AxisName) -> optax.Params:
     """The model that methods with a center variable report; what is not exchanged is as `mean_of_workers` has it."""
+    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))  # One for each fragment.
     return merged(mean(center, axis_name), mean_of_workers(params, None, axis_name))
 
 

@@ -7,6 +7,7 @@ Every `period` updates, with the center c,
 The outer optimizer is SGD with Nesterov momentum; the inner one, any optimizer, keeps its state.
 
 Douillard et al., "DiLoCo: Distributed low-communication training of language models", https://arxiv.org/abs/2311.08105.
+With `fragments`, `overlap` and `mixing` it is Streaming DiLoCo, https://arxiv.org/abs/2501.18512.
 """
 
 from typing import Any
@@ -15,8 +16,9 @@ import optax
 
 from lsgd_jax.checks import check_positive, check_strengths
 from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.link import Attractor, Target, chained, link
+from lsgd_jax.link import Attractor, Target, chained
 from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, shared_center
+from lsgd_jax.streaming import Streaming, streamed
 
 
 def diloco(
@@ -26,6 +28,9 @@ def diloco(
     period: int = 16,
     outer_learning_rate: float = 0.7,
     outer_momentum: float = 0.9,
+    fragments: int | None = None,
+    overlap: int | None = None,
+    mixing: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DiLoCo.
 
@@ -38,12 +43,16 @@ def diloco(
       period: updates between exchanges; hundreds in the paper.
       outer_learning_rate: learning rate of the outer step.
       outer_momentum: Nesterov momentum of the outer step, in [0, 1].
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
+      mixing: weight of what is received beside the worker's own parameters as it is applied, in [0, 1]; None: 1.
 
     Raises:
       ValueError: if an option is out of range.
     """
     check_positive(outer_learning_rate=outer_learning_rate)
-    check_strengths(outer_momentum=outer_momentum)
+    mixing = 1.0 if mixing is None else mixing
+    check_strengths(outer_momentum=outer_momentum, mixing=mixing)
     outer = optax.sgd(outer_learning_rate, outer_momentum, nesterov=True)
 
     def init(params: optax.Params) -> tuple[Center, optax.OptState]:
@@ -56,10 +65,11 @@ def diloco(
         new_center = optax.apply_updates(last, updates)
         return Target(new_center), (moved_to(new_center, center), outer_state)
 
-    moving = link(Attractor(init, locate), axis_name=axis_name, period=period)
+    streaming = Streaming(fragments, overlap)
+    moving = streamed(Attractor(init, locate), mixing, streaming, axis_name=axis_name, period=period)
     return chained(optimizer, moving, axis_name=axis_name)
 
 
 def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center."""
-    return shared_center(state[-1].attractor[0].x, params, axis_name)
+    return shared_center(params, state, axis_name)

@@ -17,13 +17,19 @@ import jax
 import optax
 
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.link import Attractor, Target, chained, link
+from lsgd_jax.link import Attractor, Target, chained
 from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, scaled, shared_center
 from lsgd_jax.methods.method import Meeting
+from lsgd_jax.streaming import Streaming, streamed
 
 
 def downpour(
-    optimizer: optax.GradientTransformation, *, axis_name: AxisName, period: int = 4
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: AxisName,
+    period: int = 4,
+    fragments: int | None = None,
+    overlap: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """DOWNPOUR with all workers in step.
 
@@ -34,9 +40,11 @@ def downpour(
       optimizer: the worker's own. n workers together go n times as far as one: the learning rate wants to be smaller.
       axis_name: the axis, or the axes, on which the workers lie.
       period: updates between exchanges.
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
 
     Raises:
-      ValueError: if the period is out of range.
+      ValueError: if an option is out of range.
     """
 
     def init(params: optax.Params) -> tuple[Center, optax.Params]:
@@ -48,7 +56,8 @@ def downpour(
         new_center = jax.tree.map(lambda c, d: c + d, common(center, axis_name), sums)
         return Target(new_center), (moved_to(new_center, center), new_center)
 
-    moving = link(Attractor(init, locate), axis_name=axis_name, period=period)
+    streaming = Streaming(fragments, overlap)
+    moving = streamed(Attractor(init, locate), 1.0, streaming, axis_name=axis_name, period=period)
     return chained(optimizer, moving, axis_name=axis_name)
 
 
@@ -82,4 +91,4 @@ def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
 
 def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center."""
-    return shared_center(state[-1].attractor[0].x, params, axis_name)
+    return shared_center(params, state, axis_name)

@@ -17,9 +17,10 @@ import optax
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, mean, worker_count
-from lsgd_jax.link import Attractor, PullAt, Target, chained, link
+from lsgd_jax.link import Attractor, PullAt, Target, chained
 from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, scaled, shared_center
 from lsgd_jax.methods.method import Meeting
+from lsgd_jax.streaming import Streaming, streamed
 
 
 def easgd(
@@ -30,6 +31,8 @@ def easgd(
     pull: float | None = None,
     center_pull: float | None = None,
     pull_at: PullAt = "after_step",
+    fragments: int | None = None,
+    overlap: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Elastic averaging SGD.
 
@@ -45,6 +48,8 @@ def easgd(
       center_pull: strength beta of the center's pull towards the mean, in [0, 1]; None: workers * pull likewise, or
         0.9^8, the paper's choice, if there is no pull either.
       pull_at: "after_step" pulls at the point after the worker's step, "before_step" at the point before it.
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
 
     Raises:
       ValueError: if an option is out of range; at `update`, if workers * pull is more than 1 where it stands for
@@ -62,7 +67,8 @@ def easgd(
     def alpha(step: Any) -> float:
         return strengths(pull, center_pull, worker_count(axis_name))[0]
 
-    moving = link(Attractor(center_of_start, locate), alpha, axis_name=axis_name, period=period, pull_at=pull_at)
+    attractor, streaming = Attractor(center_of_start, locate), Streaming(fragments, overlap)
+    moving = streamed(attractor, alpha, streaming, axis_name=axis_name, period=period, pull_at=pull_at)
     return chained(optimizer, moving, axis_name=axis_name)
 
 
@@ -129,4 +135,4 @@ def meeting(options: Mapping[str, Any], workers: int) -> Meeting:
 
 def center(params: optax.Params, state: Any, axis_name: AxisName) -> Any:
     """The center variable."""
-    return shared_center(state[-1].attractor.x, params, axis_name)
+    return shared_center(params, state, axis_name)

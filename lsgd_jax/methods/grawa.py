@@ -25,8 +25,9 @@ from jaxtyping import Array, Float
 
 from lsgd_jax.checks import check_strengths
 from lsgd_jax.exchange import AxisName, total
-from lsgd_jax.exchange.trees import norm, scalar_like
-from lsgd_jax.link import AT_ONCE, Attractor, Target, chained, link
+from lsgd_jax.exchange.trees import like, norm, scalar_like
+from lsgd_jax.link import AT_ONCE, Attractor, Target, chained
+from lsgd_jax.streaming import Streaming, streamed
 from lsgd_jax.variants import stale
 
 
@@ -37,6 +38,8 @@ def mgrawa(
     period: int = 32,
     pull: float = 0.5,
     prox: float = 0.01,
+    fragments: int | None = None,
+    overlap: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with one weight a worker, from the norm of its whole gradient.
 
@@ -48,11 +51,14 @@ def mgrawa(
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    return _grawa(optimizer, _model_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    streaming = Streaming(fragments, overlap)
+    return _grawa(optimizer, _model_norms, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def lgrawa(
@@ -62,6 +68,8 @@ def lgrawa(
     period: int = 32,
     pull: float = 0.5,
     prox: float = 0.01,
+    fragments: int | None = None,
+    overlap: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with a weight for each layer of each worker; a layer is one array of parameters.
 
@@ -73,11 +81,14 @@ def lgrawa(
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    return _grawa(optimizer, _layer_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    streaming = Streaming(fragments, overlap)
+    return _grawa(optimizer, _layer_norms, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def one_norm(arrays: int) -> int:
@@ -90,18 +101,19 @@ def norm_per_array(arrays: int) -> int:
     return arrays
 
 
-def _model_norms(grads: optax.Updates) -> optax.Updates:
+def _model_norms(grads: optax.Updates, x: optax.Params) -> optax.Updates:
     total = norm(grads)
-    return jax.tree.map(lambda _: total, grads)
+    return jax.tree.map(lambda _: total, x)
 
 
-def _layer_norms(grads: optax.Updates) -> optax.Updates:
-    return jax.tree.map(norm, grads)
+def _layer_norms(grads: optax.Updates, x: optax.Params) -> optax.Updates:
+    return jax.tree.map(norm, like(x, grads))
 
 
 def _grawa(
     optimizer: optax.GradientTransformation,
-    norms_of: Callable[[optax.Updates], optax.Updates],
+    norms_of: Callable[[optax.Updates, optax.Params], optax.Updates],
+    streaming: Streaming,
     *,
     axis_name: AxisName,
     period: int,
@@ -121,7 +133,7 @@ def _grawa(
         return jnp.zeros_like(scalar_like(params, 0, dtype), shape=len(jax.tree.leaves(params)))
 
     def choose(x: optax.Params, state: Array, *, gradient: optax.Updates, **signals: Any) -> Array:
-        weights = [weight(norm).astype(state.dtype) for norm in jax.tree.leaves(norms_of(gradient))]
+        weights = [weight(norm).astype(state.dtype) for norm in jax.tree.leaves(norms_of(gradient, x))]
         return jnp.stack(weights) if weights else state
 
     def locate(x: optax.Params, weights: Array) -> tuple[Target, Array]:
@@ -129,6 +141,6 @@ def _grawa(
         average = [sum_of(w.astype(leaf.dtype) * leaf) for w, leaf in zip(weights, leaves, strict=True)]
         return Target(jax.tree.unflatten(treedef, average)), weights
 
-    exchange = stale(prox / period) if prox else AT_ONCE
-    moving = link(Attractor(init, locate, choose), pull, axis_name=axis_name, period=period, exchange=exchange)
+    attractor, exchange = Attractor(init, locate, choose), stale(prox / period) if prox else AT_ONCE
+    moving = streamed(attractor, pull, streaming, axis_name=axis_name, period=period, exchange=exchange)
     return chained(optimizer, moving, axis_name=axis_name)

@@ -18,6 +18,7 @@ from lsgd_jax.exchange import AxisName, BroadcastMethod, Wire, axis_names, own_e
 from lsgd_jax.leader import leader_pull
 from lsgd_jax.link import Pull, PullAt, chained
 from lsgd_jax.methods.method import Level
+from lsgd_jax.streaming import Election, Streaming
 from lsgd_jax.variants import Delay, Revive, delayed, restarting, revive_from_leader, stale
 
 PULL = 0.1
@@ -47,6 +48,9 @@ def leader_sgd(
     wire: Wire | None = None,
     delay: Delay = 0,
     revive: Revive = "never",
+    fragments: int | None = None,
+    overlap: int | None = None,
+    election: Election = "per_round",
 ) -> optax.GradientTransformationExtraArgs:
     """LSGD with any optimizer and the paper's pulls: the optimizer, then a `leader_pull` for each level.
 
@@ -72,6 +76,9 @@ def leader_sgd(
       delay: 1 applies each pull one exchange late, overlapping communication with compute.
       revive: "from_leader" restarts a worker whose loss or parameters are NaN or infinite from the leader at the next
         exchange, with an optimizer state as at the start.
+      fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
+      overlap: updates between sending and applying, less than period / fragments; None: 0.
+      election: of a leader sent in fragments, "per_round" for all of a period's fragments, or "per_fragment" for each.
 
     Returns:
       A gradient transformation; `update(grads, state, params, value=loss)`, as for `leader_pull`. The state is a tuple:
@@ -84,7 +91,10 @@ def leader_sgd(
     check_whole("period", period, "updates")
     if revive not in get_args(Revive):
         raise ValueError(f'revive must be "never" or "from_leader", got {revive!r}.')
-    way, put_off = sending(wire, broadcast), delayed(delay)
+    if revive == "from_leader" and (overlap or fragments not in (None, 1)):
+        raise ValueError("a failed worker restarts from a whole leader: revive needs 1 fragment and no overlap.")
+    way, put_off = sending(wire, broadcast), delayed(delay, overlap)
+    streaming = Streaming(fragments, overlap, election)
     group_axes = () if group_axis_name is None else axis_names(group_axis_name)
     everyone = group_axes + axis_names(axis_name)
 
@@ -105,6 +115,7 @@ def leader_sgd(
             pull_at=pull_at,
             sending=way,
             exchange=exchange,
+            streaming=streaming,
         )
 
     pulls = [level(axis_names(axis_name), pull, period, stale_pull)]

@@ -16,7 +16,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
 from lsgd_jax.costs.ledger import exchanges
 from lsgd_jax.errors import UsageError
-from lsgd_jax.methods import METHODS
+from lsgd_jax.methods import METHODS, Level
 
 SECOND = 1_000_000_000
 """Nanoseconds per second of virtual time."""
@@ -192,8 +192,30 @@ class ExchangeCost(NamedTuple):
     """Nanoseconds for which the exchange occupies the servers."""
 
 
+def levels(config: Config, *, in_step: bool) -> list[Level]:
+    """Levels of exchanges, groups first; if parameters are streamed, with the period of fragments.
+
+    Args:
+      config: configuration of the workers.
+      in_step: whether workers wait for each other by their own count of steps.
+
+    Raises:
+      UsageError: if this way to stream is not simulated.
+    """
+    fragments, overlap = config.options.get("fragments", 1), config.options.get("overlap", 0)
+    if overlap:
+        raise UsageError(f"overlap is not simulated: leave it out, got {overlap}.")
+    if fragments > 1 and not in_step:
+        raise UsageError("fragments are simulated for lsgd and local_sgd: leave out fragments or the other methods.")
+    if config.period % fragments:
+        raise UsageError(f"fragments must divide the period, {config.period}, in a simulation, got {fragments}.")
+    return [level._replace(period=level.period // fragments) for level in config.levels]
+
+
 def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[ExchangeCost]:
     r"""Costs of synchronous exchanges by level, groups first, from `lsgd_jax.costs.ledger`.
+
+    Fragments of streamed parameters cost what the average one costs.
 
     An all-reduce of S bytes among n workers takes :math:`2 \lceil \log_2 n \rceil` sequential messages and sends
     :math:`2 (n - 1) / n \, S` bytes over each worker's link (recursive halving and doubling); scattering and gathering
@@ -208,12 +230,14 @@ def collective_costs(config: Config, cluster: Cluster, params: Any) -> list[Exch
     Raises:
       UsageError: if an exchange takes longer than virtual time lasts.
     """
-    costs = []
-    for (among, *_), exchange in zip(config.levels, exchanges(config, params), strict=True):
-        crosses = among > config.workers
-        seconds = sum(_collective_seconds(each, cluster, crosses) for each in exchange.collectives)
+    costs, fragments, found = [], config.options.get("fragments", 1), exchanges(config, params)
+    for i, (among, *_) in enumerate(config.levels):
+        crosses, of_level = among > config.workers, found[i * fragments : (i + 1) * fragments]
+        collectives = [each for exchange in of_level for each in exchange.collectives]
+        seconds = sum(_collective_seconds(each, cluster, crosses) for each in collectives) / fragments
         _check_seconds("an exchange", seconds, *(["local", "global"] if crosses else ["local"]))
-        costs.append(ExchangeCost(round(seconds * SECOND), exchange.bytes_sent))
+        bytes_sent = sum(exchange.bytes_sent for exchange in of_level) / fragments
+        costs.append(ExchangeCost(round(seconds * SECOND), bytes_sent))
     return costs
 
 

@@ -29,6 +29,7 @@ from lsgd_jax.simulate.cluster import (
     check_time,
     collective_costs,
     fetch_nanoseconds,
+    levels,
     request_nanoseconds,
     server_costs,
 )
@@ -220,7 +221,8 @@ class _Queue:
 
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.schedule, self.cluster, self.workers = schedule, cluster, config.groups * config.workers
-        (self.group_size, self.period, _), *wider = config.levels
+        in_step = schedule.counts == "own" and schedule.waits == "together"
+        (self.group_size, self.period, _), *wider = levels(config, in_step=in_step)
         self.ratio = wider[0].period // self.period if wider else None
         self.target = self.workers * config.steps
         together = schedule.waits == "together"

@@ -19,6 +19,7 @@ from lsgd_jax.simulate.cluster import (
     StepTimes,
     check_time,
     collective_costs,
+    levels,
     request_nanoseconds,
     server_costs,
 )
@@ -62,7 +63,8 @@ class _Simulation:
     def __init__(self, schedule: Schedule, config: Config, cluster: Cluster, params: Any) -> None:
         self.cluster, self.workers = cluster, config.groups * config.workers
         self.everyone = np.arange(self.workers)
-        (self.group_size, self.period, _), *wider = config.levels
+        in_step = schedule.counts == "own" and schedule.waits == "together"
+        (self.group_size, self.period, _), *wider = levels(config, in_step=in_step)
         self.ratio = wider[0].period // self.period if wider else None
         self.together = schedule.waits == "together"
         self.costs = (collective_costs if self.together else server_costs)(config, cluster, params)

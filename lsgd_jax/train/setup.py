@@ -42,11 +42,13 @@ def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     """Set up a run.
 
     Raises:
-      UsageError: if the configuration does not fit the machine or the data.
+      UsageError: if the configuration does not fit the machine, the data or the network.
     """
     placement = place(config.groups, config.workers)
     feed = make_feed(config, data_dir, placement.own_workers)
-    return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
+    model, optimizer = make_model(config, feed), make_optimizer(config, placement)
+    jax.eval_shape(optimizer.init, nnx.state(model, nnx.Param))  # Refuse more fragments than there are arrays.
+    return Prepared(placement, feed, model, optimizer)
 
 
 def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:

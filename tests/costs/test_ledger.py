@@ -22,17 +22,23 @@ from tests.mapping import GROUPS, WORKERS, mapped
 GROUPED = dataclasses.replace(PRESETS["digits"], steps=8, eval_every=8, period=1, global_period=4)
 
 
-def compiled(config):
-    """The collectives of the program beside its metrics', which every process is to have, and the parameters."""
+def compiled_text(config):
+    """The program's text, and the parameters."""
     placement, feed, model, optimizer = prepare(config)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     batch = next(rounds(feed, placement, config.steps, steps_per_call(config)))
     program = local_steps(model, optimizer, placement, feed)
     lowered = program.lower(state, shared, batch, np.int32(0), np.float32(1), step_key(0))
-    found = collectives(lowered.compile().as_text())
+    return lowered.compile().as_text(), nnx.state(model, nnx.Param)
+
+
+def compiled(config):
+    """The collectives of the program beside its metrics', which every process is to have, and the parameters."""
+    text, params = compiled_text(config)
+    found = collectives(text)
     metrics = [each for each in found if each.kind == "all-gather" and not each.conditional]
     assert sum(each.bytes for each in metrics) <= 1100
-    return [each for each in found if each not in metrics], nnx.state(model, nnx.Param)
+    return [each for each in found if each not in metrics], params
 
 
 def sizes(found):
@@ -81,6 +87,48 @@ def test_arrays_of_every_kind_however_they_are_sent(wire):
         leaves = [jax.ShapeDtypeStruct(shapes[name], dtypes[name]) for name in shapes]
         expected = rounded_collectives(leaves, (GROUPS, WORKERS), method, wire)
         assert sizes(collectives(program.as_text())) == sizes(expected)
+
+
+STREAMED = GROUPED.replace(period=3, global_period=6, eval_every=1, fragments=2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"overlap": 1},
+        {"wire": "int8", "broadcast": "ring", "delay": 1, "stale_pull": 0.1},
+        {"method": "diloco", "overlap": 1},
+        {"method": "lgrawa", "fragments": 3},
+    ],
+    ids=str,
+)
+def test_what_is_sent_in_fragments(changed):
+    check(STREAMED.replace(**changed))
+
+
+def test_the_peak_is_that_of_the_largest_fragment():
+    """Each fragment is sent in a branch of its own."""
+    config = STREAMED.replace(method="local_sgd", fragments=3)
+    text, params = compiled_text(config)
+    head, *blocks = text.split("\n\n")
+    branches = [collectives(f"{head}\n\nENTRY {block}") for block in blocks if block.startswith("%")]
+    sent = [sum(each.sent for each in branch) for branch in branches if branch]
+    by_formula = [exchange.bytes_sent for exchange in exchanges(config, params)]
+    assert sorted(sent) == sorted(by_formula)
+    [whole] = exchanges(config.replace(fragments=None), params)
+    assert sum(sent) == whole.bytes_sent
+    assert max(sent) < 0.6 * whole.bytes_sent
+
+
+def test_bytes_of_fragments_by_formula():
+    params = [jax.ShapeDtypeStruct((size,), np.float32) for size in (100, 50, 100)]
+    config = GROUPED.replace(method="diloco", groups=1, workers=4, period=6, fragments=2)
+    of_four = 2 * 3 / 4 * 4
+    first, second = exchanges(config, params)
+    assert (first.first, second.first) == (3, 6)
+    assert (first.bytes_sent, second.bytes_sent) == (of_four * 150, of_four * 100)
+    # An average of the starts comes before the first exchange of each fragment.
+    assert [bytes_sent(config, params, steps) / of_four for steps in (2, 3, 6, 9)] == [0, 300, 500, 650]
 
 
 def test_a_chain_has_a_branch_for_each_root():

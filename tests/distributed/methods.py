@@ -22,18 +22,26 @@ OPTIONS = {"period": 3, "pull": 0.1, "global_pull": 0.05, "global_period": 6, "w
 
 
 BROADCASTS = ("ring", "chain", "hierarchical")
+STREAMED = {"fragments": 2, "overlap": 1}
+RUNS = {name: (name, {}) for name in METHODS}
+RUNS |= {f"lsgd by {broadcast}": ("lsgd", {"broadcast": broadcast}) for broadcast in BROADCASTS}
+RUNS |= {f"{name} streamed": (name, STREAMED) for name in ("lsgd", "diloco")}
+"""Methods and options by label."""
 
 
-def method(name, placement, broadcast="all_reduce"):
+def method(name, placement, given):
     """The method with the options that it has, over the placement's axes."""
     options = inspect.signature(METHODS[name].build).parameters
-    own = {option: value for option, value in OPTIONS.items() if option in options}
-    if "broadcast" in options:
-        own["broadcast"] = broadcast
+    own = {option: value for option, value in ({"broadcast": "all_reduce"} | OPTIONS).items() if option in options}
     axes = {"axis_name": placement.axes}
     if name == "lsgd":
         axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
-    return METHODS[name].build(optax.sgd(0.01, 0.9, nesterov=True), **axes, **own)
+    return METHODS[name].build(optax.sgd(0.01, 0.9, nesterov=True), **axes, **own | given)
+
+
+def parted(x):
+    """Two arrays in place of one, so that there are fragments."""
+    return [x[:1], x[1:]]
 
 
 def main(out):
@@ -45,29 +53,29 @@ def main(out):
     sizes = (len(CURVATURES),), (STEPS,), (STEPS, len(CURVATURES))  # Start, loss noise and gradient noise.
     problem = tuple(rng.normal(size=(GROUPS * WORKERS, *size))[placement.own_workers] for size in sizes)
     results = {"processes": np.vectorize(lambda device: device.process_index)(placement.mesh.devices)}
-    for name, broadcast in [(name, "all_reduce") for name in METHODS] + [("lsgd", way) for way in BROADCASTS]:
-        tx = method(name, placement, broadcast)
+    for label, (name, given) in RUNS.items():
+        tx = method(name, placement, given)
 
         def train(x, loss_noise, gradient_noise, name=name, tx=tx):
             def step(carry, now):
                 x, state = carry
                 number, loss_noise, gradient_noise = now
                 loss, grads = loss_noise + jnp.sum(CURVATURES * x**2) / 2, CURVATURES * x + gradient_noise
-                updates, state = tx.update(grads, state, x, value=loss, step=number)
-                x = optax.apply_updates(x, updates)
+                updates, state = tx.update(parted(grads), state, parted(x), value=loss, step=number)
+                x = optax.apply_updates(x, jnp.concatenate(updates))
                 leaders = jnp.stack([pull.leader.position for pull in links(state)]) if name == "lsgd" else ()
                 return (x, state), (x, leaders)
 
             noises = jnp.arange(STEPS), loss_noise, gradient_noise
-            (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(x)), noises)
-            return path, leaders, METHODS[name].center(x, state, placement.axes)
+            (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(parted(x))), noises)
+            return path, leaders, jnp.concatenate(METHODS[name].center(parted(x), state, placement.axes))
 
         mapped = placement.over_workers(train, (STACKED,) * 3, (STACKED, STACKED, SHARED))
         program = jax.jit(mapped, out_shardings=placement.sharding(SHARED))
         path, leaders, center = jax.device_get(program(*placement.put(problem, STACKED)))
+        results |= {f"{label} path": path, f"{label} center": center}
         if name == "lsgd":
-            results[f"path by {broadcast}"], results["leaders"] = path, leaders
-        results |= {f"{name} path": path, f"{name} center": center}
+            results[f"{label} leaders"] = leaders
     if distributed.process_index() == 0:
         np.savez(out, **results)
 

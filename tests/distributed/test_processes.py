@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import read_metrics
-from tests.distributed.methods import BROADCASTS
+from tests.distributed.methods import BROADCASTS, RUNS
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -51,13 +50,14 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
     assert done.returncode == 0, done.stderr
     results = np.load(tmp_path / "results.npz")
     np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 8 // processes))
-    np.testing.assert_array_equal(results["leaders"], in_one_process["leaders"])
-    assert len(np.unique(results["leaders"])) > 2
-    for name in METHODS:
-        for what in (f"{name} path", f"{name} center"):
+    for label in ("lsgd", "lsgd streamed"):
+        np.testing.assert_array_equal(results[f"{label} leaders"], in_one_process[f"{label} leaders"])
+        assert len(np.unique(results[f"{label} leaders"])) > 2
+    for label in RUNS:
+        for what in (f"{label} path", f"{label} center"):
             np.testing.assert_allclose(results[what], in_one_process[what], rtol=1e-9, atol=1e-9)
     for broadcast in BROADCASTS:
-        assert results[f"path by {broadcast}"].tobytes() == results["path by all_reduce"].tobytes()
+        assert results[f"lsgd by {broadcast} path"].tobytes() == results["lsgd path"].tobytes()
 
 
 def test_large_parts_arrive_whole(tmp_path):

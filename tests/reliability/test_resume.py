@@ -35,6 +35,8 @@ from tests.reliability.runs import SMALL, arrays, assert_same, metrics
 CONFIGS = {name: {"method": name, "groups": 1} for name in METHODS if name != "lsgd"}
 CONFIGS["downpour"]["learning_rate"] = 0.02
 CONFIGS |= {
+    "lsgd, streamed": {"fragments": 2, "overlap": 1, "wire": "int8", "stale_pull": 0.1, "global_period": 8},
+    "diloco, streamed": {"method": "diloco", "groups": 1, "fragments": 2, "overlap": 1, "mixing": 0.5},
     "lsgd, plain": {"sampling": "independent", "global_period": 8},
     "lsgd, int8 wire, delay and stale pulls": {
         "wire": "int8",

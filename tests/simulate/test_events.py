@@ -89,6 +89,33 @@ def test_in_step_the_ledger_tells_the_bytes(name, groups):
     assert of.bytes_sent == pytest.approx(bytes_sent(config, shape, 16) * groups * 4)
 
 
+@pytest.mark.parametrize("name", ["lsgd", "local_sgd"])
+def test_fragments_send_the_same_in_smaller_exchanges(name):
+    params = [np.zeros(400, np.float32), np.zeros(600, np.float32)]
+    config = dataclasses.replace(CONFIG, method=name, groups=2, global_period=8 if name == "lsgd" else None, steps=16)
+    whole, streamed = (
+        totals(event_log(SCHEDULES[name], each, Cluster(), params)) for each in (config, config.replace(fragments=2))
+    )
+    assert streamed == throughput(SCHEDULES[name], config.replace(fragments=2), Cluster(), params)
+    assert streamed.exchanges == tuple(2 * count for count in whole.exchanges)
+    assert streamed.bytes_sent == pytest.approx(bytes_sent(config.replace(fragments=2), params, 16) * 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("lsgd", {"fragments": 2, "period": 5}, "fragments must divide the period, 5, in a simulation, got 2"),
+        ("lsgd", {"overlap": 1}, "overlap is not simulated: leave it out, got 1"),
+        ("easgd", {"fragments": 2}, "fragments are simulated for lsgd and local_sgd"),
+        ("lsgd-joined", {"fragments": 2}, "fragments are simulated for lsgd and local_sgd"),
+    ],
+)
+def test_streaming_that_is_not_simulated(name, changed, message):
+    for simulate in (event_log, throughput):
+        with pytest.raises(UsageError, match=message):
+            simulate(SCHEDULES[name], dataclasses.replace(CONFIG, **changed), Cluster(), PARAMS)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(list(SCHEDULES)),
