@@ -9,11 +9,31 @@ import jax.numpy as jnp
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
+from lsgd_jax.distributed.chips import shard_specs
 from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
 
 _NUMBER = 4
 """Bytes of a score, an index, a norm or a scale."""
+
+
+class Share(NamedTuple):
+    """What one chip of a worker holds of an array."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    whole: tuple[int, ...]
+    """Shape of the array."""
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return prod(self.shape)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other chips hold the rest."""
+        return self.shape != self.whole
 
 
 class Exchange(NamedTuple):
@@ -22,12 +42,37 @@ class Exchange(NamedTuple):
     period: int
     """Local steps between exchanges."""
     collectives: list[Collective]
-    """Collectives of the exchange, with one worker per device."""
+    """Collectives of the exchange among workers, with one worker per device or, of sharded workers, per chip."""
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes sent per worker per exchange."""
+        """Bytes sent per exchange by each worker or, of sharded workers, by each of its chips."""
         return sum(each.sent * (each.times or 0) for each in self.collectives)
+
+
+def shares(config: Config, params: Any) -> list[Share]:
+    """What one chip holds of each of a worker's parameters.
+
+    Args:
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
+    """
+    found = []
+    for leaf, spec in zip(jax.tree.leaves(params), jax.tree.leaves(shard_specs(config)(params)), strict=True):
+        parts = [*(1 if name is None else config.chips_per_worker for name in spec), *[1] * len(leaf.shape)]
+        shape = tuple(n // part for n, part in zip(leaf.shape, parts, strict=False))
+        found.append(Share(shape, leaf.dtype, tuple(leaf.shape)))
+    return found
+
+
+def share_bytes(config: Config, params: Any) -> int:
+    """Bytes of a worker's parameters on each of its chips.
+
+    Args:
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
+    """
+    return _size(shares(config, params))
 
 
 def exchanges(config: Config, params: Any) -> list[Exchange]:
@@ -37,7 +82,7 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
       config: configuration of the run.
       params: parameters of one worker, or their shapes and dtypes.
     """
-    leaves, options = jax.tree.leaves(params), config.options
+    leaves, options = shares(config, params), config.options
     scalars = METHODS[config.method].scalars(len(leaves))
     everyone, found = config.groups * config.workers, []
     for among, period, _ in config.levels:
@@ -46,16 +91,21 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
             method = "ring"
         sizes = (among,) if among == config.workers else (config.groups, config.workers)
         parts = [Collective("all-reduce", _NUMBER, among)] * scalars
-        parts += rounded_collectives(leaves, sizes, method, options.get("wire"))
+        # Where some arrays are sharded, those that are not go by an all-reduce.
+        sharded, whole = ([leaf for leaf in leaves if leaf.is_sharded is kind] for kind in (True, False))
+        parts += rounded_collectives(sharded or whole, sizes, method, options.get("wire"))
+        if sharded and whole:
+            parts += rounded_collectives(whole, sizes, "all_reduce", options.get("wire"))
         found.append(Exchange(period, parts))
     return found
 
 
 def bytes_sent(config: Config, params: Any, steps: int) -> float:
-    """Compute the bytes sent per worker after some local steps, without evaluations.
+    """Compute the bytes sent per worker after some local steps, without evaluations; of sharded workers, per chip.
 
     An all-reduce counts as a ring all-reduce of n workers: 2 (n - 1) / n times its size per worker. If workers share a
-    device, the result is what they would send with one device each.
+    device, the result is what they would send with one device each. What the chips of one worker send each other is not
+    counted.
 
     Args:
       config: configuration of the run.
@@ -72,7 +122,7 @@ def bytes_sent(config: Config, params: Any, steps: int) -> float:
     sent = sum(steps // exchange.period * exchange.bytes_sent for exchange in exchanges(config, params))
     if steps >= config.period and METHODS[config.method].averages_start(config.options):
         everyone = config.groups * config.workers
-        sent += Collective("all-reduce", _size(jax.tree.leaves(params)), everyone).sent
+        sent += Collective("all-reduce", share_bytes(config, params), everyone).sent
     return sent
 
 
@@ -101,7 +151,7 @@ def rounded_collectives(
     """List the collectives of `broadcast_rounded`.
 
     Args:
-      leaves: arrays of the tree, or their shapes and dtypes.
+      leaves: arrays of the tree, or their shapes and dtypes, or what a chip holds of them.
       sizes: sizes of the axes.
       method: `method` of `broadcast_from`.
       wire: `wire` of `broadcast_rounded`.
@@ -112,7 +162,7 @@ def rounded_collectives(
         parts = 2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1
         width = leaf.dtype.itemsize // parts
         if wire == "int8" and jnp.issubdtype(leaf.dtype, jnp.inexact):
-            scales += parts * scale_count(leaf.shape) * max(width, _NUMBER)
+            scales += parts * scale_count(leaf.shape, getattr(leaf, "whole", None)) * max(width, _NUMBER)
         if wire is not None and jnp.issubdtype(leaf.dtype, jnp.inexact):
             width = {"bfloat16": 2, "int8": 1}[wire]
         numbers[width] += parts * leaf.size

@@ -37,6 +37,7 @@ def mgrawa(
     period: int = 32,
     pull: float = 0.5,
     prox: float = 0.01,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with one weight a worker, from the norm of its whole gradient.
 
@@ -48,11 +49,13 @@ def mgrawa(
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread: norms are those of all parts.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    return _grawa(optimizer, _model_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    norms_of = partial(_model_norms, model_axis_name=model_axis_name)
+    return _grawa(optimizer, norms_of, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def lgrawa(
@@ -62,6 +65,7 @@ def lgrawa(
     period: int = 32,
     pull: float = 0.5,
     prox: float = 0.01,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with a weight for each layer of each worker; a layer is one array of parameters.
 
@@ -73,11 +77,13 @@ def lgrawa(
       period: updates between exchanges.
       pull: strength of the pull towards the weighted average, in [0, 1].
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread: norms are those of all parts.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    return _grawa(optimizer, _layer_norms, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    norms_of = partial(_layer_norms, model_axis_name=model_axis_name)
+    return _grawa(optimizer, norms_of, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def one_norm(arrays: int) -> int:
@@ -90,13 +96,13 @@ def norm_per_array(arrays: int) -> int:
     return arrays
 
 
-def _model_norms(grads: optax.Updates) -> optax.Updates:
-    total = norm(grads)
+def _model_norms(grads: optax.Updates, model_axis_name: AxisName | None) -> optax.Updates:
+    total = norm(grads, model_axis_name)
     return jax.tree.map(lambda _: total, grads)
 
 
-def _layer_norms(grads: optax.Updates) -> optax.Updates:
-    return jax.tree.map(norm, grads)
+def _layer_norms(grads: optax.Updates, model_axis_name: AxisName | None) -> optax.Updates:
+    return jax.tree.map(partial(norm, model_axis_name=model_axis_name), grads)
 
 
 def _grawa(
