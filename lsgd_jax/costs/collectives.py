@@ -73,7 +73,7 @@ def collectives(hlo_text: str, chips: int = 1) -> list[Collective]:
 
 
 class _Devices(NamedTuple):
-    count: int
+    total: int
     of_worker: int
 
 
@@ -109,7 +109,7 @@ def _walk(
     for instruction in instructions:
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
-            members, senders = _members(instruction.rest, devices.count)
+            members, senders = _members(instruction.rest, devices.total)
             group_size, workers = len(members), {member // devices.of_worker for member in members}
             operands = re.split(r"\), \w+=", instruction.rest)[0]
             size = sum(sizes[operand] for operand in re.findall(r"%?([\w.-]+)", operands) if operand in sizes)

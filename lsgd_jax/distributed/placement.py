@@ -42,7 +42,7 @@ class Placement:
 
     @property
     def chips(self) -> int:
-        """Number of devices of each worker, if it has whole ones."""
+        """Number of devices of each worker; 1 also where several workers share a device."""
         return self.mesh.shape.get(CHIP, 1)
 
     @property

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
 from lsgd_jax.exchange.axes import AxisName, axis_names
-from lsgd_jax.exchange.trees import like
+from lsgd_jax.exchange.trees import checks_replication, like
 
 ShardSpecs: TypeAlias = Callable[[Any], Any]
 """From a tree of one worker's arrays to a tree of their PartitionSpecs over the inner axes."""
@@ -127,7 +127,11 @@ def by_shard(
 
     inner, lying = {name for shard in own for name in shard.all_names}, [shard.spec for shard in own]
     mapped = jax.shard_map(
-        on_one_device, in_specs=(PartitionSpec(), *[lying] * len(lists)), out_specs=lying, axis_names=inner
+        on_one_device,
+        in_specs=(PartitionSpec(), *[lying] * len(lists)),
+        out_specs=lying,
+        axis_names=inner,
+        check_vma=checks_replication(jax.sharding.get_abstract_mesh().manual_axes),  # As the map over the workers does.
     )
     received = dict(zip(sharded, mapped(root, *[[arrays[i] for i in sharded] for arrays in lists]), strict=True))
     if whole:

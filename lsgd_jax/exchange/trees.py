@@ -174,6 +174,11 @@ def scalar_like(tree: Any, value: Any, dtype: Any) -> Array:
     return select(lax.axis_index(axes) >= 0, scalar, scalar) if axes else scalar
 
 
+def checks_replication(names: tuple[str, ...]) -> bool:
+    """Whether a `jax.shard_map` over these axes types arrays by those over which they may differ."""
+    return bool(varying_axes(lax.axis_index(names)))
+
+
 def varying_axes(x: ArrayLike) -> frozenset[str]:
     """The axes over which an array may differ as `jax.shard_map` types it; none where it does not check replication."""
     kind = jax.typeof(x)
@@ -207,10 +212,9 @@ def norm(tree: Any, model_axis_name: str | tuple[str, ...] | None = None) -> Flo
     if model_axis_name is None:
         return optax.tree.norm(tree)
     names = (model_axis_name,) if isinstance(model_axis_name, str) else model_axis_name
-    is_checked = bool(varying_axes(lax.axis_index(names)))
 
     def squares(x: Array) -> Float[Array, ""]:
-        over = tuple(name for name in names if name in varying_axes(x) or not is_checked)
+        over = tuple(name for name in names if name in varying_axes(x) or not checks_replication(names))
         return lax.psum(optax.tree.norm(x, squared=True), over) if over else optax.tree.norm(x, squared=True)
 
     return jnp.sqrt(optax.tree.sum(jax.tree.map(squares, tree)))

@@ -27,7 +27,10 @@ _BLOCK = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Machines and links of a simulation. Times are in seconds, bandwidths in bits per second."""
+    """Machines and links of a simulation. Times are in seconds, bandwidths in bits per second.
+
+    If workers have several chips each, a link is that of a chip.
+    """
 
     step_seconds: float = 0.1
     """Duration of a local step at full speed."""

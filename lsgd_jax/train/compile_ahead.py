@@ -140,7 +140,7 @@ def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device
     """The numbers of groups and of workers per group that put a worker on every device, or on so many chips.
 
     Args:
-      groups: None: as many as fit with `workers`; one per host if both are None, or one if a host has no whole worker.
+      groups: None: as many as fit with `workers`; one per host if both are None, or one if hosts have no several workers.
       workers: per group; None: as many as fit with `groups`.
       devices: to be part of one worker each.
       chips: devices of each worker.
@@ -153,7 +153,8 @@ def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device
         raise UsageError(f"chips_per_worker must divide the {len(devices)} devices, got {chips}.")
     if groups is None:
         hosts = len({device.process_index for device in devices})
-        groups = count // workers if workers else (1 if count % hosts else hosts)
+        of_hosts = chips == 1 or (count % hosts == 0 and count > hosts)
+        groups = count // workers if workers else (hosts if of_hosts else 1)
     if workers is None:
         workers = count // groups if groups > 0 else 0
     if groups * workers != count:
