@@ -116,9 +116,15 @@ def test_how_arrays_lie_need_not_be_known():
 
 
 OPTIONS = {
-    "lsgd": {"period": 2, "pull": 0.3, "global_pull": 0.2, "global_period": 4, "window": 1, "stale_pull": 0.1},
-    "mgrawa": {"period": 2},
-    "lgrawa": {"period": 2},
+    "lsgd": {
+        "period": 2,
+        "pull": 0.3,
+        "global_pull": 0.2,
+        "global_period": 4,
+        "window": 1,
+        "broadcast": "ring",
+        "wire": "int8",
+    },
     "local_sgd": {"period": 2, "wire": "bfloat16"},
     "independent": {},
     "data_parallel": {},
@@ -160,7 +166,7 @@ def results(request, quickly_compiled):
     """What all methods come to with sharded workers and with whole ones: one program each."""
     layout = LAYOUTS[request.param]
     groups, workers, devices = layout
-    x = tree(2, (groups, workers))
+    x = tree(2, (groups, workers), {name: SHAPES[name] for name in "acd"})
     losses = np.random.default_rng(3).uniform(size=(groups, workers, STEPS)).astype(np.float32)
 
     def on_devices(devices):

@@ -1,4 +1,4 @@
-"""What each chip sends and holds in an exchange among workers of many chips, by the program compiled for a TPU topology.
+"""What each chip sends and holds in an exchange among workers of many chips, compiled for a TPU topology.
 
     python -m benchmarks.communication.sharded [--topology v5e:16x16] [--chips 32]
 
@@ -10,13 +10,20 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.costs.ledger import rounded_collectives
+from lsgd_jax.exchange import BroadcastMethod, Wire
 from lsgd_jax.train.compile_ahead import described_devices
 
 RESULTS = Path(__file__).parent / "results" / "sharded.json"
-WAYS = [("all_reduce", None), ("all_reduce", "bfloat16"), ("all_reduce", "int8"), ("ring", None), ("ring", "int8")]
+WAYS: list[tuple[BroadcastMethod, Wire | None]] = [
+    ("all_reduce", None),
+    ("all_reduce", "bfloat16"),
+    ("all_reduce", "int8"),
+    ("ring", None),
+]
 SHAPES = {
     "embedding": (32768, 2048),
     "attention": (18, 4, 2048, 2048),
@@ -70,14 +77,19 @@ def main() -> None:
         arrays = tuple(map(stacked, (params, jax.eval_shape(tx.init, params), jax.ShapeDtypeStruct((), np.float32))))
         shardings = jax.tree.map(lambda x: x.sharding, arrays[:2])
         program = jax.jit(
-            placement.over_workers(exchange, (STACKED,) * 3, (STACKED,) * 2), donate_argnums=(0, 1), out_shardings=shardings
+            placement.over_workers(exchange, (STACKED,) * 3, (STACKED,) * 2),
+            donate_argnums=(0, 1),
+            out_shardings=shardings,
         )
         compiled = program.lower(*arrays).compile()
         found = collectives(compiled.as_text() or "", chips)
-        whole = sum(each.sent * (each.times or 0) for each in rounded_collectives(list(params.values()), (workers,), method, wire))
+        whole = sum(
+            each.sent * (each.times or 0)
+            for each in rounded_collectives(list(params.values()), (workers,), method, wire)
+        )
         among = [each for each in found if not each.within_worker]
         sent = sum(each.sent * (each.times or 0) for each in among)
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         rows.append(
             {
                 "method": method,

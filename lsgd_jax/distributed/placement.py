@@ -188,11 +188,16 @@ class Placement:
           out_specs: the same per result; `SHARED` results must be the same for all workers.
         """
         in_axes, out_axes = ([0 if spec == STACKED else None for spec in specs] for specs in (in_specs, out_specs))
-        for name, size in zip(("worker_slot", "group_slot"), reversed(self.slots), strict=True):
-            if size > 1:
+        # XLA refuses sums over manual axes of which none has several devices, beside the chips that it manages itself.
+        is_alone = self.chips > 1 and self.shape == (1, 1)
+        names = ("worker", "group") if is_alone else ("worker_slot", "group_slot")
+        for name, size in zip(names, reversed(self.slots), strict=True):
+            if size > 1 or is_alone:
                 function = jax.vmap(function, in_axes, tuple(out_axes), axis_name=name)
             else:
                 function = partial(_in_the_only_slot, function, in_axes, out_axes)
+        if is_alone:
+            return partial(_on_mesh, self.mesh, function)
         # Collectives over a vmapped axis fail with replication checks on.
         checked = self.slots == (1, 1)
         return jax.shard_map(
@@ -212,6 +217,12 @@ class Placement:
 def _bounds(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """The start and the end of a slice along each axis."""
     return [each.indices(n)[:2] for each, n in zip(index, shape, strict=True)]
+
+
+def _on_mesh(mesh: Mesh, function: Callable[..., tuple], *arguments: Any) -> tuple:
+    """Call a function that tells the compiler how its arrays lie on a mesh."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*arguments)
 
 
 def _in_the_only_slot(function: Callable, in_axes: list, out_axes: list, *arguments: Any) -> tuple:

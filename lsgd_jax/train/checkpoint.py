@@ -99,7 +99,7 @@ class Checkpoints:
         rows = np.concatenate(
             [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))], 1
         )
-        parts = {"workers": np.asarray(own), "rows": rows}
+        parts: dict[str, Any] = {"workers": np.asarray(own), "rows": rows}
         if self._placement.chips > 1:
             ends = [axis for x in jax.tree.leaves(state) for axis in self._placement.box(x)]
             parts["ends"] = np.reshape(ends, (-1, 2))
@@ -108,7 +108,7 @@ class Checkpoints:
         self._writing = threading.Thread(target=self._write, args=(new, name, metadata, parts), daemon=True)
         self._writing.start()
 
-    def _write(self, new: Path, name: str, metadata: str, parts: dict[str, np.ndarray]) -> None:
+    def _write(self, new: Path, name: str, metadata: str, parts: dict[str, Any]) -> None:
         """Write this process's part; process 0 waits for the others' parts and then makes the checkpoint visible."""
         try:
             with files.replacing(new / "state" / f"{process_index()}.npz") as file:

@@ -140,7 +140,7 @@ def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device
     """The numbers of groups and of workers per group that put a worker on every device, or on so many chips.
 
     Args:
-      groups: None: as many as fit with `workers`; one per host if both are None, or one if hosts have no several workers.
+      groups: None: as many as fit with `workers`; if both are None, one per host or, with one worker per host, one.
       workers: per group; None: as many as fit with `groups`.
       devices: to be part of one worker each.
       chips: devices of each worker.
