@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from unittest.mock import ANY
 
@@ -22,7 +23,7 @@ from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import setup
 from lsgd_jax.train.compile_ahead import parameter_shapes
 from lsgd_jax.train.saved_arrays import Part, SavedArray, joined
-from lsgd_jax.train.step import init_state, local_steps
+from lsgd_jax.train.step import init_state, local_steps, state_shapes
 from lsgd_jax.trained import load_trained
 from tests.reliability import commands, faults
 
@@ -134,6 +135,18 @@ def test_the_ledger_knows_what_each_chip_sends(options):
     within = [each for each in found if each.conditional and each.within_worker]
     assert {each.kind for each in within} <= {"all-reduce"}
     assert sum(each.bytes for each in within) < 0.05 * share_bytes(config, params)
+
+
+@pytest.mark.parametrize(
+    "options", [{"local_optimizer": "adamw", "learning_rate": 0.01}, {"method": "diloco"}], ids=str
+)
+def test_a_chip_holds_its_share_of_the_optimizer_state_too(options):
+    placement, _, model, optimizer = setup.prepare(SPREAD.replace(**options))
+    shapes = state_shapes(model, optimizer, placement)
+    for part in (shapes.params, shapes.optimizer):
+        held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(part))
+        whole = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(part))
+        assert 0.5 * whole <= held < 0.51 * whole
 
 
 def test_the_simulator_sends_what_a_chip_holds():
