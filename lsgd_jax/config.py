@@ -81,6 +81,8 @@ class Config:
     """Groups of workers, each with a local leader."""
     workers: int = 4
     """Workers in each group."""
+    chips_per_worker: int = 1
+    """Devices of each worker, over which its parameters, its optimizer's state and its batches are sharded."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "lsgd"
     """Distributed training method. Options that it does not have are refused."""
     period: int = 4
@@ -121,7 +123,7 @@ class Config:
             if _differs(name, self) and (reason := _no_effect(name, self)):
                 raise ValueError(f"{name} has no effect {reason}.")
         counts = ["steps", "batch_size", "groups", "workers", "period", "eval_every", "keep_checkpoints"]
-        for name in [*counts, "statistics_batches", "image_size"]:
+        for name in [*counts, "chips_per_worker", "statistics_batches", "image_size"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ["data_processes", "checkpoint_every", "staleness"]:
             self._check(name, (getattr(self, name) or 0) >= 0, "at least 0")
@@ -142,6 +144,7 @@ class Config:
         workers = self.groups * self.workers
         divisible = self.batch == "per_worker" or self.batch_size % workers == 0
         self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
+        self._check("chips_per_worker", self.chips_per_worker == 1 or self.asynchronous is None, "1 if asynchronous")
         self._check("min_step_seconds", 0 <= self.min_step_seconds < float("inf"), "at least 0")
         self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
         self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one per worker")

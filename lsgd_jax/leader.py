@@ -88,6 +88,7 @@ def leader_pull(
     sending: Sending = exact(),  # noqa: B008
     exchange: Exchange = AT_ONCE,
     streaming: Streaming = WHOLE,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pull every worker towards the leader, the worker whose recent training loss is lowest: one level of Algorithm 1.
 
@@ -102,8 +103,8 @@ def leader_pull(
       worker can, nobody is pulled.
     - A leader is not moved by its own pull, to the bit. A pull of 1 is a consensus up to rounding.
     - A worker may be spread over further mesh axes, as a sharded model is. Where these are `Auto` axes, as for GSPMD,
-      or `Explicit` ones, nothing changes. Where they are manual as well, each device is judged finite, and its distance
-      taken, by its own piece, which is wrong.
+      or `Explicit` ones, nothing changes; `sending` says how arrays lie over `Auto` axes. Where they are manual as
+      well, `model_axis_name` names them.
     - Only parameters are exchanged: momentum and other optimizer state stay the worker's own.
 
     Args:
@@ -118,6 +119,8 @@ def leader_pull(
       sending: how the leader is sent: `exact`, `bfloat16` or `int8` of `lsgd_jax.exchange`.
       exchange: how the pull is made: `AT_ONCE`, or one of `lsgd_jax.variants`.
       streaming: in how many fragments the leader is sent, and when these are applied.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread: finiteness and distances are
+        those of all its parts. The loss must be the same on them.
 
     Returns:
       A gradient transformation, as `link` makes it. `update(updates, state, params, value=loss)` needs the params and
@@ -142,7 +145,7 @@ def leader_pull(
       [ 1.25  0.5  -0.25  0.75] [1 1 1 1]
     """
     check_window(window)
-    leader = leader_of(axis_name, sending)
+    leader = leader_of(axis_name, sending, model_axis_name)
     # "if tau divides t", and then "x <- x - lambda (x - x~)".
     moving = streamed(leader, pull, streaming, axis_name=axis_name, period=period, pull_at=pull_at, exchange=exchange)
 
@@ -165,7 +168,7 @@ def leader_pull(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def leader_of(axis_name: AxisName, sending: Sending) -> Attractor:
+def leader_of(axis_name: AxisName, sending: Sending, model_axis_name: AxisName | None = None) -> Attractor:
     """The attractor of Algorithm 1: the best of the workers on these axes."""
 
     def init(params: optax.Params) -> LeaderState:
@@ -183,14 +186,14 @@ def leader_of(axis_name: AxisName, sending: Sending) -> Attractor:
     ) -> LeaderState:
         # "x~ = argmin E f(x)", among those who are able to lead; of a streamed leader the rest, if it still is.
         led = True if before is None else parts(LeaderState, before)[0].leads
-        position = elect(score, axis_name, eligible=all_finite(x) & able & led)
+        position = elect(score, axis_name, eligible=all_finite(x, model_axis_name) & able & led)
         return state._replace(position=position, leads=position == worker_index(axis_name))
 
     def locate(x: optax.Params, state: LeaderState) -> tuple[Target, LeaderState]:
         leader_x, sent = sending.send(x, state.position, axis_name, state.sent)
         somebody = state.position != NOBODY
-        gap = jnp.where(somebody, distance(x, leader_x).astype(state.distance.dtype), 0)
+        gap = distance(x, leader_x, model_axis_name).astype(state.distance.dtype)
         follows = somebody & (state.position != worker_index(axis_name))
-        return Target(leader_x, somebody, follows), state._replace(distance=gap, sent=sent)
+        return Target(leader_x, somebody, follows), state._replace(distance=jnp.where(somebody, gap, 0), sent=sent)
 
     return Attractor(init, locate, choose)

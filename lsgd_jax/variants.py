@@ -120,8 +120,13 @@ class Restarting(NamedTuple):
     """Whether it has come there: from very far away the difference to the leader is rounded too coarsely."""
 
 
-def restarting(exchange: Exchange) -> Exchange:
-    """An exchange that sends workers who have failed to the point, for the links of `revive_from_leader`."""
+def restarting(exchange: Exchange, model_axis_name: AxisName | None = None) -> Exchange:
+    """An exchange that sends workers who have failed to the point, for the links of `revive_from_leader`.
+
+    Args:
+      exchange: how the pull is made.
+      model_axis_name: as for `leader_pull`.
+    """
 
     def init(attractor: Attractor, params: optax.Params) -> Restarting:
         false = scalar_like(params, False, bool)
@@ -135,13 +140,14 @@ def restarting(exchange: Exchange) -> Exchange:
         landing = _landing(now.params, updates, _overwritten(now.params, revived))
         now = now._replace(params=select(revived, landing, now.params))
         moves = select(revived, jax.tree.map(jnp.zeros_like, updates), updates)
-        unwell = now.signals["failed"] | ~jnp.isfinite(now.signals["score"]) | ~all_finite(now.point(moves))
+        finite = jnp.isfinite(now.signals["score"]) & all_finite(now.point(moves), model_axis_name)
+        unwell = now.signals["failed"] | ~finite
         waiting = _waiting_at(landing, revived, state.attractor)
         moves, inner, leader = exchange.exchange(attractor, moves, waiting, now)
         restarts = leader.exists & ~revived & unwell
         moves = select(restarts, _arrival(leader.point, now.params), moves)
         arrival = _landing(now.params, moves, _overwritten(now.params, restarts))
-        arrived = distance(arrival, leader.point) <= ARRIVED * norm(leader.point)
+        arrived = distance(arrival, leader.point, model_axis_name) <= ARRIVED * norm(leader.point, model_axis_name)
         updates = jax.tree.map(lambda u, m: jnp.where(revived, u + m, m), updates, moves)
         return updates, Restarting(inner, restarts, restarts & arrived), leader
 
@@ -165,7 +171,10 @@ class Revival(NamedTuple):
 
 
 def revive_from_leader(
-    optimizer: optax.GradientTransformation, *pulls: optax.GradientTransformation, axis_name: AxisName
+    optimizer: optax.GradientTransformation,
+    *pulls: optax.GradientTransformation,
+    axis_name: AxisName,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer and the `leader_pull` of each level; workers who have failed restart from a leader.
 
@@ -178,18 +187,17 @@ def revive_from_leader(
     rounding of the parameters it had. Parameters that are not finite all the same, such as a NaN at the start, stay so
     under addition: `apply_updates` of this module sets them.
 
-    Workers that are spread over further manual mesh axes can't be revived, since each device judges its own piece.
-
     Args:
       optimizer: the worker's own.
       *pulls: `leader_pull(..., exchange=restarting(...))`, those in groups first.
       axis_name: the axis, or the axes, on which all workers lie.
+      model_axis_name: as for `leader_pull`.
 
     Returns:
       A gradient transformation. Its state is that of the optimizer, the `Revival` and the states of the pulls, in a
       tuple.
     """
-    chain = chained(optimizer, _reviving(pulls), axis_name=axis_name)
+    chain = chained(optimizer, _reviving(pulls, model_axis_name), axis_name=axis_name)
 
     def init(params: optax.Params) -> tuple:
         own, of_pulls = chain.init(params)
@@ -207,7 +215,9 @@ def revive_from_leader(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _reviving(pulls: tuple[optax.GradientTransformation, ...]) -> optax.GradientTransformationExtraArgs:
+def _reviving(
+    pulls: tuple[optax.GradientTransformation, ...], model_axis_name: AxisName | None
+) -> optax.GradientTransformationExtraArgs:
     """The pulls of all levels, one after the other, as one link that keeps a `Revival` before their states."""
 
     def init(params: optax.Params) -> tuple:
@@ -219,7 +229,7 @@ def _reviving(pulls: tuple[optax.GradientTransformation, ...]) -> optax.Gradient
         revival, *states = state
         first: LeaderPullState = states[0]
         updates = promoted(updates, params)
-        failed = revival.failed | ~all_finite(optax.apply_updates(params, updates))
+        failed = revival.failed | ~all_finite(optax.apply_updates(params, updates), model_axis_name)
         updates = select(failed, jax.tree.map(jnp.zeros_like, updates), updates)
         # A window is as full as it can be if the worker has never been revived.
         full = (first.seen == first.link.step) | (optax.safe_increment(first.seen) >= len(first.losses))
@@ -308,14 +318,15 @@ def apply_updates(params: optax.Params, updates: optax.Updates, state: optax.Opt
     return x
 
 
-def has_failed(params: optax.Params, state: optax.OptState) -> Bool[Array, ""]:
-    """Whether a worker's parameters are not all finite, or it waits for its revival; no collective.
+def has_failed(params: optax.Params, state: optax.OptState, model_axis_name: AxisName | None = None) -> Bool[Array, ""]:
+    """Whether a worker's parameters are not all finite, or it waits for its revival; no collective among workers.
 
     Args:
       params: one worker's; no worker axis.
       state: the optimizer's, with any number of methods with revival in it.
+      model_axis_name: as for `leader_pull`.
     """
-    failed = ~all_finite(params)
+    failed = ~all_finite(params, model_axis_name)
     for revival in parts(Revival, state):
         failed |= revival.failed
     return failed

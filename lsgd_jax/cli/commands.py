@@ -40,7 +40,7 @@ def train(
       run_dir: run folder to write; by default one under runs/ named after the data set and the time.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
       resume: resume from the latest checkpoint in the run folder, or start if there is none. The numbers of workers,
-        processes, devices and steps may change.
+        processes, devices and steps may change, and the chips of each worker.
       tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
       processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
         trains in a single process, even in a SLURM job of several tasks.
@@ -59,7 +59,7 @@ def train(
         from lsgd_jax.train import train_and_evaluate
 
         distributed.initialize(processes)
-        distributed.simulate_devices(config.groups * config.workers)
+        distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
         error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
         with distributed.failing_together():  # The others wait for the first until it has ended.
             if distributed.process_index() == 0:
@@ -111,7 +111,7 @@ def compare(
         if distributed.process_count() > 1:
             raise AgreedError("compare runs in one process, but this is one of several: only train supports several.")
         workers = config.groups * config.workers
-        distributed.simulate_devices(workers)
+        distributed.simulate_devices(workers * config.chips_per_worker)
         out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{workers}"
         run_comparison(
             options.base,
@@ -352,12 +352,12 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
     It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
 
     Args:
-      options: preset and overrides; each device has one worker.
+      options: preset and overrides; each device has one worker, or --chips-per-worker devices have.
       topology: TPU kind and number of chips along each axis, like v5e:16x16.
       text: output file for the text of the compiled program (HLO).
     """
-    from lsgd_jax import distributed
     from lsgd_jax.train import compile_ahead
+    from lsgd_jax.train.setup import place_workers
 
     if options.asynchronous is not None:
         raise UsageError("compile supports only synchronous training: asynchronous is for train.")
@@ -368,10 +368,12 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
     except OSError as error:
         raise UsageError(f"{text} can't be written ({error.strerror}): name another file with --text.") from None
     devices = compile_ahead.described_devices(topology)
-    groups, workers = compile_ahead.spread(options.groups, options.workers, devices)
+    chips = options.chips_per_worker
+    if chips < 1:
+        raise UsageError(f"chips_per_worker must be at least 1, got {chips}.")
+    groups, workers = compile_ahead.spread(options.groups, options.workers, devices, chips)
     placed = options.checked(groups=groups, workers=workers)
-    placement = distributed.place(groups, workers, devices)
-    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, placement))
+    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, place_workers(placed, devices)))
     try:
         if text is not None:
             text.write_text(compiled.as_text() or "")
@@ -379,5 +381,7 @@ def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = No
         raise UsageError(f"{text} can't be written ({error.strerror}).") from None
     steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
     print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
-    print(f"groups: {groups}, workers in each: {workers}")
-    print(compile_ahead.report(compiled))
+    print(f"groups: {groups}, workers in each: {workers}" + (f", chips of each worker: {chips}" if chips > 1 else ""))
+    print(compile_ahead.report(compiled, chips))
+    if chips > 1:
+        print(compile_ahead.share_report(compiled, placed))

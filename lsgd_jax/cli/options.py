@@ -13,7 +13,10 @@ from lsgd_jax.presets import PRESETS
 TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
-COSTS = ("groups", "workers", "steps", "seed", "period", "global_period", "broadcast", "wire", "fragments")
+COSTS = (
+    *("groups", "workers", "chips_per_worker", "steps", "seed", "period", "global_period", "broadcast", "wire"),
+    "fragments",
+)
 """Options that affect the costs of a simulation, besides the parameters."""
 PARAMETERS = ("dataset", "model", "width")
 """Options that affect the number of parameters."""

@@ -1,8 +1,11 @@
 """Collectives of a compiled program, parsed from its text: `jax.jit(...).lower(...).compile().as_text()`."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "collective-broadcast", "all-to-all")
 """XLA's collective operations."""
@@ -23,6 +26,8 @@ class Collective(NamedTuple):
     """Whether it is in a branch that may not be taken."""
     senders: int | None = None
     """Number of sending devices, in a permutation that is not a cycle; None: all."""
+    within_worker: bool = False
+    """Whether it is among the chips of one worker."""
 
     @property
     def sent(self) -> float:
@@ -36,7 +41,7 @@ class Collective(NamedTuple):
         return (2 if self.kind == "all-reduce" else 1) * share * self.bytes
 
 
-def collectives(hlo_text: str) -> list[Collective]:
+def collectives(hlo_text: str, chips: int = 1) -> list[Collective]:
     """List the collectives of a compiled program, one entry per instruction and call path.
 
     Loops count with the trip counts known to the compiler. The start and the end of an asynchronous collective count as
@@ -44,6 +49,7 @@ def collectives(hlo_text: str) -> list[Collective]:
 
     Args:
       hlo_text: text of a compiled program, including its computations.
+      chips: devices of each worker, consecutive in the order of the mesh.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -62,7 +68,13 @@ def collectives(hlo_text: str) -> list[Collective]:
     if _ENTRY not in computations:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY computation.")
     counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", hlo_text.split("\n\n", 1)[0])
-    return list(_walk(computations, _ENTRY, max(map(int, counts), default=1), 1, conditional=False))
+    devices = _Devices(max(map(int, counts), default=1), chips)
+    return list(_walk(computations, _ENTRY, devices, 1, conditional=False))
+
+
+class _Devices(NamedTuple):
+    total: int
+    of_worker: int
 
 
 class _Instruction(NamedTuple):
@@ -90,18 +102,20 @@ def _computations(text: str) -> dict[str, list[_Instruction]]:
 
 
 def _walk(
-    computations: dict[str, list[_Instruction]], name: str, devices: int, times: int | None, *, conditional: bool
+    computations: dict[str, list[_Instruction]], name: str, devices: _Devices, times: int | None, *, conditional: bool
 ) -> Iterator[Collective]:
     instructions = computations.get(name, [])
     sizes = {instruction.name: _bytes(instruction.type) for instruction in instructions}
     for instruction in instructions:
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
-            group_size, senders = _group_size(instruction.rest, devices)
+            members, senders = _members(instruction.rest, devices.total)
+            group_size, workers = len(members), {member // devices.of_worker for member in members}
             operands = re.split(r"\), \w+=", instruction.rest)[0]
             size = sum(sizes[operand] for operand in re.findall(r"%?([\w.-]+)", operands) if operand in sizes)
             whole = size * group_size if kind == "all-gather" else size
-            yield Collective(kind, whole, group_size, times, conditional, senders)
+            within = devices.of_worker > 1 and len(workers) == 1
+            yield Collective(kind, whole, group_size, times, conditional, senders, within)
             continue
         inside = times
         if instruction.operation == "while":
@@ -173,18 +187,22 @@ def _bytes(shapes: str) -> int:
     return total
 
 
-def _group_size(rest: str, devices: int) -> tuple[int, int | None]:
-    """Number of devices per group, and how many of them send, if not all."""
+def _members(rest: str, devices: int) -> tuple[list[int], int | None]:
+    """The devices of a group, one of equal ones, and how many of them send, if not all."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
-        targets = dict(re.findall(r"\{(\d+),(\d+)", pairs[1] + "}"))
+        targets = {int(source): int(target) for source, target in re.findall(r"\{(\d+),(\d+)", pairs[1] + "}")}
         first = next((at for at in targets if at not in targets.values()), next(iter(targets)))
-        at, members = first, set[str]()
+        at, members = first, list[int]()
         while at in targets and at not in members:
-            members.add(at)
+            members.append(at)
             at = targets[at]
-        return (len(members), None) if at == first else (len(members) + 1, len(members))
-    if groups := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(groups[1]), None
+        return (members, None) if at == first else ([*members, at], len(members))
+    # As a reshaped and transposed range.
+    if groups := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape = [int(n) for n in groups[3].split(",")]
+        order = [int(n) for n in groups[4].split(",")] if groups[4] else None
+        members = np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1, int(groups[2]))[0].tolist()
+        return members, None
     if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return len(groups[1].split(",")), None
-    return devices, None
+        return [int(n) for n in groups[1].split(",")], None
+    return list(range(devices)), None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
+from lsgd_jax.distributed.chips import shard_specs
 from lsgd_jax.exchange import CHUNKS, BroadcastMethod, Wire, chosen_broadcast, scale_count
 from lsgd_jax.methods import METHODS
 from lsgd_jax.streaming import cut, schedule
@@ -17,13 +18,32 @@ _NUMBER = 4
 """Bytes of a score, an index, a norm or a scale."""
 
 
+class Share(NamedTuple):
+    """What one chip of a worker holds of an array."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    whole: tuple[int, ...]
+    """Shape of the array."""
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return prod(self.shape)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other chips hold the rest."""
+        return self.shape != self.whole
+
+
 class Exchange(NamedTuple):
     """Exchange of a method at one level: of all parameters or, if they are streamed, of a fragment."""
 
     period: int
     """Local steps between exchanges."""
     collectives: list[Collective]
-    """Collectives of the exchange, with one worker per device."""
+    """Collectives of the exchange among workers, with one worker per device or, of sharded workers, per chip."""
     first: int
     """Local steps before the first exchange."""
     at_first: list[Collective]
@@ -31,8 +51,33 @@ class Exchange(NamedTuple):
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes sent per worker per exchange."""
+        """Bytes sent per exchange by each worker or, of sharded workers, by each of its chips."""
         return sum(each.sent * (each.times or 0) for each in self.collectives)
+
+
+def shares(config: Config, params: Any) -> list[Share]:
+    """What one chip holds of each of a worker's parameters.
+
+    Args:
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
+    """
+    found = []
+    for leaf, spec in zip(jax.tree.leaves(params), jax.tree.leaves(shard_specs(config)(params)), strict=True):
+        parts = [*(1 if name is None else config.chips_per_worker for name in spec), *[1] * len(leaf.shape)]
+        shape = tuple(n // part for n, part in zip(leaf.shape, parts, strict=False))
+        found.append(Share(shape, leaf.dtype, tuple(leaf.shape)))
+    return found
+
+
+def share_bytes(config: Config, params: Any) -> int:
+    """Bytes of a worker's parameters on each of its chips.
+
+    Args:
+      config: configuration of the run.
+      params: parameters of one worker, or their shapes and dtypes.
+    """
+    return _size(shares(config, params))
 
 
 def exchanges(config: Config, params: Any) -> list[Exchange]:
@@ -46,7 +91,7 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
       UsageError: if there are fewer arrays of parameters than fragments.
     """
     row, options = METHODS[config.method], config.options
-    fragments = [jax.tree.leaves(part) for part in cut(params, options.get("fragments", 1))]
+    fragments = [shares(config, part) for part in cut(params, options.get("fragments", 1))]
     everyone, found = config.groups * config.workers, []
     for among, period, _ in config.levels:
         method: BroadcastMethod = options.get("broadcast", "all_reduce")
@@ -55,17 +100,22 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
         sizes = (among,) if among == config.workers else (config.groups, config.workers)
         for leaves, first in zip(fragments, schedule(len(fragments), period), strict=True):
             parts = [Collective("all-reduce", _NUMBER, among)] * row.scalars(len(leaves))
-            parts += rounded_collectives(leaves, sizes, method, options.get("wire"))
+            # Where some arrays are sharded, those that are not go by an all-reduce.
+            sharded, whole = ([leaf for leaf in leaves if leaf.is_sharded is kind] for kind in (True, False))
+            parts += rounded_collectives(sharded or whole, sizes, method, options.get("wire"))
+            if sharded and whole:
+                parts += rounded_collectives(whole, sizes, "all_reduce", options.get("wire"))
             start = [Collective("all-reduce", _size(leaves), among)] if row.averages_start(options) else []
             found.append(Exchange(period, parts, first, start))
     return found
 
 
 def bytes_sent(config: Config, params: Any, steps: int) -> float:
-    """Compute the bytes sent per worker after some local steps, without evaluations.
+    """Compute the bytes sent per worker after some local steps, without evaluations; of sharded workers, per chip.
 
     An all-reduce counts as a ring all-reduce of n workers: 2 (n - 1) / n times its size per worker. If workers share a
-    device, the result is what they would send with one device each.
+    device, the result is what they would send with one device each. What the chips of one worker send each other is not
+    counted.
 
     Args:
       config: configuration of the run.
@@ -112,7 +162,7 @@ def rounded_collectives(
     """List the collectives of `broadcast_rounded`.
 
     Args:
-      leaves: arrays of the tree, or their shapes and dtypes.
+      leaves: arrays of the tree, or their shapes and dtypes, or what a chip holds of them.
       sizes: sizes of the axes.
       method: `method` of `broadcast_from`.
       wire: `wire` of `broadcast_rounded`.
@@ -123,7 +173,7 @@ def rounded_collectives(
         parts = 2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1
         width = leaf.dtype.itemsize // parts
         if wire == "int8" and jnp.issubdtype(leaf.dtype, jnp.inexact):
-            scales += parts * scale_count(leaf.shape) * max(width, _NUMBER)
+            scales += parts * scale_count(leaf.shape, getattr(leaf, "whole", None)) * max(width, _NUMBER)
         if wire is not None and jnp.issubdtype(leaf.dtype, jnp.inexact):
             width = {"bfloat16": 2, "int8": 1}[wire]
         numbers[width] += parts * leaf.size

@@ -1,5 +1,6 @@
 """Processes of a run, and placement of the workers on the devices' mesh."""
 
+from lsgd_jax.distributed.chips import CHIP, fully_sharded, over_chips
 from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
 from lsgd_jax.distributed.processes import (
     COORDINATOR,
@@ -18,6 +19,7 @@ from lsgd_jax.distributed.processes import (
 )
 
 __all__ = [
+    "CHIP",
     "COORDINATOR",
     "LAUNCHER",
     "PROCESS",
@@ -28,8 +30,10 @@ __all__ = [
     "StepCount",
     "failing_together",
     "from_process_zero",
+    "fully_sharded",
     "initialize",
     "of_all_processes",
+    "over_chips",
     "place",
     "process_count",
     "process_index",

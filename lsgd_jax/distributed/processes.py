@@ -277,7 +277,8 @@ def simulate_devices(count: int) -> None:
         of_process = -(-count // process_count())
         if of_process > MOST_SIMULATED:
             raise AgreedError(
-                f"a process simulates at most {MOST_SIMULATED} devices, one for each worker, got {of_process} workers:"
-                " lower groups or workers, or set JAX_NUM_CPU_DEVICES to let workers share devices."
+                f"a process simulates at most {MOST_SIMULATED} devices, one for each chip of a worker, got {of_process}"
+                " chips: lower groups, workers or chips_per_worker, or set JAX_NUM_CPU_DEVICES to let workers share"
+                " devices."
             )
         jax.config.update("jax_num_cpu_devices", of_process)

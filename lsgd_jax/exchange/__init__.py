@@ -1,7 +1,8 @@
 """What workers exchange, and how: whatever moves bytes between workers lives here.
 
 `axes` names the workers, `election` finds who leads, `broadcast` and `compression` send one worker's arrays to all,
-`sending` makes a value of that, `averages` sums over workers, and `trees` has the arithmetic on trees of parameters.
+`sending` makes a value of that, `shards` maps both over the devices of workers that are sharded models, `averages` sums
+over workers, and `trees` has the arithmetic on trees of parameters.
 """
 
 from lsgd_jax.exchange.averages import mean, rounded_mean, total
@@ -10,6 +11,7 @@ from lsgd_jax.exchange.broadcast import CHUNKS, BroadcastMethod, broadcast_from,
 from lsgd_jax.exchange.compression import BLOCK, Wire, broadcast_rounded, scale_count
 from lsgd_jax.exchange.election import NOBODY, all_finite, elect, init_losses, record_loss
 from lsgd_jax.exchange.sending import Sending, bfloat16, exact, int8, sending
+from lsgd_jax.exchange.shards import ShardSpecs, largest_axis
 
 __all__ = [
     "BLOCK",
@@ -18,6 +20,7 @@ __all__ = [
     "AxisName",
     "BroadcastMethod",
     "Sending",
+    "ShardSpecs",
     "Wire",
     "all_finite",
     "axis_names",
@@ -30,6 +33,7 @@ __all__ = [
     "exact",
     "init_losses",
     "int8",
+    "largest_axis",
     "mean",
     "own_entry",
     "record_loss",

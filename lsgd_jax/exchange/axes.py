@@ -3,14 +3,16 @@
 The same lines run inside `jax.vmap(..., axis_name=...)`, nested `jax.vmap`, `jax.pmap` and `jax.shard_map`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Int
 
-from lsgd_jax.exchange.trees import select
+from lsgd_jax.exchange.trees import select, varying_axes
 
 AxisName: TypeAlias = str | tuple[str, ...]
 Tree = TypeVar("Tree")
@@ -68,17 +70,23 @@ def when(due: Bool[Array, ""], exchange: Callable[[Tree], Tree], tree: Tree, axi
       tree: what an exchange changes; no worker axis.
       axis_name: all axes on which workers lie.
     """
-    return lax.cond(due, lambda t: as_own(exchange(t), axis_name), lambda t: as_own(t, axis_name), tree)
+    return lax.cond(due, lambda t: as_own(exchange(t), t, axis_name), lambda t: as_own(t, t, axis_name), tree)
 
 
-def as_own(tree: Tree, axis_name: AxisName) -> Tree:
-    """Type values that are equal on all workers as each worker's own.
+def as_own(tree: Tree, before: Tree, axis_name: AxisName) -> Tree:
+    """Type values that are equal on all workers as each worker's own, and varying wherever those before them vary.
 
     Under `jax.shard_map` a collective's result is typed as unvarying over its axis, and the branches of a `lax.cond`
     must agree on that. The select is free: both its sides are the same array. (`lax.pcast` is meant for this, but
     fails under `jax.vmap`.)
     """
-    return select(worker_index(axis_name) >= 0, tree, tree)
+    names = frozenset(axis_names(axis_name))
+
+    @functools.cache
+    def true_on(axes: frozenset[str]) -> Bool[Array, ""]:
+        return worker_index(tuple(sorted(axes))) >= 0
+
+    return jax.tree.map(lambda x, before: select(true_on(names | varying_axes(before)), x, x), tree, before)
 
 
 def check_bound(axis_name: AxisName) -> None:

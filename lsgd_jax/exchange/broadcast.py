@@ -1,7 +1,7 @@
 """One worker's arrays to all others, bit for bit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Int
 
 from lsgd_jax.checks import check_whole
-from lsgd_jax.exchange.axes import AxisName, axis_names, worker_count, worker_index
+from lsgd_jax.exchange.axes import AxisName, axis_names, check_bound, worker_count, worker_index
+from lsgd_jax.exchange.shards import Shard, ShardSpecs, by_shard, inner_axes, specs_of
 
 BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "chain", "hierarchical"]
 """How `broadcast_from` sends."""
@@ -29,6 +30,7 @@ def broadcast_from(
     *,
     method: BroadcastMethod = "auto",
     chunks: int = CHUNKS,
+    shard_specs: ShardSpecs | None = None,
 ) -> Tree:
     r"""Give every worker the root's copy of a tree, bit for bit.
 
@@ -50,14 +52,15 @@ def broadcast_from(
       groups gather the parts: :math:`(n - 1) / n \, |x|` in the group, :math:`(K + G - 2) / K \, |x| / n` between
       groups, :math:`(n - 1) / n \, |x|` in the group. Over one axis it is the ring.
     - "auto": a ring on GPUs for trees of a megabyte and more, if it sends less than an all-reduce (of 3 to 31 workers,
-      with 32 chunks) and each worker is one device; otherwise an all-reduce.
+      with 32 chunks) and it is known how sharded workers lie; otherwise an all-reduce.
 
     Over axes of `jax.vmap`, whose workers share a device, and axes of size 1 nothing is sent, whatever the method.
 
     A worker may be a model that is sharded over further mesh axes, which the `jax.shard_map` over the workers leaves to
-    the compiler. "all_reduce", and therefore "auto", then sends each device's shards among the workers. All other
-    methods flatten the tree: over Auto axes they are right, but first gather the model on each of the worker's devices;
-    arrays that are sharded over Explicit axes they refuse.
+    the compiler. Each device then sends its own shards, by any method, and :math:`|x|` is what one device has of the
+    tree. How arrays lie over Explicit axes, their types say. Over Auto axes `shard_specs` says it; without it the
+    all-reduce leaves it to the compiler, and the other methods take arrays to lie as `largest_axis` of
+    `lsgd_jax.exchange` has it: right wherever they lie, but those that lie otherwise are moved there first.
 
     Args:
       tree: arrays of any shape and dtype, of the same shapes and dtypes on every worker; no worker axis.
@@ -65,6 +68,7 @@ def broadcast_from(
       axis_name: the axis, or the axes, on which the workers lie.
       method: how it is sent.
       chunks: into how many pieces a ring or a chain cuts the tree.
+      shard_specs: from the tree to the PartitionSpecs of its arrays over Auto axes of the mesh.
 
     Returns:
       The root's tree; zeros if the root is not a position on the axis, as `NOBODY` is not. With "all_reduce" alone
@@ -72,8 +76,7 @@ def broadcast_from(
 
     Raises:
       NameError: if the axis is not bound where this is called.
-      ValueError: if there is no such method, or chunks is no whole number of pieces, or a method that flattens the tree
-        is asked for and an array is sharded over an Explicit mesh axis.
+      ValueError: if there is no such method, or chunks is no whole number of pieces.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -83,31 +86,57 @@ def broadcast_from(
     """
     check_broadcast(method)
     check_whole("chunks", chunks, "pieces")
+    check_bound(axis_name)
+    tree = jax.tree.map(jnp.asarray, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    specs = specs_of(tree, axis_name, shard_specs, by_largest_axis=method not in ("auto", "all_reduce"))
+
+    def send(method: BroadcastMethod, shards: list[Shard], root: Array, leaves: list[Array]) -> list[Array]:
+        inner = {name for shard in shards for name in shard.all_names}
+        return broadcast_leaves(leaves, root, axis_name, method=method, chunks=chunks, inner=inner)
+
+    return jax.tree.unflatten(structure, by_shard(send, specs, method, jnp.asarray(root), leaves))
+
+
+def broadcast_leaves(
+    leaves: list[Array],
+    root: Int[Array, ""],
+    axis_name: AxisName,
+    *,
+    method: BroadcastMethod,
+    chunks: int = CHUNKS,
+    inner: Collection[str] = (),
+) -> list[Array]:
+    """Give every worker the root's copy of some arrays, of which a device has the whole or, in `by_shard`, its shards.
+
+    Args:
+      leaves: arrays.
+      root: the sender's position, as for `broadcast_from`.
+      axis_name: the axis, or the axes, on which the workers lie.
+      method: of `broadcast_from`.
+      chunks: of a ring or a chain.
+      inner: the axes over which a worker is spread here; the root is the same on them.
+    """
     is_root = worker_index(axis_name) == root
     names = axis_names(axis_name)
-    tree = jax.tree.map(jnp.asarray, tree)
-    leaves = jax.tree.leaves(tree)
     bits = [jnp.where(is_root, _bits(x), 0) for x in leaves]
-    mesh = jax.sharding.get_abstract_mesh()
-    on_mesh = mesh.manual_axes
+    on_mesh = jax.sharding.get_abstract_mesh().manual_axes
     sending = tuple(name for name in names if name in on_mesh and lax.axis_size(name) > 1)
-    if method == "auto" and any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in on_mesh):
-        method = "all_reduce"  # The only one that leaves a model sharded.
+    if method == "auto" and inner_axes():
+        method = "all_reduce"  # The only one that leaves a model sharded of which nobody knows how it lies.
     method = chosen_broadcast(method, sum(x.nbytes for x in leaves), worker_count(sending), chunks)
     if method == "all_reduce" or not sending:
         received = lax.psum(bits, names)
     else:
-        _check_not_explicit(method, leaves)
         sender = jnp.zeros((), jnp.int32)  # The position on the axes that are sent over.
         for name, coordinate in zip(names, _coordinates(root, names), strict=True):
             if name in sending:
                 sender = sender * lax.axis_size(name) + coordinate
-        elsewhere = math.prod(lax.axis_size(name) for name in on_mesh if name not in names)
+        elsewhere = math.prod(lax.axis_size(name) for name in on_mesh if name not in {*names, *inner})
         send = {"ring": _ring, "chain": _chain if elsewhere == 1 else _ring, "hierarchical": _hierarchical}[method]
         bits = lax.psum(bits, tuple(name for name in names if name not in on_mesh))
         received = _flattened(lambda x: send(x, sender, sending, chunks), bits)
-    values = [_from_bits(x, leaf.dtype) for x, leaf in zip(received, leaves, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(tree), values)
+    return [_from_bits(x, leaf.dtype) for x, leaf in zip(received, leaves, strict=True)]
 
 
 def check_broadcast(method: str) -> None:
@@ -130,16 +159,6 @@ def chosen_broadcast(method: BroadcastMethod, size: int, workers: int, chunks: i
     # A TPU's all-reduce uses links in all directions at once, and on CPUs both are bound by the cores.
     less = workers * (chunks + workers - 2) < 2 * (workers - 1) * chunks
     return "ring" if jax.default_backend() == "gpu" and size >= 1_000_000 and less else "all_reduce"
-
-
-def _check_not_explicit(method: BroadcastMethod, leaves: list[Array]) -> None:
-    """Raise ValueError if an array is sharded over an Explicit mesh axis, along which it can't be flattened."""
-    spread = {name for x in leaves for axes in jax.typeof(x).sharding.spec if axes for name in axis_names(axes)}
-    if spread:
-        raise ValueError(
-            f"the broadcast {method!r} flattens arrays, but here they are sharded over the Explicit mesh axis"
-            f" {min(spread)!r}: use 'all_reduce', or make it an Auto axis."
-        )
 
 
 def _bits(x: Array) -> Array:

@@ -55,11 +55,17 @@ def elect(
     return jnp.where(leader == workers, NOBODY, leader)
 
 
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether all numbers in a worker's tree are finite; no collective."""
+def all_finite(tree: Any, model_axis_name: AxisName | None = None) -> Bool[Array, ""]:
+    """Whether all numbers in a worker's tree are finite.
+
+    Args:
+      tree: arrays or, over manual axes, the parts of them that a device has.
+      model_axis_name: the axis, or the axes, over which the parts lie; only over these there is a collective.
+    """
     # Zero times a number is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
     sums = [jnp.sum(x * 0) for x in jax.tree.leaves(inexact(tree))]
-    return jnp.isfinite(jnp.stack(sums).sum()) if sums else jnp.array(True)
+    finite = jnp.isfinite(jnp.stack(sums).sum()) if sums else jnp.array(True)
+    return finite if model_axis_name is None else lax.psum(~finite, axis_names(model_axis_name)) == 0
 
 
 def init_losses(window: int, params: optax.Params) -> tuple[Float[Array, " window"], Float[Array, ""]]:

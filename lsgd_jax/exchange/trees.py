@@ -165,12 +165,24 @@ _ZERO_OF_ZEROS = {
 
 
 def scalar_like(tree: Any, value: Any, dtype: Any) -> Array:
-    """A scalar that `jax.shard_map` types as the arrays of a tree, or as a worker's own if there are none."""
+    """A scalar that `jax.shard_map` types as varying where all arrays of a tree do, or everywhere if there are none."""
     leaves = jax.tree.leaves(inexact(tree))
-    if leaves:
+    varying = [varying_axes(x) for x in leaves] or [frozenset(jax.sharding.get_abstract_mesh().manual_axes)]
+    if leaves and varying[0] == frozenset.intersection(*varying):
         return jnp.full_like(leaves[0], value, dtype, shape=())
-    scalar, axes = jnp.asarray(value, dtype), jax.sharding.get_abstract_mesh().manual_axes
+    scalar, axes = jnp.asarray(value, dtype), tuple(sorted(frozenset.intersection(*varying)))
     return select(lax.axis_index(axes) >= 0, scalar, scalar) if axes else scalar
+
+
+def checks_replication(names: tuple[str, ...]) -> bool:
+    """Whether a `jax.shard_map` over these axes types arrays by those over which they may differ."""
+    return bool(varying_axes(lax.axis_index(names)))
+
+
+def varying_axes(x: ArrayLike) -> frozenset[str]:
+    """The axes over which an array may differ as `jax.shard_map` types it; none where it does not check replication."""
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())
 
 
 def select(condition: Bool[Array, ""], chosen: Tree, otherwise: Tree) -> Tree:
@@ -188,14 +200,31 @@ def promoted(updates: Any, params: Any) -> Any:
     return jax.tree.map(lambda u, p: jnp.asarray(u, jnp.promote_types(u.dtype, p.dtype)), updates, params)
 
 
-def norm(tree: Any) -> Float[Array, ""]:
-    """The Euclidean norm of all numbers in a tree, at least in float32, which float16 would overflow early."""
-    return optax.tree.norm(jax.tree.map(wide, tree))
+def norm(tree: Any, model_axis_name: str | tuple[str, ...] | None = None) -> Float[Array, ""]:
+    """The Euclidean norm of all numbers in a tree, at least in float32, which float16 would overflow early.
+
+    Args:
+      tree: arrays or, over manual axes, the parts of them that a device has.
+      model_axis_name: the axis, or the axes, over which the parts lie. Arrays that are the same on all of them count
+        once, where `jax.shard_map` checks replication.
+    """
+    tree = jax.tree.map(wide, tree)
+    if model_axis_name is None:
+        return optax.tree.norm(tree)
+    names = (model_axis_name,) if isinstance(model_axis_name, str) else model_axis_name
+
+    def squares(x: Array) -> Float[Array, ""]:
+        over = tuple(name for name in names if name in varying_axes(x) or not checks_replication(names))
+        return lax.psum(optax.tree.norm(x, squared=True), over) if over else optax.tree.norm(x, squared=True)
+
+    return jnp.sqrt(optax.tree.sum(jax.tree.map(squares, tree)))
 
 
-def distance(x: optax.Params, y: optax.Params) -> Float[Array, ""]:
-    """||x - y||, over all arrays."""
-    return norm(jax.tree.map(lambda x, y: wide(x) - wide(y), x, y))
+def distance(
+    x: optax.Params, y: optax.Params, model_axis_name: str | tuple[str, ...] | None = None
+) -> Float[Array, ""]:
+    """||x - y||, over all arrays; of parts of arrays as `norm` has it."""
+    return norm(jax.tree.map(lambda x, y: wide(x) - wide(y), x, y), model_axis_name)
 
 
 def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, step: Int[ArrayLike, ""]) -> optax.Updates:

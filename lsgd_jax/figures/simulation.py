@@ -69,6 +69,10 @@ def make(
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
     if parameters is None:  # With costs only, there may be more workers than examples.
         params = parameter_shapes(config.replace(groups=1, workers=1))
+    elif parameters % config.chips_per_worker:
+        raise UsageError(
+            f"parameters must be a multiple of chips_per_worker, {config.chips_per_worker}, got {parameters}."
+        )
     else:
         fragments = max(of.options.get("fragments", 1) for of in configs.values())
         params = [jax.ShapeDtypeStruct(((parameters + i) // fragments,), np.float32) for i in range(fragments)]

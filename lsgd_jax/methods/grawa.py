@@ -40,6 +40,7 @@ def mgrawa(
     prox: float = 0.01,
     fragments: int | None = None,
     overlap: int | None = None,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with one weight a worker, from the norm of its whole gradient.
 
@@ -53,12 +54,13 @@ def mgrawa(
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
       fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
       overlap: updates between sending and applying, less than period / fragments; None: 0.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread: norms are those of all parts.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    streaming = Streaming(fragments, overlap)
-    return _grawa(optimizer, _model_norms, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    streaming, norms_of = Streaming(fragments, overlap), partial(_model_norms, model_axis_name=model_axis_name)
+    return _grawa(optimizer, norms_of, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def lgrawa(
@@ -70,6 +72,7 @@ def lgrawa(
     prox: float = 0.01,
     fragments: int | None = None,
     overlap: int | None = None,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """GRAWA with a weight for each layer of each worker; a layer is one array of parameters.
 
@@ -83,12 +86,13 @@ def lgrawa(
       prox: strength of the pull towards the last average, in [0, 1]; spread over the updates of a period.
       fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
       overlap: updates between sending and applying, less than period / fragments; None: 0.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread: norms are those of all parts.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    streaming = Streaming(fragments, overlap)
-    return _grawa(optimizer, _layer_norms, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
+    streaming, norms_of = Streaming(fragments, overlap), partial(_layer_norms, model_axis_name=model_axis_name)
+    return _grawa(optimizer, norms_of, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
 def one_norm(arrays: int) -> int:
@@ -101,13 +105,13 @@ def norm_per_array(arrays: int) -> int:
     return arrays
 
 
-def _model_norms(grads: optax.Updates, x: optax.Params) -> optax.Updates:
-    total = norm(grads)
+def _model_norms(grads: optax.Updates, x: optax.Params, model_axis_name: AxisName | None) -> optax.Updates:
+    total = norm(grads, model_axis_name)
     return jax.tree.map(lambda _: total, x)
 
 
-def _layer_norms(grads: optax.Updates, x: optax.Params) -> optax.Updates:
-    return jax.tree.map(norm, like(x, grads))
+def _layer_norms(grads: optax.Updates, x: optax.Params, model_axis_name: AxisName | None) -> optax.Updates:
+    return jax.tree.map(partial(norm, model_axis_name=model_axis_name), like(x, grads))
 
 
 def _grawa(

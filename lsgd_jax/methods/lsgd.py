@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array
 
 from lsgd_jax.checks import check_strengths, check_whole
-from lsgd_jax.exchange import AxisName, BroadcastMethod, Wire, axis_names, own_entry, sending
+from lsgd_jax.exchange import AxisName, BroadcastMethod, ShardSpecs, Wire, axis_names, own_entry, sending
 from lsgd_jax.leader import leader_pull
 from lsgd_jax.link import Pull, PullAt, chained
 from lsgd_jax.methods.method import Level
@@ -51,6 +51,8 @@ def leader_sgd(
     fragments: int | None = None,
     overlap: int | None = None,
     election: Election = "per_round",
+    shard_specs: ShardSpecs | None = None,
+    model_axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LSGD with any optimizer and the paper's pulls: the optimizer, then a `leader_pull` for each level.
 
@@ -79,6 +81,9 @@ def leader_sgd(
       fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
       overlap: updates between sending and applying, less than period / fragments; None: 0.
       election: of a leader sent in fragments, "per_round" for all of a period's fragments, or "per_fragment" for each.
+      shard_specs: from what is exchanged to the PartitionSpecs of its arrays over `Auto` mesh axes, if a worker is
+        itself spread over devices, as for `broadcast_from`.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread, as for `leader_pull`.
 
     Returns:
       A gradient transformation; `update(grads, state, params, value=loss)`, as for `leader_pull`. The state is a tuple:
@@ -93,7 +98,7 @@ def leader_sgd(
         raise ValueError(f'revive must be "never" or "from_leader", got {revive!r}.')
     if revive == "from_leader" and (overlap or fragments not in (None, 1)):
         raise ValueError("a failed worker restarts from a whole leader: revive needs 1 fragment and no overlap.")
-    way, put_off = sending(wire, broadcast), delayed(delay, overlap)
+    way, put_off = sending(wire, broadcast, shard_specs), delayed(delay, overlap)
     streaming = Streaming(fragments, overlap, election)
     group_axes = () if group_axis_name is None else axis_names(group_axis_name)
     everyone = group_axes + axis_names(axis_name)
@@ -106,7 +111,7 @@ def leader_sgd(
         if not isinstance(stale_pull, int | float) or stale_pull != 0:
             exchange = stale(lambda step: own(stale_pull, step) / period, exchange)
         if revive == "from_leader":
-            exchange = restarting(exchange)
+            exchange = restarting(exchange, model_axis_name)
         return leader_pull(
             lambda step: own(pull, step),
             axis_name=axes,
@@ -116,6 +121,7 @@ def leader_sgd(
             sending=way,
             exchange=exchange,
             streaming=streaming,
+            model_axis_name=model_axis_name,
         )
 
     pulls = [level(axis_names(axis_name), pull, period, stale_pull)]
@@ -129,7 +135,9 @@ def leader_sgd(
         pulls.append(level(everyone, global_pull, global_period, global_stale_pull))
     elif global_period is not None or not _may_be_zero(global_pull) or not _may_be_zero(global_stale_pull):
         raise ValueError("global_pull, global_period and global_stale_pull need groups: pass group_axis_name too.")
-    return (revive_from_leader if revive == "from_leader" else chained)(optimizer, *pulls, axis_name=everyone)
+    if revive == "from_leader":
+        return revive_from_leader(optimizer, *pulls, axis_name=everyone, model_axis_name=model_axis_name)
+    return chained(optimizer, *pulls, axis_name=everyone)
 
 
 def default_global_period(period: int) -> int:

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from lsgd_jax.exchange import ShardSpecs
+
 Meeting = Callable[[optax.Params, optax.Params, optax.Params], tuple[optax.Params, optax.Params]]
 """From a worker's point, the center and the center that the worker met last: its new point and the new center."""
 
@@ -81,7 +83,7 @@ class Method(NamedTuple):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The method's own options, with their defaults: what its builder takes by keyword, but for the axes."""
+        """The method's own options, with their defaults: what its builder takes by keyword, but for how workers lie."""
         return _options(self.build)
 
     def filled(self, given: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
@@ -90,7 +92,13 @@ class Method(NamedTuple):
         return options | self.derived(options, groups, workers)
 
     def built(
-        self, optimizer: optax.GradientTransformation, options: Mapping[str, Any], *, groups: Any, workers: Any
+        self,
+        optimizer: optax.GradientTransformation,
+        options: Mapping[str, Any],
+        *,
+        groups: Any,
+        workers: Any,
+        shard_specs: ShardSpecs | None = None,
     ) -> optax.GradientTransformationExtraArgs:
         """The method around a worker's optimizer.
 
@@ -99,8 +107,12 @@ class Method(NamedTuple):
           options: those that are given, by name.
           groups: the axis, or the axes, on which groups lie; empty for one group.
           workers: the axis, or the axes, on which the workers of a group lie.
+          shard_specs: how a worker's arrays lie over its chips, for methods that send shards; None: they are whole.
         """
-        if groups and "group_axis_name" in inspect.signature(self.build).parameters:
+        parameters = inspect.signature(self.build).parameters
+        if shard_specs is not None and "shard_specs" in parameters:
+            options = {**options, "shard_specs": shard_specs}
+        if groups and "group_axis_name" in parameters:
             return self.build(optimizer, axis_name=workers, group_axis_name=groups, **options)
         return self.build(optimizer, axis_name=(*groups, *workers), **options)
 
@@ -108,4 +120,5 @@ class Method(NamedTuple):
 @functools.cache
 def _options(build: Callable) -> Mapping[str, Any]:
     keywords = (each for each in inspect.signature(build).parameters.values() if each.kind is each.KEYWORD_ONLY)
-    return types.MappingProxyType({each.name: each.default for each in keywords if not each.name.endswith("axis_name")})
+    own = (each for each in keywords if not each.name.endswith(("axis_name", "shard_specs")))
+    return types.MappingProxyType({each.name: each.default for each in own})

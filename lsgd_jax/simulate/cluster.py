@@ -8,13 +8,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import Collective
-from lsgd_jax.costs.ledger import exchanges
+from lsgd_jax.costs.ledger import exchanges, share_bytes
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS, Level
 
@@ -28,7 +27,10 @@ _BLOCK = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Machines and links of a simulation. Times are in seconds, bandwidths in bits per second."""
+    """Machines and links of a simulation. Times are in seconds, bandwidths in bits per second.
+
+    If workers have several chips each, a link is that of a chip.
+    """
 
     step_seconds: float = 0.1
     """Duration of a local step at full speed."""
@@ -257,7 +259,7 @@ def server_costs(config: Config, cluster: Cluster, params: Any) -> list[Exchange
       UsageError: if serving each worker once takes longer than virtual time lasts.
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    size = share_bytes(config, params)
     sent = size + (4 if METHODS[config.method].elects else 0)
     costs = []
     for received in range(1, len(config.levels) + 1):
@@ -287,7 +289,7 @@ def fetch_nanoseconds(config: Config, cluster: Cluster, params: Any) -> int:
       UsageError: if it is longer than virtual time lasts.
     """
     bandwidth, latency = _link(cluster, crosses=config.groups > 1)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    size = share_bytes(config, params)
     seconds = 2 * latency + 8 * size / bandwidth
     _check_seconds("fetching the parameters", seconds, "global" if config.groups > 1 else "local")
     return round(seconds * SECOND)

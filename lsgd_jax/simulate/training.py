@@ -276,7 +276,8 @@ class Network:
         """
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
-        self._config = config.replace(method="independent", groups=1, workers=config.groups * config.workers)
+        alone = {"method": "independent", "groups": 1, "workers": config.groups * config.workers}
+        self._config = config.replace(**alone, chips_per_worker=1)
         workers = range(self._config.workers)
         self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
         self._model = make_model(config, self._feeds[0])

@@ -27,7 +27,10 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.tensorboard import EventFile
 
-MAY_CHANGE = ("steps", "groups", "workers", "data_processes", "checkpoint_every", "keep_checkpoints")
+MAY_CHANGE = (
+    *("steps", "groups", "workers", "chips_per_worker"),
+    *("data_processes", "checkpoint_every", "keep_checkpoints"),
+)
 """Fields of the configuration that may change when a run is resumed."""
 MOST_BYTES = 2**20
 """Maximum size of a configuration or environment file."""

@@ -1,16 +1,13 @@
 """Checkpoints of a run: arrays and JSON, nothing that is executed when it is read."""
 
 import dataclasses
-import io
 import itertools
 import json
-import math
 import shutil
 import threading
-import zipfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,6 @@ import numpy as np
 
 from lsgd_jax import files
 from lsgd_jax.distributed import (
-    STACKED,
     Placement,
     failing_together,
     process_count,
@@ -27,6 +23,7 @@ from lsgd_jax.distributed import (
 )
 from lsgd_jax.errors import AgreedError, Interrupted, UsageError
 from lsgd_jax.train.progress import Progress
+from lsgd_jax.train.saved_arrays import Part, SavedArray, arrays_of, joined, loaded
 from lsgd_jax.train.step import TrainState
 
 FORMAT = 1
@@ -39,7 +36,8 @@ class Checkpoints:
     """The checkpoints of a run: the last few, and the one with the lowest test error of the evaluated model.
 
     They are written in the background, and each appears as a whole or not at all. Each of several processes writes the
-    state of its own workers; all must see the same folder. As a context, it ends when everything is written.
+    state of its own workers, or its part of it; all must see the same folder. As a context, it ends when everything is
+    written.
     """
 
     _numbers = itertools.count()
@@ -96,21 +94,25 @@ class Checkpoints:
                 shutil.rmtree(new, ignore_errors=True)
                 raise UsageError(self._unwritten(problem)) from None
         fields = dataclasses.asdict(progress) | {"losses": [np.asarray(loss).tolist() for loss in progress.losses]}
-        metadata = json.dumps({"format": FORMAT, "progress": fields, "arrays": _arrays(state), "error": error})
+        metadata = json.dumps({"format": FORMAT, "progress": fields, "arrays": arrays_of(state), "error": error})
         own = self._placement.own_workers
         rows = np.concatenate(
             [x.reshape(len(own), -1).view(np.uint8) for x in jax.tree.leaves(self._placement.take(state))], 1
         )
+        parts: dict[str, Any] = {"workers": np.asarray(own), "rows": rows}
+        if self._placement.chips > 1:
+            ends = [axis for x in jax.tree.leaves(state) for axis in self._placement.box(x)]
+            parts["ends"] = np.reshape(ends, (-1, 2))
         name = f"checkpoint/{next(self._numbers)}"
         # A daemon, so that a slow disk never keeps a process from ending.
-        self._writing = threading.Thread(target=self._write, args=(new, name, metadata, own, rows), daemon=True)
+        self._writing = threading.Thread(target=self._write, args=(new, name, metadata, parts), daemon=True)
         self._writing.start()
 
-    def _write(self, new: Path, name: str, metadata: str, workers: list[int], rows: np.ndarray) -> None:
+    def _write(self, new: Path, name: str, metadata: str, parts: dict[str, Any]) -> None:
         """Write this process's part; process 0 waits for the others' parts and then makes the checkpoint visible."""
         try:
             with files.replacing(new / "state" / f"{process_index()}.npz") as file:
-                np.savez(file, workers=workers, rows=rows)  # With checksums.
+                np.savez(file, **parts)  # With checksums.
             if process_index() == 0:
                 with files.replacing(new / "progress" / "metadata") as file:
                     file.write(metadata.encode())
@@ -196,14 +198,15 @@ class Checkpoints:
             if problem := _other_format(metadata):
                 raise UsageError(f"the checkpoint of step {step} in {self._folder.parent} can't be read: {problem}.")
 
-    def _progress_and_arrays(self, step: int) -> tuple[Progress, list["_Array"]]:
+    def _progress_and_arrays(self, step: int) -> tuple[Progress, list[SavedArray]]:
         """The progress at a checkpoint, and the arrays of one worker's state."""
         try:
             metadata = self._metadata(step)
             if not (problem := _other_format(metadata)):
                 progress = Progress.from_json(metadata["progress"])
                 arrays = [
-                    _Array(str(name), jnp.dtype(dtype).name, tuple(shape)) for name, dtype, shape in metadata["arrays"]
+                    SavedArray(str(name), jnp.dtype(dtype).name, tuple(shape))
+                    for name, dtype, shape in metadata["arrays"]
                 ]
         except Exception as error:  # Whatever a damaged or foreign file makes of its readers.
             raise UsageError(f"its metadata is not that of a run ({_first_line(error)})") from None
@@ -224,10 +227,11 @@ class Checkpoints:
           UsageError: if the checkpoint can't be read or belongs to another kind of run.
         """
         _, arrays = self._progress_and_arrays(step)
-        if arrays != _arrays(shapes):
+        if arrays != arrays_of(shapes):
             raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, self._placement.own_workers)
-        return self._placement.put(jax.tree.unflatten(jax.tree.structure(shapes), saved.values()), STACKED)
+        specs = jax.tree.map(lambda x: x.sharding.spec, shapes)
+        return self._placement.put(jax.tree.unflatten(jax.tree.structure(shapes), saved.values()), specs)
 
     def restore_resized(self, step: int, fresh: TrainState, sources: list[int]) -> TrainState:
         """The state of another number of workers than were saved.
@@ -243,39 +247,34 @@ class Checkpoints:
           UsageError: if the checkpoint can't be read or belongs to another kind of run.
         """
         _, arrays = self._progress_and_arrays(step)
-        now = _arrays(fresh)
+        now = arrays_of(fresh)
         left_behind = _of_leaders(arrays) | _of_leaders(now)
         if [array for array in arrays if array not in left_behind] != [each for each in now if each not in left_behind]:
             raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, [sources[worker] for worker in self._placement.own_workers])
         leaves = [
-            leaf if array in left_behind else self._placement.put(saved[array.name], STACKED)
+            leaf if array in left_behind else self._placement.put(saved[array.name], leaf.sharding.spec)
             for array, leaf in zip(now, jax.tree.leaves(fresh), strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
-    def _read(self, step: int, arrays: list["_Array"], workers: list[int]) -> dict[str, np.ndarray]:
+    def _read(self, step: int, arrays: list[SavedArray], workers: list[int]) -> dict[str, np.ndarray]:
         """The saved arrays of some workers, given by their global indices: [worker, ...], by name.
 
         Raises:
           UsageError: if it can't be read.
         """
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, list[Part]] = {}
         try:
             for path in (self._folder / str(step) / "state").glob("*.npz"):
-                with files.reading(path) as opened, _loaded(opened) as file:
+                with files.reading(path) as opened, loaded(opened) as file:
                     own = file["workers"].tolist()
                     if not set(own).isdisjoint(workers):
-                        found |= dict(zip(own, file["rows"], strict=True))
-            rows = np.stack([found[worker] for worker in workers])
-            ends = np.cumsum([math.prod(shape) * jnp.dtype(dtype).itemsize for _, dtype, shape in arrays])
-            *parts, rest = np.split(rows, ends, 1)
-            if rest.size:
-                raise ValueError("there are more bytes than the arrays take")
-            return {
-                name: np.ascontiguousarray(part).view(jnp.dtype(dtype)).reshape(len(workers), *shape)
-                for (name, dtype, shape), part in zip(arrays, parts, strict=True)
-            }
+                        ends = file.get("ends")
+                        for worker, row in zip(own, file["rows"], strict=True):
+                            found.setdefault(worker, []).append(Part(row, ends))
+            whole = {worker: joined(found[worker], arrays) for worker in set(workers)}
+            return {array.name: np.stack([whole[worker][i] for worker in workers]) for i, array in enumerate(arrays)}
         except Exception as problem:  # Whatever a damaged or foreign file makes of its readers.
             raise UsageError(f"its arrays can't be read ({_first_line(problem)})") from None
 
@@ -295,40 +294,7 @@ class Checkpoints:
         return aside
 
 
-def _loaded(opened: BinaryIO) -> np.lib.npyio.NpzFile:
-    """The arrays in a file; none may claim to be larger than the file, in which nothing is compressed.
-
-    Raises:
-      ValueError: if one does.
-    """
-    size = opened.seek(0, io.SEEK_END)
-    with zipfile.ZipFile(opened) as archive:
-        for member in archive.infolist():
-            with archive.open(member) as array:
-                np.lib.format.read_magic(array)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(array)
-            claimed = max(member.file_size, math.prod(shape) * dtype.itemsize)
-            if claimed > size:
-                raise ValueError(f"{member.filename} claims {claimed:,} bytes in a file of {size:,}")
-    opened.seek(0)
-    return np.load(opened)
-
-
-class _Array(NamedTuple):
-    """Name and type of an array of one worker's state."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def _arrays(state: TrainState) -> list[_Array]:
-    """The arrays of one worker's state, from the state of all workers."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [_Array(jax.tree_util.keystr(path), x.dtype.name, x.shape[2:]) for path, x in leaves]
-
-
-def _of_leaders(arrays: list[_Array]) -> set[_Array]:
+def _of_leaders(arrays: list[SavedArray]) -> set[SavedArray]:
     """What a worker knows of its leaders: the links of `leader_pull`, and all of levels beyond the first."""
     levels = list(dict.fromkeys(array.name.split(".link.")[0] for array in arrays if ".link." in array.name))
     starts = (*(f"{level}.link." for level in levels[:1]), *(f"{level}." for level in levels[1:]))

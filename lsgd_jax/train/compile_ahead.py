@@ -19,11 +19,12 @@ from jax.stages import Compiled, Lowered
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.costs.ledger import share_bytes
 from lsgd_jax.data import DESCRIPTIONS, BatchIndices, Dataset, Description, Feed, InMemory, Streamed
-from lsgd_jax.distributed import SHARED, STACKED, Placement
+from lsgd_jax.distributed import SHARED, Placement
 from lsgd_jax.errors import UsageError
 from lsgd_jax.train.setup import make_model, make_optimizer, step_key, steps_per_call
-from lsgd_jax.train.step import TrainState, local_steps
+from lsgd_jax.train.step import local_steps, state_shapes
 
 
 def described_devices(topology: str) -> list[jax.Device]:
@@ -68,17 +69,16 @@ def lowered_steps(config: Config, placement: Placement) -> Lowered:
     feed = blank_feed(config)
     model = nnx.eval_shape(lambda: make_model(config, feed))
     optimizer = make_optimizer(config, placement)
-    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
-    one_worker = TrainState(params, statistics, jax.eval_shape(optimizer.init, params))
 
     def shaped(tree: object, spec: PartitionSpec, axes: tuple[int, ...] = (), skip: int = 0) -> object:
         sharding = NamedSharding(placement.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(axes + x.shape[skip:], x.dtype, sharding=sharding), tree)
 
-    batch = shaped(next(feed.batches(0, 1)), STACKED, (*placement.shape, steps_per_call(config)), skip=1)
+    sizes = (*placement.shape, steps_per_call(config))
+    batch = shaped(next(feed.batches(0, 1)), placement.batches(of_steps=True), sizes, skip=1)
     numbers = np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)
     program = local_steps(model, optimizer, placement, feed)
-    state = shaped(one_worker, STACKED, placement.shape)
+    state = state_shapes(model, optimizer, placement)
     return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers)
 
 
@@ -136,37 +136,64 @@ def _blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device]) -> tuple[int, int]:
-    """The numbers of groups and of workers per group that put one worker on every device.
+def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device], chips: int = 1) -> tuple[int, int]:
+    """The numbers of groups and of workers per group that put a worker on every device, or on so many chips.
 
     Args:
-      groups: None: as many as fit with `workers`; one per host if both are None.
+      groups: None: as many as fit with `workers`; if both are None, one per host or, with one worker per host, one.
       workers: per group; None: as many as fit with `groups`.
-      devices: to have one worker each.
+      devices: to be part of one worker each.
+      chips: devices of each worker.
 
     Raises:
-      UsageError: if there are not as many workers as devices.
+      UsageError: if the workers do not take all devices.
     """
-    count = len(devices)
+    count, rest = divmod(len(devices), chips)
+    if rest:
+        raise UsageError(f"chips_per_worker must divide the {len(devices)} devices, got {chips}.")
     if groups is None:
-        groups = count // workers if workers else len({device.process_index for device in devices})
+        hosts = len({device.process_index for device in devices})
+        of_hosts = chips == 1 or (count % hosts == 0 and count > hosts)
+        groups = count // workers if workers else (hosts if of_hosts else 1)
     if workers is None:
         workers = count // groups if groups > 0 else 0
     if groups * workers != count:
-        raise UsageError(
-            f"there must be a worker on each of the {count} devices, got groups of workers {groups} x {workers}."
-        )
+        each = f"{chips} of the {len(devices)} devices" if chips > 1 else f"of the {count} devices"
+        raise UsageError(f"there must be a worker on each {each}, got groups of workers {groups} x {workers}.")
     return groups, workers
 
 
-def report(compiled: Compiled) -> str:
-    """Communication, memory and cost of one run of the program on each device, as text."""
-    counts = Counter((*each[:3], each.times, each.conditional) for each in collectives(compiled.as_text() or ""))
+def share_report(compiled: Compiled, config: Config) -> str:
+    """What each chip of a worker sends to other workers, beside what it holds of the parameters, as text.
+
+    Args:
+      compiled: the program.
+      config: for which it is.
+    """
+    found, steps = collectives(compiled.as_text() or "", config.chips_per_worker), steps_per_call(config)
+    among = sum(each.bytes * (each.times or 0) / steps for each in found if not each.within_worker)
+    share = share_bytes(config, parameter_shapes(config))
+    return (
+        f"among workers, in a step with all exchanges: {among:,.0f} bytes per chip,"
+        f" which holds {share:,} bytes of the parameters"
+    )
+
+
+def report(compiled: Compiled, chips: int = 1) -> str:
+    """Communication, memory and cost of one run of the program on each device, as text.
+
+    Args:
+      compiled: the program.
+      chips: devices of each worker.
+    """
+    found = collectives(compiled.as_text() or "", chips)
+    counts = Counter((*each[:3], each.times, each.within_worker, each.conditional) for each in found)
     lines = ["collectives", f"  {'':14} {'bytes':>14} {'devices':>8} {'times':>6}"]
     largest_first = sorted(counts.items(), key=lambda item: (-item[0][1], item[0][2]))
-    for (kind, size, among, times, conditional), count in largest_first:
+    for (kind, size, among, times, within, conditional), count in largest_first:
         often = "?" if times is None else times * count
-        lines.append(f"  {kind:14} {size:14,} {among:8} {often:>6}  {'at most' if conditional else ''}".rstrip())
+        notes = f"{'at most' if conditional else '':8} {'within a worker' if within else ''}"
+        lines.append(f"  {kind:14} {size:14,} {among:8} {often:>6}  {notes}".rstrip())
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
     on_device = {

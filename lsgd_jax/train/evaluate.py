@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement
+from lsgd_jax.distributed import SHARED, STACKED, Placement, fully_sharded, over_chips
 from lsgd_jax.exchange import broadcast_from, mean, worker_count, worker_index
 from lsgd_jax.methods import mean_of_workers
 from lsgd_jax.train.step import TrainState, in_mode, leaders_in
@@ -87,14 +87,22 @@ def evaluation(
         params: optax.Params, statistics: nnx.State, shared: Any, batch: Any, key: PRNGKeyArray
     ) -> tuple[nnx.State]:
         data_key, dropout_key = jax.random.split(jax.random.fold_in(key, worker_index(axes)))
-        x, _ = feed.training(shared, batch, data_key)
+        x, _ = over_chips(feed.training(shared, batch, data_key))
         statistics = jax.tree.map(jnp.zeros_like, statistics)  # A NaN would outlive a momentum of 0.
-        network = nnx.merge(statistics_graphdef, params, statistics, copy=True)
-        network(x, rngs=nnx.Rngs(dropout=dropout_key))
-        return (mean(nnx.state(network, nnx.BatchStat), axes),)
+
+        def seen(params: optax.Params) -> nnx.State:
+            network = nnx.merge(statistics_graphdef, params, statistics, copy=True)
+            network(x, rngs=nnx.Rngs(dropout=dropout_key))
+            return nnx.state(network, nnx.BatchStat)
+
+        return (mean(fully_sharded(seen)(params), axes),)
 
     def wrong_and_loss(params: optax.Params, statistics: nnx.State, x: Array, y: Array) -> Float[Array, " 2"]:
-        logits = nnx.merge(graphdef, params, statistics, copy=True)(feed.testing(x))
+        def logits_of(params: optax.Params, x: Array) -> Array:
+            return nnx.merge(graphdef, params, statistics, copy=True)(feed.testing(x))
+
+        x, y = over_chips((x, y))
+        logits = fully_sharded(logits_of)(params, x)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
         wrong = (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
         return jnp.where((y >= 0)[None], jnp.stack([wrong, losses]), 0).sum(1)
@@ -109,7 +117,10 @@ def evaluation(
         return of_center, own[0]
 
     over_workers = placement.over_workers
-    find_center = jax.jit(over_workers(center_of, (STACKED,), (SHARED, STACKED)))
+    shardings = None
+    if placement.chips > 1 and placement.shard_specs is not None:
+        shardings = jax.tree.map(placement.sharding, placement.shard_specs(nnx.state(model, nnx.Param)))
+    find_center = jax.jit(over_workers(center_of, (STACKED,), (SHARED, STACKED)), out_shardings=(shardings, None))
     statistics_program = jax.jit(over_workers(statistics_of, (SHARED, STACKED, SHARED, STACKED, SHARED), (STACKED,)))
     test_program = jax.jit(
         over_workers(test, (STACKED, SHARED, STACKED, SHARED, SHARED), (SHARED, STACKED)),
@@ -118,7 +129,7 @@ def evaluation(
 
     def batches() -> Iterator[Any]:
         for batch in feed.batches(0, statistics_batches):
-            yield placement.put(batch, STACKED)
+            yield placement.put(batch, placement.batches(of_steps=False))
 
     def evaluate(state: TrainState, shared: Any) -> Evaluation:
         params, statistics = find_center(state)
@@ -130,7 +141,8 @@ def evaluation(
                 placement.wait_for(seen)
                 total = jax.tree.map(jnp.add, total, seen)
             statistics = jax.tree.map(lambda x: x / statistics_batches, total)
-        size = -(-min(CHUNK, feed.test_count) // workers) * workers
+        devices = workers * placement.chips
+        size = -(-min(CHUNK, feed.test_count) // devices) * devices
         of_center, of_workers = np.zeros(2), np.zeros(placement.shape)
         for chunk in feed.test_chunks(size):
             results = test_program(state, params, statistics, *placement.put(chunk, SHARED))

@@ -34,14 +34,16 @@ class Progress:
     error: float | None = None
     """Test error of the evaluated model at the last evaluation, in [0, 1]."""
     bytes_before: float = 0.0
-    """Bytes that each worker has sent beyond what the present number of workers would have sent."""
+    """Bytes that each worker, or each of its chips, has sent beyond what the present number of them would have sent."""
     earlier: list[Stretch] = dataclasses.field(default_factory=list)
     """The first steps, as far as a different number of workers took them: what is left of the epoch depends on them."""
+    chips: int = 1
+    """Devices of each worker."""
 
     @staticmethod
     def at_start(placement: Placement) -> "Progress":
         """The progress before the first step."""
-        return Progress(placement.shape, process_count(), placement.mesh.size)
+        return Progress(placement.shape, process_count(), placement.mesh.size, chips=placement.chips)
 
     @property
     def has_workers(self) -> bool:
@@ -60,11 +62,14 @@ class Progress:
             groups, workers = progress.shape
             shape = (int(groups), int(workers))
             earlier = [Stretch(*stretch) for stretch in progress.earlier]
-            counts = [progress.step, progress.metrics_length, *shape, progress.processes, progress.devices]
+            counts = [progress.step, progress.metrics_length, *shape]
+            counts += [progress.processes, progress.devices, progress.chips]
             counts += [*map(int, progress.failed_since), *progress.failed_since.values()]
             counts += [count for stretch in earlier for count in stretch]
             if not all(isinstance(count, int) and 0 <= count < 2**63 for count in counts):
                 raise ValueError("a count is not a non-negative integer")
+            if not 0 < progress.chips < 2**31:
+                raise ValueError("the number of chips is out of range")
             has_empty = any(stretch.workers * stretch.batch_size == 0 for stretch in earlier)
             if has_empty or sum(stretch.steps for stretch in earlier) > progress.step:
                 raise ValueError("the steps of earlier workers are not steps of this run")

@@ -91,15 +91,18 @@ def resumed(
         message(f"learning rates drop by the clock, which continues from {progress.seconds:.1f} seconds")
 
     now = Progress.at_start(placement)
-    if (progress.shape, progress.processes, progress.devices) == (now.shape, now.processes, now.devices):
+    machine, machine_now = ((of.processes, of.devices, of.chips) for of in (progress, now))
+    if (progress.shape, machine) == (now.shape, machine_now):
         return state, progress
-    if progress.shape != now.shape:
-        before = before.replace(groups=progress.shape[0], workers=progress.shape[1])
+    if (progress.shape, progress.chips) != (now.shape, now.chips):
+        groups, workers = progress.shape
+        before = before.replace(groups=groups, workers=workers, chips_per_worker=progress.chips)
         params = nnx.state(model, nnx.Param)
         sent, sent_now = (bytes_sent(of, params, step) for of in (before, config))
+        progress.bytes_before += sent - sent_now
+    if progress.shape != now.shape:
         message(_resizing(progress, now.shape, sources))
         progress = _resized(progress, now.shape, sources)
-        progress.bytes_before += sent - sent_now
         steps = step - sum(stretch.steps for stretch in progress.earlier)
         progress.earlier.append(Stretch(steps, before.groups * before.workers, before.worker_batch_size))
     folder.log(
@@ -112,7 +115,9 @@ def resumed(
     message(
         f"on {now.devices} devices of {now.processes} processes, before on {progress.devices} of {progress.processes}"
     )
-    return state, dataclasses.replace(progress, processes=now.processes, devices=now.devices)
+    if progress.chips != now.chips:
+        message(f"chips of each worker: {now.chips}, before {progress.chips}")
+    return state, dataclasses.replace(progress, processes=now.processes, devices=now.devices, chips=now.chips)
 
 
 def _sources(progress: Progress, workers: int) -> list[int]:

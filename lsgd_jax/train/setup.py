@@ -15,7 +15,8 @@ from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.config import Config
 from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
-from lsgd_jax.distributed import STACKED, Placement, place
+from lsgd_jax.distributed import Placement, place
+from lsgd_jax.distributed.chips import shard_specs
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
@@ -44,11 +45,25 @@ def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the network.
     """
-    placement = place(config.groups, config.workers)
+    placement = place_workers(config)
     feed = make_feed(config, data_dir, placement.own_workers)
     model, optimizer = make_model(config, feed), make_optimizer(config, placement)
     jax.eval_shape(optimizer.init, nnx.state(model, nnx.Param))  # Refuse more fragments than there are arrays.
     return Prepared(placement, feed, model, optimizer)
+
+
+def place_workers(config: Config, devices: Sequence[jax.Device] | None = None) -> Placement:
+    """The workers, each with its chips, on the devices.
+
+    Args:
+      config: of the run.
+      devices: None: all devices.
+
+    Raises:
+      UsageError: if there are too few devices, or they don't fit the workers.
+    """
+    chips = config.chips_per_worker
+    return place(config.groups, config.workers, devices, chips=chips, shard_specs=shard_specs(config))
 
 
 def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:
@@ -102,11 +117,24 @@ def make_model(config: Config, feed: Feed) -> nnx.Module:
             f" {feed.shape}: use {' or '.join(fit)}."
         )
     try:
-        return build(
+        model = build(
             feed.shape, feed.classes, width=config.width, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed)
         )
     except ValueError as error:
         raise UsageError(f"the model {config.model} is not for the data set {config.dataset}: {error}") from None
+    check_shards(config, nnx.state(model, nnx.Param))
+    return model
+
+
+def check_shards(config: Config, params: Any) -> None:
+    """Raise UsageError unless a worker's batches and parameters, whose shapes suffice, can lie over its chips."""
+    specs, chips = shard_specs(config)(params), config.chips_per_worker
+    if config.worker_batch_size % chips:
+        raise UsageError(
+            f"chips_per_worker must divide the {config.worker_batch_size} examples of a worker's batch, got {chips}."
+        )
+    if chips > 1 and not any(len(spec) for spec in jax.tree.leaves(specs)):
+        raise UsageError(f"chips_per_worker must divide an axis of some parameter of the network, got {chips}.")
 
 
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
@@ -125,7 +153,13 @@ def make_method(
     groups, workers = placement.group_axes, placement.worker_axes
     if config.groups == 1:
         groups, workers = (), placement.axes
-    return METHODS[config.method].built(optimizer, config.method_options, groups=groups, workers=workers)
+    return METHODS[config.method].built(
+        optimizer,
+        config.method_options,
+        groups=groups,
+        workers=workers,
+        shard_specs=placement.shard_specs if placement.chips > 1 else None,
+    )
 
 
 def local_optimizer(config: Config) -> optax.GradientTransformation:
@@ -150,7 +184,7 @@ def steps_per_call(config: Config, first: int = 0) -> int:
 
 
 def rounds(feed: Feed, placement: Placement, steps: int, steps_per_call: int, first: int = 0) -> Iterator[Any]:
-    """The feed's batches from a step to the last, on the devices: [group, worker, steps per call, ...]."""
+    """The feed's batches from a step to the last, on the devices: [group, worker, steps per call, example, ...]."""
     batches = feed.batches(first, steps)
     while of_steps := list(itertools.islice(batches, steps_per_call)):
-        yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *of_steps), STACKED)
+        yield placement.put(jax.tree.map(lambda *xs: np.stack(xs, 1), *of_steps), placement.batches(of_steps=True))

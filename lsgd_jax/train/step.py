@@ -14,7 +14,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement
+from lsgd_jax.distributed import SHARED, STACKED, Placement, fully_sharded, over_chips
 from lsgd_jax.exchange import worker_index
 from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
 
@@ -53,24 +53,27 @@ class StepMetrics(NamedTuple):
 
 
 def state_shapes(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
-    """Shapes, dtypes and shardings of what `init_state` returns."""
-    sharding = placement.sharding(STACKED)
+    """Shapes, dtypes and shardings of what `init_state` returns; the model may be abstract."""
+    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    start = jax.eval_shape(partial(_start, optimizer), params, statistics)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*placement.shape, *x.shape), x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: _start(model, optimizer)),
+        lambda x, spec: jax.ShapeDtypeStruct((*placement.shape, *x.shape), x.dtype, sharding=placement.sharding(spec)),
+        start,
+        placement.specs(params, start),
     )
 
 
-def _start(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def _start(optimizer: optax.GradientTransformation, params: optax.Params, statistics: nnx.State) -> TrainState:
     """The state of one worker at the start."""
-    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     return TrainState(params, statistics, optimizer.init(params))
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement) -> TrainState:
-    """The state of all workers at the same start, each on its device."""
-    state, own = _start(model, optimizer), len(placement.own_workers)
-    return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
+    """The state of all workers at the same start, each on its device or its chips."""
+    _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    state, own = _start(optimizer, params, statistics), len(placement.own_workers)
+    stacked = jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state)
+    return placement.put(stacked, placement.specs(params, state))
 
 
 def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Callable:
@@ -97,7 +100,7 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
     ) -> tuple[TrainState, Array]:
         number, batch = now
         data_key, dropout_key = jax.random.split(jax.random.fold_in(key, number))
-        x, y = feed.training(shared, batch, data_key)
+        x, y = over_chips(feed.training(shared, batch, data_key))
 
         def loss_of(params: optax.Params) -> tuple[Array, nnx.State]:
             network = nnx.merge(graphdef, params, state.statistics, copy=True)
@@ -105,7 +108,7 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             return loss, nnx.state(network, nnx.BatchStat)
 
-        (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, statistics), grads = jax.value_and_grad(fully_sharded(loss_of), has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
         )
@@ -160,7 +163,11 @@ def local_steps(
 
     in_specs = (STACKED, SHARED, STACKED, SHARED, SHARED, SHARED)
     mapped = placement.over_workers(steps, in_specs, (STACKED, STACKED))
-    return jax.jit(mapped, donate_argnums=0, out_shardings=(placement.sharding(STACKED), placement.sharding(SHARED)))
+    # Between programs, a worker's state stays sharded over its chips.
+    shardings = placement.sharding(STACKED)
+    if placement.chips > 1:
+        shardings = jax.tree.map(lambda x: x.sharding, state_shapes(model, optimizer, placement))
+    return jax.jit(mapped, donate_argnums=0, out_shardings=(shardings, placement.sharding(SHARED)))
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:

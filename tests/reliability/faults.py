@@ -43,7 +43,7 @@ def train_here(config, path, resume, processes, process, address):
         names = (distributed.COORDINATOR, "JAX_COORDINATOR_BIND_ADDRESS", distributed.PROCESSES, distributed.PROCESS)
         os.environ |= dict(zip(names, (address, address, str(processes), str(process)), strict=True))
         distributed.initialize()
-    distributed.simulate_devices(config.groups * config.workers)
+    distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
     loop.train_and_evaluate(config, path, lines=False, resume=resume)
     if processes > 1:
         jax.distributed.shutdown()

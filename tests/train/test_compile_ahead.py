@@ -14,6 +14,7 @@ import pytest
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.costs.ledger import share_bytes
 from lsgd_jax.distributed import SHARED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
@@ -129,6 +130,23 @@ def test_what_is_printed(compiled):
     assert int(numbers["flops"].replace(",", "")) > 0
 
 
+def test_each_chip_of_a_worker_sends_its_share(libtpu, tmp_path):
+    text = tmp_path / "hlo.txt"
+    arguments = ["--width", "0.25", "--batch-size", "8", "--chips-per-worker", "4", "--text", str(text)]
+    done = lsgd_compile("mnist1d", *arguments, "--topology", "v5e:4x4", path=libtpu)
+    assert done.returncode == 0, done.stderr
+    assert "groups: 1, workers in each: 4, chips of each worker: 4\n" in done.stdout
+    config = dataclasses.replace(PRESETS["mnist1d"], **SMALL, groups=1, workers=4, chips_per_worker=4)
+    share = share_bytes(config, parameter_shapes(config))
+    assert f"bytes per chip, which holds {share:,} bytes of the parameters\n" in done.stdout
+    exchanges = [each for each in collectives(text.read_text(), chips=4) if each.conditional]
+    among, within = ([each for each in exchanges if each.within_worker is kind] for kind in (False, True))
+    assert {(each.kind, each.group_size) for each in among} == {("all-reduce", 4)}
+    assert sizes(among) == ([SCALAR, SCALAR], share)
+    assert {each.kind for each in within} == {"all-reduce"}
+    assert max(each.bytes for each in within) < 0.05 * share  # Finiteness and distance.
+
+
 def test_what_does_not_fit_into_the_memory(libtpu):
     large = ["--model", "mlp", "--batch-size", "8192", "--width", "4"]
     done = lsgd_compile("resnet50-imagenet-4", "--topology", "v5e:2x2", *large, path=libtpu)
@@ -171,6 +189,18 @@ def on_hosts(hosts, each=4):
 )
 def test_what_is_not_given_is_filled_so_that_every_device_has_a_worker(groups, workers, right):
     assert spread(groups, workers, on_hosts(3)) == right
+
+
+@pytest.mark.parametrize(
+    ("chips", "workers", "right"), [(2, None, (3, 2)), (4, None, (1, 3)), (6, None, (1, 2)), (2, 3, (2, 3))]
+)
+def test_groups_are_hosts_if_these_have_several_workers(chips, workers, right):
+    assert spread(None, workers, on_hosts(3), chips) == right
+
+
+def test_chips_that_do_not_divide_the_devices():
+    with pytest.raises(UsageError, match="chips_per_worker must divide the 12 devices, got 5"):
+        spread(None, None, on_hosts(3), 5)
 
 
 @pytest.mark.parametrize(("groups", "workers"), [(5, None), (None, 5), (0, None), (None, 24), (1, 4)])
