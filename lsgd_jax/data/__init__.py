@@ -1,6 +1,7 @@
 """Data sets and input pipelines."""
 
 from lsgd_jax.data.descriptions import DESCRIPTIONS, Description
+from lsgd_jax.data.examples import BlankStream, Data, Stream, blank
 from lsgd_jax.data.feeds import Feed, InMemory, Streamed
 from lsgd_jax.data.preprocessing import Preprocessing
 from lsgd_jax.data.sources import Dataset, hold_out, load
@@ -9,13 +10,17 @@ from lsgd_jax.data.streams import BatchIndices, Stretch
 __all__ = [
     "DESCRIPTIONS",
     "BatchIndices",
+    "BlankStream",
+    "Data",
     "Dataset",
     "Description",
     "Feed",
     "InMemory",
     "Preprocessing",
+    "Stream",
     "Streamed",
     "Stretch",
+    "blank",
     "hold_out",
     "load",
 ]

@@ -20,15 +20,54 @@ from typing import Literal
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 
+from lsgd_jax.data.examples import Stream
 from lsgd_jax.data.preparation import encoded_examples
 from lsgd_jax.data.sources import held_and_kept
 from lsgd_jax.data.streams import BatchIndices, Stretch
 
+Images = tuple[UInt8[np.ndarray, "examples size size 3"], Int32[np.ndarray, " examples"]]
 Training = tuple[UInt8[np.ndarray, "workers batch size size 3"], Int32[np.ndarray, "workers batch"]]
 Test = tuple[UInt8[np.ndarray, "chunk size size 3"], Int32[np.ndarray, " chunk"]]
+
+
+class ImageNet(Stream):
+    """Images of one split, with labels: cropped and flipped at random for training, center-cropped for testing."""
+
+    def __init__(self, split: str, image_size: int = 224, data_dir: Path | str | None = None) -> None:
+        """Open the split.
+
+        Args:
+          split: "train" or "validation".
+          image_size: side of the square images in pixels.
+          data_dir: folder in which imagenet2012 is prepared; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+        Raises:
+          UsageError: if the data set is not prepared.
+        """
+        self._source, self._image_size = encoded_examples("imagenet2012", split, data_dir), image_size
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._source)
+
+    def read(self, indices: Int[np.ndarray, " examples"]) -> Images:
+        """Return images, center-cropped, and labels."""
+        return self._decoded(indices, [_central_crop] * len(indices))
+
+    def sample(self, indices: Int[np.ndarray, " examples"], rngs: Iterator[np.random.Generator]) -> Images:
+        """Return images, cropped and flipped at random, and labels."""
+        return self._decoded(indices, [partial(_random_crop, rng=rng) for rng in rngs])
+
+    def _decoded(self, indices: Int[np.ndarray, " examples"], crops: Sequence[Callable]) -> Images:
+        x = np.empty((len(indices), self._image_size, self._image_size, 3), np.uint8)
+        y = np.empty(len(indices), np.int32)
+        examples = self._source.__getitems__(indices.tolist())
+        for i, (example, crop) in enumerate(zip(examples, crops, strict=True)):
+            x[i], y[i] = crop(example["image"], self._image_size), example["label"]
+        return x, y
 
 
 class ImageNetStream:
