@@ -17,8 +17,9 @@ A task of one's own is a frozen dataclass with three methods, and works with eve
 import dataclasses
 import functools
 import importlib
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, get_type_hints
 
@@ -65,9 +66,9 @@ class Headline(NamedTuple):
         """End of an axis label."""
         return " (%)" if self.percent else ""
 
-    def text(self, value: float) -> str:
-        """Format a value."""
-        return f"{value:.2%}" if self.percent else f"{value:.4f}"
+    def text(self, value: float, space: str = "") -> str:
+        """Format a value, with a space before the percent sign if it is given."""
+        return f"{value:.2%}".replace("%", f"{space}%") if self.percent else f"{value:.4f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +137,12 @@ class Task:
         return None
 
     def check(self) -> None:
-        """Raise ValueError if a field is not of its type or out of range."""
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            if is_checkable(hints[field.name]):
-                check_type(field.name, getattr(self, field.name), hints[field.name])
+        """Raise ValueError if a field is out of range; their types have been checked."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Values of the fields by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __str__(self) -> str:
         """Return a short name, for titles and names of run folders."""
@@ -153,49 +155,91 @@ class Task:
           ValueError: if a changed field has no effect.
         """
         task = dataclasses.replace(self, **changes)
-        idle = {field.name: field.default for field in dataclasses.fields(task) if task.no_effect(field.name)}
-        for name, default in idle.items():
-            if name in changes and getattr(task, name) != default:
-                raise ValueError(f"{name} has no effect {task.no_effect(name)}.")
+        idle = task.idle
+        for name in changes.keys() & idle.keys():
+            raise ValueError(f"{name} has no effect {task.no_effect(name)}.")
         return dataclasses.replace(task, **idle)
 
+    @property
+    def idle(self) -> dict[str, Any]:
+        """Defaults of those fields that have another value and no effect."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        others = (name for name, value in self.fields.items() if value != defaults[name])
+        return {name: defaults[name] for name in others if self.no_effect(name)}
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the name of the class and the fields that have an effect, for `from_dict`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"class": _name_of(type(self))} | {name: of for name, of in fields.items() if not self.no_effect(name)}
+        """Return the name of the class, `package.module:Class`, and the fields that have an effect, for `from_dict`.
+
+        Raises:
+          ValueError: if no other process could find the class, or a field is not one for JSON.
+        """
+        fields = {name: of for name, of in self.fields.items() if not self.no_effect(name)}
+        try:
+            json.dumps(fields)
+        except TypeError as error:
+            raise ValueError(f"the fields of {type(self).__name__} can't be written to a file: {error}.") from None
+        return {"class": _name_of(type(self))} | fields
 
     @staticmethod
-    def from_dict(fields: Mapping[str, Any]) -> "Task":
+    def from_dict(fields: Any) -> "Task":
         """Return the task that `to_dict` described. This imports the module of its class.
 
         Raises:
           ValueError: if there is no such subclass of `Task`, or it has no such fields.
         """
-        name, *_ = (fields.get("class", ""),)
-        kind = named(name)
-        if not (isinstance(kind, type) and issubclass(kind, Task) and dataclasses.is_dataclass(kind)):
-            raise ValueError(f"{name} is not a subclass of Task.")
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a task is a JSON object, got {str(fields)[:40]!r}.")
+        name, kind = fields.get("class"), named(fields.get("class"))
+        if not (isinstance(kind, type) and issubclass(kind, Task)):
+            raise ValueError(f"{name!r} is not a subclass of Task.")
         values = {name: tuple(of) if isinstance(of, list) else of for name, of in fields.items() if name != "class"}
-        unknown = values.keys() - {field.name for field in dataclasses.fields(kind)}
-        if unknown:
-            raise ValueError(f"{name} has no fields {', '.join(sorted(unknown))}.")
-        return kind(**values)
+        if unknown := values.keys() - {field.name for field in dataclasses.fields(kind)}:
+            raise ValueError(f"unknown fields of the task {name!r}: {', '.join(sorted(unknown))}.")
+        task = kind(**values)
+        check_fields(task)
+        return task.replace()
+
+
+def check_fields(task: Task, taken: Collection[str] = ()) -> None:
+    """Raise ValueError if a task is not a frozen dataclass whose fields are of their types and have no taken name."""
+    kind = type(task)
+    if "__dataclass_fields__" not in vars(kind):
+        what = "a dataclass: put @dataclasses.dataclass(frozen=True) above it"
+        raise ValueError(f"the task {kind.__name__} must be {what}.")
+    if not isinstance(task.headline, Headline):
+        raise ValueError(f"{kind.__name__}.headline must be a Headline, got {task.headline!r}.")
+    hints = get_type_hints(kind)
+    for name, value in task.fields.items():
+        if name in taken:
+            raise ValueError(f"the fields of a task must have other names than those of Config, got {name}.")
+        if is_checkable(hints[name]):
+            check_type(name, value, hints[name])
+    task.check()
+
+
+def of_earlier_version(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a configuration with a task, from one of the versions that had classification alone."""
+    own = fields.keys() & {"dataset", "model", "width", "dtype", "image_size"}
+    task = {"class": "lsgd_jax.tasks.classification:Classification"} | {name: fields[name] for name in own}
+    return {name: value for name, value in fields.items() if name not in own} | {"task": task}
 
 
 def named(name: Any) -> Any:
-    """Return what a name like package.module:object stands for; this imports the module.
+    """Return what the name of a task, package.module:Class, stands for; this imports the module.
 
     Raises:
       ValueError: if there is nothing of that name, or the module can't be imported.
     """
     if not isinstance(name, str) or name.count(":") != 1:
-        raise ValueError(f"a name is package.module:object, got {name!r}.")
-    module, _, path = name.partition(":")
+        raise ValueError(f"the class of a task must be package.module:Class, got {name!r}.")
+    module, path = name.split(":")
     try:
         found = sys.modules["__main__"] if module == _main() else importlib.import_module(module)
         return functools.reduce(getattr, path.split("."), found)
     except Exception as error:  # Whatever the module raises.
-        raise ValueError(f"{name} can't be imported ({type(error).__name__}: {error}).") from None
+        why = f"{type(error).__name__}: {error}"
+        where = "run the command in the folder of its module, or put that on PYTHONPATH"
+        raise ValueError(f"the task {name!r} can't be imported ({why}): {where}.") from None
 
 
 def _name_of(kind: type) -> str:
@@ -205,7 +249,8 @@ def _name_of(kind: type) -> str:
       ValueError: if it is inside a function.
     """
     if "<locals>" in kind.__qualname__:
-        raise ValueError(f"the task {kind.__qualname__} must be at the top level of a module, so that runs can name it.")
+        where = "at the top level of a module, so that runs can name it"
+        raise ValueError(f"the task {kind.__qualname__} must be {where}.")
     module = _main() if kind.__module__ == "__main__" else kind.__module__
     return f"{module}:{kind.__qualname__}"
 

@@ -110,8 +110,7 @@ class Classification(Task):
         return "unless the dataset is imagenet2012" if name == "image_size" and not self.is_streamed else None
 
     def check(self) -> None:
-        """Raise ValueError if a field is not of its type or out of range."""
-        super().check()
+        """Raise ValueError if a field is out of range."""
         if not 0 < self.width <= 64:
             raise ValueError(f"width must be in (0, 64], got {self.width}.")
         if not 1 <= self.image_size < 2**31:
