@@ -112,14 +112,14 @@ def with_presets(command: Callable, own: str | None) -> Callable:
 
 
 @functools.cache
-def _subcommands(kind: type[Options], own: str | None, config: Config | None) -> Any:
+def _subcommands(kind: Any, own: str | None, config: Config | None) -> Any:
     """One subcommand per preset, with the fields of the configuration and those of its task as options."""
     unplaced: dict[str, Any] = {"groups": None, "workers": None} if kind is UnplacedOptions else {}
     configs = presets.PRESETS | ({own: config} if own and config else {})
-    defaults = {
-        name: _with_task(kind, type(config.task))(**vars(config) | unplaced | {"preset": name})
-        for name, config in configs.items()
-    }
+    defaults: dict[str, Any] = {}
+    for name, of in configs.items():
+        task: Any = type(of.task)
+        defaults[name] = _with_task(kind, task)(**vars(of) | unplaced | {"preset": name})
     return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
 
 
