@@ -124,7 +124,7 @@ class Training:
     def __init__(self, config: Config) -> None:
         placement, feed, model, optimizer = prepare(config)
         steps = steps_per_call(config)
-        self._program: Any = local_steps(model, optimizer, placement, feed)
+        self._program: Any = local_steps(config.task, model, optimizer, placement, feed)
         self._state = init_state(model, optimizer, placement)
         batches = next(rounds(feed, placement, config.steps, steps))
         shared = placement.put(feed.shared, SHARED)

@@ -60,8 +60,8 @@ class BatchIndices:
         Raises:
           UsageError: if there are too few examples for one step.
         """
-        self._examples, self._workers, self._batch_size = examples, workers, batch_size
-        self._sampling, self._seed = sampling, seed
+        self._examples, self._workers, self.batch_size = examples, workers, batch_size
+        self._sampling, self.seed = sampling, seed
         self._needed = self._needed_by(workers, batch_size)
         self.steps_per_epoch = examples // self._needed
         self._dealt_epoch, self._batches = -1, np.empty(0, np.int32)
@@ -149,12 +149,12 @@ class BatchIndices:
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
         # Workers with shards share one order; independent workers have one each.
         orders: list[list[int]] = [[]] if self._sampling == "shards" else [[i] for i in range(self._workers)]
-        shards = [self._dealt(self._left(epoch, *which), self._workers, self._batch_size) for which in orders]
+        shards = [self._dealt(self._left(epoch, *which), self._workers, self.batch_size) for which in orders]
         return np.concatenate(shards).swapaxes(0, 1).astype(np.int32)
 
     def _left(self, epoch: int, *which: int) -> np.ndarray:
         """Return an order of the examples, without those used by earlier workers."""
-        order = np.random.default_rng([self._seed, epoch, *which]).permutation(self._examples)
+        order = np.random.default_rng([self.seed, epoch, *which]).permutation(self._examples)
         for steps, workers, batch_size in self._parts if epoch == self._epoch else []:
             shards = self._dealt(order, workers, batch_size)
             order = np.append(shards[:, steps:], order[shards.size :])
