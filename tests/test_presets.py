@@ -44,7 +44,6 @@ def test_the_network_of_a_preset_is_built_at_full_size(name):
     assert sum(sizes) > 5_000
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", PRESETS)
 def test_two_steps_at_reduced_width(name, prepared, tmp_path):
     small = {"width": 0.05, "steps": 2, "eval_every": 2, "batch_size": 2, "period": 1, "checkpoint_every": 0}
