@@ -1,5 +1,6 @@
 """Eight simulated devices, set before JAX wakes, and strict promotion of ranks; data sets made of made-up archives."""
 
+import gc
 import os
 import tempfile
 from importlib.metadata import version
@@ -20,9 +21,13 @@ if "XLA_FLAGS" not in os.environ:
     if version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# Nor do they run long enough for most optimizations to pay, here or in the processes that they start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
+gc.set_threshold(200_000, 50, 1_000)  # There are millions of objects, of which a collection finds few to free.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -50,12 +55,17 @@ def prepared(tmp_path_factory):
     return data_dir, truth
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compile without most optimisations, for tests of large programs that run for a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
+CORE = ("test_leader.py", "exchange/", "methods/")
+"""Tests of what comes out to the bit: of programs as users have them compiled."""
+
+
+@pytest.fixture(autouse=True)
+def _core_is_optimized(request):
+    before = jax.config.read("jax_disable_most_optimizations")
+    core = request.path.relative_to(request.config.rootpath / "tests").as_posix().startswith(CORE)
+    jax.config.update("jax_disable_most_optimizations", before and not core)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session", params=[None, "posted"])
@@ -65,7 +75,5 @@ def trained(request, tmp_path_factory):
     from tests.figures.runs import SMALL
 
     path = tmp_path_factory.mktemp("runs") / "run"
-    jax.config.update("jax_disable_most_optimizations", True)  # Compiling takes longer than the few steps.
     train.train_and_evaluate(SMALL.replace(asynchronous=request.param), path, tensorboard=True)
-    jax.config.update("jax_disable_most_optimizations", False)
     return path

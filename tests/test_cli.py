@@ -52,12 +52,27 @@ def lsgd(*arguments, cwd, **environment):
         ([], "Missing subcommand"),
     ],
 )
-def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, tmp_path):
+def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:  # By which tyro ends.
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["trian"], "Unrecognized options: trian"), (["train", "mnist1d", "--period", "0"], "period must be at least 1")],
+)
+def test_a_process_exits_with_2_and_no_traceback(arguments, message, tmp_path):
     done = lsgd(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):

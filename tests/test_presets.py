@@ -52,7 +52,6 @@ def test_the_network_of_a_preset_is_built_at_full_size(name):
         assert jax.tree.map(jnp.shape, nnx.state(other)) == jax.tree.map(jnp.shape, nnx.state(model))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", PRESETS)
 def test_two_steps_at_reduced_width(name, prepared, tmp_path):
     small = {

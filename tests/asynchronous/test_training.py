@@ -81,7 +81,6 @@ def synchronous(run):
 @pytest.fixture(scope="module")
 def in_step(tmp_path_factory):
     """The same run by hand, joined and posted, all with workers in step."""
-    jax.config.update("jax_disable_most_optimizations", True)
     path = tmp_path_factory.mktemp("runs")
     with RunFolder(path / "by_hand", SMALL) as folder:
         by_hand = synchronous(run_of(SMALL, folder))
@@ -92,8 +91,7 @@ def in_step(tmp_path_factory):
             run = run_of(config, folder)
             drive_in_step(run.workers, run.exchanges)
         params[way] = params_of(run)
-    yield by_hand, params, path
-    jax.config.update("jax_disable_most_optimizations", False)
+    return by_hand, params, path
 
 
 @pytest.mark.parametrize("way", ["joined", "posted"])
@@ -209,7 +207,7 @@ def wait_for_no_threads():
 
 
 @pytest.fixture
-def command_line(monkeypatch, quick_compilation):
+def command_line(monkeypatch):
     """The command line in this process, whose devices are awake already."""
     monkeypatch.setattr(distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(distributed, "simulate_devices", lambda count: None)

@@ -42,7 +42,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
         comparisons.read(tmp_path)
 
 
-def test_every_claim_gets_a_verdict(tmp_path, quick_compilation):
+def test_every_claim_gets_a_verdict(tmp_path):
     sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=200, candidates=500, runs=20)
     summary = verdicts.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]

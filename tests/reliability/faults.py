@@ -38,7 +38,6 @@ FORKS.set_forkserver_preload(
 def train_here(config, path, resume, processes, process, address):
     """What each process does that `training` starts."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
     if processes > 1:
         names = (distributed.COORDINATOR, "JAX_COORDINATOR_BIND_ADDRESS", distributed.PROCESSES, distributed.PROCESS)
         os.environ |= dict(zip(names, (address, address, str(processes), str(process)), strict=True))

@@ -360,7 +360,6 @@ def untouched(case: Case, leaf: Leaf, start: np.ndarray, gradients: np.ndarray) 
 
 
 @pytest.mark.parametrize("seed", range(2000 if faults.SOAK else 60))
-@pytest.mark.usefixtures("quick_compilation")
 def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
     case = random_case(seed)
     print(case)  # With a failure, pytest shows it.

@@ -381,7 +381,6 @@ def test_without_revival_a_failure_is_told_once_also_by_a_run_that_goes_on(tmp_p
 
 
 @pytest.mark.parametrize("name", ["lsgd", "easgd"])
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_whose_workers_have_all_failed_stops_and_says_since_when(name, tmp_path, monkeypatch):
     faults.poison(monkeypatch, steps=[9], workers=[2])
     with monkeypatch.context() as later:

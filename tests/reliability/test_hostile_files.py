@@ -121,7 +121,6 @@ READING = {
 
 
 @pytest.mark.parametrize("name", READING)
-@pytest.mark.usefixtures("quick_compilation")
 def test_whatever_a_folder_holds_is_one_sentence_or_read(name, written, tmp_path, monkeypatch, capfd, record_property):
     """In bounded time and memory."""
     for what in ("initialize", "simulate_devices"):

@@ -56,7 +56,6 @@ CONFIGS |= {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_stop_at_any_step_changes_no_bit(name, tmp_path, monkeypatch, record_property):
     config = dataclasses.replace(SMALL, **CONFIGS[name])
     error = train.train_and_evaluate(config, tmp_path / "whole", lines=False)
@@ -98,7 +97,6 @@ def test_kills_at_any_point_change_no_bit(name, processes, tmp_path, record_prop
     ("saved", "now", "options"),
     [((1, 4), (2, 4), {"method": "lsgd", "wire": "int8", "stale_pull": 0.1}), ((2, 2), (1, 2), {"method": "easgd"})],
 )
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_goes_on_with_other_workers(saved, now, options, tmp_path, capsys):
     config = dataclasses.replace(SMALL, groups=saved[0], workers=saved[1], steps=12, **options)
     path = tmp_path / "run"
@@ -121,7 +119,6 @@ def best_first(path):
     return np.argsort(np.ravel(scores), kind="stable").tolist()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_an_epoch_goes_on_with_other_workers(tmp_path, monkeypatch):
     """An epoch is six steps of four workers; others take what is left of it, and rates drop when it is at its end."""
     counts, given = np.zeros(768, int), InMemory.batches
@@ -153,7 +150,6 @@ def test_an_epoch_goes_on_with_other_workers(tmp_path, monkeypatch):
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_of_two_processes_goes_on_in_one_and_in_four(tmp_path):
     """In one with half of the workers, and in both with twice as many, which then do the same."""
     need_devices(4)

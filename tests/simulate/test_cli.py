@@ -99,7 +99,7 @@ def test_many_workers(tmp_path, capsys):
     assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".png"]
 
 
-def test_training(tmp_path, capsys, quick_compilation):
+def test_training(tmp_path, capsys):
     out = tmp_path / "out"
     cli.main([*SMALL, "--methods", "lsgd,lsgd-posted", "--eval-every", "4", "--out", str(out)])
     methods = json.loads((out / "error.json").read_text())["methods"]

@@ -150,7 +150,7 @@ def test_methods_with_a_server_event_by_event(name):
 
 
 @pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
-def test_a_network_as_lsgd_train_trains_it(name, tmp_path, quick_compilation):
+def test_a_network_as_lsgd_train_trains_it(name, tmp_path):
     config = CONFIG.replace(method=SCHEDULES[name].method)
     train_and_evaluate(config, tmp_path / "run", lines=False)
     [_, last] = read_metrics(tmp_path / "run", "evaluation")

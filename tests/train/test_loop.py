@@ -103,7 +103,6 @@ def test_a_compiled_round_takes_the_same_steps_one_by_one():
 
 
 @pytest.mark.parametrize(("shape", "method"), [((2, 2), "lsgd"), ((1, 4), "lsgd"), ((1, 1), "lsgd"), ((2, 1), "easgd")])
-@pytest.mark.usefixtures("quick_compilation")
 def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
     """With dropout, whose keys are the workers' own."""
     config = SMOKE.replace(
