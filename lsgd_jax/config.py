@@ -15,11 +15,12 @@ from lsgd_jax import files
 from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
 from lsgd_jax.methods.options import option_types, with_options_of
+from lsgd_jax.optimizers import OptimizerOptions
 
 
 @dataclasses.dataclass(frozen=True)
 @with_options_of(METHODS)
-class Config:
+class Config(OptimizerOptions):
     """What a training run depends on. Presets make it; the command line overrides single fields.
 
     The options of methods are fields, too, by the names that their builders have for them; None is the default of the
@@ -40,8 +41,6 @@ class Config:
     """Network that every worker trains."""
     steps: int
     """Local steps of every worker."""
-    learning_rate: float
-    """Learning rate of each worker's optimizer."""
     width: float = 1.0
     """Width multiplier relative to the published architecture."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -51,19 +50,6 @@ class Config:
     that elect leaders), or re-estimated by a pass of the center over training batches."""
     statistics_batches: int = 32
     """Batches per worker in the pass that re-estimates batch-norm statistics."""
-    learning_rate_drops: tuple[float, ...] = ()
-    """When to multiply the learning rate by 0.1."""
-    learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"
-    """Unit of the drops: fractions of all steps, epochs, or seconds of training. Runs with drops in seconds are not
-    reproducible to the bit."""
-    learning_rates: Literal["equal", "linear", "powers"] = "equal"
-    """Per-worker learning-rate scaling: equal, linear (1x, 2x, 3x, ...) or powers (1x, 2x, 4x, ...)."""
-    local_optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """Each worker's optimizer."""
-    momentum: float = 0.9
-    """Momentum coefficient of SGD (Nesterov) and LARS."""
-    weight_decay: float = 1e-4
-    """Weight decay: added to the gradient by SGD; as AdamW and LARS define it."""
     batch_size: int = 32
     """Examples per step."""
     batch: Literal["per_worker", "global"] = "per_worker"
@@ -74,9 +60,10 @@ class Config:
     """Side length in pixels of ImageNet's images after cropping."""
     data_processes: int = 4
     """Processes that decode ImageNet's images; the batches do not depend on it."""
-    sampling: Literal["shards", "independent"] = "shards"
-    """How workers sample the training data: each epoch is shuffled and split into disjoint shards, or every worker
-    goes through all the data in an order of its own."""
+    sampling: Literal["shards", "independent", "partitions"] = "shards"
+    """How workers sample the training data: each epoch is shuffled and split into disjoint shards; every worker goes
+    through all the data in an order of its own; or every worker keeps a contiguous part of the data (not i.i.d. where
+    the data are sorted)."""
     groups: int = 2
     """Groups of workers, each with a local leader."""
     workers: int = 4
@@ -131,14 +118,8 @@ class Config:
             fits = name == "seed" or all(not isinstance(number, int) or number < 2**31 for number in numbers)
             self._check(name, fits, "below 2^31")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
-        self._check("learning_rate", 0 < self.learning_rate < float("inf"), "positive")
-        self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
-        self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
         self._check("width", 0 < self.width <= 64, "in (0, 64]")
-        drops, in_fractions = self.learning_rate_drops, self.learning_rate_drops_in == "fractions"
-        in_range = all(0 < drop < (1 if in_fractions else float("inf")) for drop in drops)
-        self._check("learning_rate_drops", in_range, "fractions in (0, 1)" if in_fractions else "positive")
-        self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
+        self._check_optimizer()
         workers = self.groups * self.workers
         divisible = self.batch == "per_worker" or self.batch_size % workers == 0
         self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
@@ -166,10 +147,6 @@ class Config:
         groups = () if self.groups == 1 else ("group",)
         method.built(optax.identity(), self.method_options, groups=groups, workers=("worker",))
         method.filled(self.method_options, self.groups, self.workers)
-
-    def _check(self, name: str, right: bool, demand: str) -> None:
-        if not right:
-            raise ValueError(f"{name} must be {demand}, got {getattr(self, name)}.")
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -325,6 +302,16 @@ def _has_batch_norm(config: Any) -> bool:
 
 _RULES = (
     _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
+    _Rule(
+        ("adam_b1", "adam_b2"),
+        lambda c: c.local_optimizer in ("adamw", "muon"),
+        "unless the local_optimizer is adamw or muon",
+    ),
+    _Rule(
+        ("learning_rate_decay",),
+        lambda c: c.learning_rate_schedule == "constant",
+        "unless the learning_rate_schedule is constant",
+    ),
     _Rule(("batch_statistics", "statistics_batches"), _has_batch_norm, "with a model without batch normalization"),
     _Rule(
         ("statistics_batches",), lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"

@@ -130,7 +130,7 @@ class Streamed:
         *,
         workers: int,
         batch_size: int,
-        sampling: Literal["shards", "independent"],
+        sampling: Literal["shards", "independent", "partitions"],
         seed: int,
         held_out: float,
         rows: Sequence[int] | None = None,
@@ -143,7 +143,7 @@ class Streamed:
           data_dir: folder of prepared data sets.
           workers: number of workers in all groups.
           batch_size: examples per worker per step.
-          sampling: "shards" or "independent"; see `BatchIndices`.
+          sampling: "shards", "independent" or "partitions"; see `BatchIndices`.
           seed: random seed of order, crops and flips.
           held_out: share of the training data to test on; 0: test on the validation images.
           rows: indices of the workers to feed; by default all.

@@ -43,7 +43,7 @@ class ImageNetStream:
         *,
         workers: int,
         batch_size: int,
-        sampling: Literal["shards", "independent"] = "shards",
+        sampling: Literal["shards", "independent", "partitions"] = "shards",
         seed: int,
         held_out: float = 0.0,
         rows: Sequence[int] | None = None,

@@ -140,10 +140,10 @@ class RunFolder:
             if not (before.has_effect(field.name) and config.has_effect(field.name)):
                 continue
             old, new = olds[field.name], news[field.name]
-            by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
-            may_change = field.name in MAY_CHANGE and not (field.name == "steps" and by_fraction)
+            depends = field.name == "steps" and config.rate_depends_on_steps
+            may_change = field.name in MAY_CHANGE and not depends
             if old != new and not may_change:
-                why = ", at fractions of which its learning rate drops" if field.name in MAY_CHANGE else ""
+                why = ", on which its learning rate depends" if field.name in MAY_CHANGE else ""
                 raise UsageError(
                     f"the run in {self.path} can't be resumed with another {field.name}{why}: {new!r}, not {old!r}."
                 )

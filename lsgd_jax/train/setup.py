@@ -19,6 +19,7 @@ from lsgd_jax.distributed import STACKED, Placement, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
+from lsgd_jax.optimizers import local_optimizer
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
 
 
@@ -124,17 +125,6 @@ def make_method(
     if config.groups == 1:
         groups, workers = (), placement.axes
     return METHODS[config.method].built(optimizer, config.method_options, groups=groups, workers=workers)
-
-
-def local_optimizer(config: Config) -> optax.GradientTransformation:
-    """Every worker's own optimizer, without per-worker learning-rate scaling and drops."""
-    rate = config.learning_rate
-    if config.local_optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=config.weight_decay)
-    if config.local_optimizer == "lars":
-        return optax.lars(rate, config.weight_decay, momentum=config.momentum)
-    decay = optax.add_decayed_weights(config.weight_decay)
-    return optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
 
 
 def steps_per_call(config: Config, first: int = 0) -> int:
