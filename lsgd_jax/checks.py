@@ -86,6 +86,13 @@ def check_type(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name} must be {demand}, got {value!r}.")
 
 
+def is_checkable(hint: Any) -> bool:
+    """Return whether `check_type` knows a type."""
+    if get_origin(hint) in (Union, types.UnionType, tuple):
+        return all(each is Ellipsis or is_checkable(each) for each in get_args(hint))
+    return get_origin(hint) is Literal or hint in _NAMES
+
+
 def _is_of_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
@@ -105,6 +112,14 @@ def _alternatives(hint: Any) -> list[str]:
     if get_origin(hint) is tuple:
         [entry] = _alternatives(get_args(hint)[0])
         return [f"a tuple, each entry of it {entry}"]
-    if hint is bool:
-        return ["True", "False"]
-    return [{float: "a number", int: "a whole number", str: "a string", types.NoneType: "not given"}[hint]]
+    return _NAMES[hint]
+
+
+_NAMES = {
+    bool: ["True", "False"],
+    float: ["a number"],
+    int: ["a whole number"],
+    str: ["a string"],
+    types.NoneType: ["not given"],
+}
+"""What a value of a plain type is, for a sentence."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -22,6 +21,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
+from lsgd_jax.task import Headline
 from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare
@@ -64,7 +64,7 @@ def compare(
     out: Path | str,
     *,
     tune: bool,
-    target_error: float,
+    target: float | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     data_dir: Path | str | None = None,
 ) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def compare(
       methods: distinct names in `METHODS`.
       seeds: random seeds of initialization and data order.
       out: output folder: one run folder per cell, and the summary as JSON, CSV and Markdown.
-      tune: whether to choose each method's hyperparameters from its `grid`, by the mean final error on held-out
-        training data with the first seeds.
-      target_error: test error in [0, 1] for the number of steps and bytes until it is reached.
+      tune: whether to choose each method's hyperparameters from its `grid`, by the mean of the final headline measure
+        on held-out training data with the first seeds.
+      target: value of the headline measure to report the steps and bytes to; None: the task's own, if any.
       options: overrides of fields of `config`, each for all methods that have it, such as `prox` of MGRAWA and LGRAWA.
       data_dir: folder of prepared data sets; None: the default of tensorflow-datasets.
 
@@ -99,7 +99,7 @@ def compare(
         # Report configurations that don't fit before anything is trained or written.
         model = prepare(method_config, data_dir).model
     with _claimed(out, config, options, tune):
-        return _compare(configs, seeds, out, chosen, model, tune, target_error, data_dir)
+        return _compare(configs, seeds, out, chosen, model, tune, target, data_dir)
 
 
 def _compare(
@@ -109,11 +109,13 @@ def _compare(
     chosen: dict[str, Config],
     model: nnx.Module,
     tune: bool,
-    target_error: float,
+    target: float | None,
     data_dir: Path | str | None,
 ) -> dict[str, Any]:
     """Train and summarize in the claimed folder; methods that are not tuned use the configurations in `chosen`."""
     methods = list(configs)
+    headline = configs[methods[0]].task.headline
+    target = headline.target if target is None else target
     tuning_seeds = seeds[:TUNING_SEEDS] if tune else []
     done, cells = 0, sum(len(seeds) + len(tuning_seeds) * len(grid(of)) for of in configs.values())
 
@@ -137,9 +139,9 @@ def _compare(
                 files.sync_tree(unfinished)  # The final name of a cell implies that it is complete.
                 unfinished.rename(path)
                 files.sync(path.parent)
-        error = curves([path])["center_error"][0, -1]
-        print(f"[{done}/{cells}] {path.relative_to(out)}: {error:.2%}", flush=True)
-        return error
+        value = curves([path], headline)["center"][0, -1]
+        print(f"[{done}/{cells}] {path.relative_to(out)}: {headline.text(value)}", flush=True)
+        return value
 
     tried: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     for method in methods:
@@ -147,12 +149,13 @@ def _compare(
             candidates = [configs[method].replace(**values) for values in grid(configs[method])]
             for i, (values, of) in enumerate(zip(grid(configs[method]), candidates, strict=True)):
                 candidate = of.replace(validation=VALIDATION)
-                errors = [
+                finals = [
                     cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
                 told = {name: of.effective[name] for name in values}
-                tried[method].append({"values": told, "validation_error": float(np.mean(errors))})
-            best = min(range(len(candidates)), key=lambda i: tried[method][i]["validation_error"])
+                tried[method].append({"values": told, f"validation_{headline.name}": _finite(np.mean(finals))})
+            scores = [trial[f"validation_{headline.name}"] for trial in tried[method]]
+            best = int(np.nanargmin([np.inf if score is None else score for score in scores]))
             chosen[method] = candidates[best]
         for seed in seeds:
             cell(out / method / f"seed-{seed}", chosen[method].replace(seed=seed))
@@ -162,7 +165,8 @@ def _compare(
     params = nnx.state(model, nnx.Param)
     totals = {method: bytes_sent(of, params, of.steps) for method, of in chosen.items()}
     thriftiest = min((total for total in totals.values() if total), default=0.0)
-    summary: dict[str, Any] = {"target_error": target_error, "seeds": seeds, "methods": {}}
+    summary: dict[str, Any] = {"headline": headline._asdict(), f"target_{headline.name}": target}
+    summary |= {"seeds": seeds, "methods": {}}
     for method in methods:
         runs = matched = [out / method / f"seed-{seed}" for seed in seeds]
         if totals[method] > 1.01 * thriftiest:
@@ -173,11 +177,12 @@ def _compare(
             matched = [out / method / f"matched-bytes-seed-{seed}" for seed in seeds]
             for seed, path in zip(seeds, matched, strict=True):
                 cell(path, shorter.replace(seed=seed))
-        summary["methods"][method] = _summary(runs, matched, target_error) | {
+        summary["methods"][method] = _summary(runs, matched, headline, target) | {
             "hyper-parameters": hyperparameters(chosen[method]),
             "tried": tried[method],
         }
-    finals = {method: np.array(of["final_error"]["values"]) for method, of in summary["methods"].items()}
+    final = f"final_{headline.name}"
+    finals = {method: np.array(of[final]["values"], float) for method, of in summary["methods"].items()}
     for method, of in summary["methods"].items():  # Paired by seed, since initialization and data are the same.
         of["difference_to_first"] = _interval(finals[method] - finals[methods[0]])
     summary["environment"] = environment()
@@ -209,62 +214,59 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 def table(summary: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the summary of a comparison as rows of text, header first."""
-    target = f"{summary['target_error']:.1%}"
+    headline = Headline(**summary["headline"])
+    name, target = headline.name, summary[f"target_{headline.name}"]
+    at_target = "" if target is None else f"{target:.1%}" if headline.percent else f"{target:g}"
     yield [
         "method",
         "hyper-parameters",
-        "final error (95 %)",
+        f"final {name} (95 %)",
         "median",
         f"minus {next(iter(summary['methods']))}, seed by seed (95 %)",
-        "best error (95 %)",
-        "final error of the best worker",
-        "final error at equal bytes",
-        f"steps to {target}",
-        f"MB sent to {target}",
+        f"best {name} (95 %)",
+        f"final {name} of the best worker",
+        f"final {name} at equal bytes",
+        *([f"steps to {at_target}", f"MB sent to {at_target}"] if at_target else []),
     ]
     for method, of in summary["methods"].items():
         hyper = [f"{name} {v if isinstance(v, str) else f'{v:g}'}" for name, v in of["hyper-parameters"].items()]
-        some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
-        steps, megabytes = of["steps_to_target"], of["megabytes_to_target"]
-        yield [
-            method,
-            ", ".join(hyper),
-            _percent(of["final_error"]),
-            f"{100 * of['final_error']['median']:.2f} %",
-            _percent(of["difference_to_first"]),
-            _percent(of["best_error"]),
-            _percent(of["final_best_worker_error"]),
-            _percent(of["final_error_at_equal_bytes"]),
-            ("not reached" if steps is None else f"{steps:.0f}") + some,
-            "not reached" if megabytes is None else f"{megabytes:.1f}",
-        ]
+        measured = (f"final_{name}", "difference_to_first", f"best_{name}", f"final_best_worker_{name}")
+        final, *others = (_text(of[key], headline) for key in (*measured, f"final_{name}_at_equal_bytes"))
+        median = _text({"mean": of[f"final_{name}"]["median"], "half_width": None}, headline)
+        row = [method, ", ".join(hyper), final, median, *others]
+        if at_target:
+            some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
+            steps, megabytes = of["steps_to_target"], of["megabytes_to_target"]
+            row.append(("not reached" if steps is None else f"{steps:.0f}") + some)
+            row.append("not reached" if megabytes is None else f"{megabytes:.1f}")
+        yield row
 
 
-def curves(runs: list[Path]) -> dict[str, np.ndarray]:
-    """Read metrics at the evaluations of a method's runs, as arrays [seeds, evaluations].
+def curves(runs: list[Path], headline: Headline) -> dict[str, np.ndarray]:
+    """Read metrics at the evaluations of a method's runs, as arrays [seeds, evaluations]; NaN if they are not finite.
 
     Raises:
       UsageError: if they can't be read, or the runs differ in their evaluations or workers.
     """
     evaluations = [read_metrics(run, "evaluation") for run in runs]
     with making_sense_of(runs[0].parent):
-        return _curves(evaluations)
+        return _curves(evaluations, headline)
 
 
-def _curves(evaluations: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+def _curves(evaluations: list[list[dict[str, Any]]], headline: Headline) -> dict[str, np.ndarray]:
     if not all(evaluations):
         raise ValueError("a run has no evaluation")
 
     def of(name: str) -> np.ndarray:
         return np.array([[entry[name] for entry in run] for run in evaluations], float)
 
-    worker_errors = np.array([[np.ravel(entry["worker_errors"]) for entry in run] for run in evaluations])
+    of_workers = np.array([[np.ravel(entry[headline.workers]) for entry in run] for run in evaluations]).astype(float)
     # The worker with the lowest training loss since the previous evaluation; nonfinite losses are null.
     losses = np.array([[np.ravel(entry["train_losses"]) for entry in run] for run in evaluations]).astype(float)
     best = np.nan_to_num(losses, nan=np.inf).argmin(-1)
-    best_worker_error = np.take_along_axis(worker_errors, best[..., None], -1)[..., 0]
-    names = ("step", "seconds", "bytes_sent", "center_error")
-    return {name: of(name) for name in names} | {"best_worker_error": best_worker_error}
+    best_worker = np.take_along_axis(of_workers, best[..., None], -1)[..., 0]
+    found = {name: of(name) for name in ("step", "seconds", "bytes_sent")}
+    return found | {"center": of(headline.center), "best_worker": best_worker}
 
 
 def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -> dict[str, Config]:
@@ -298,7 +300,7 @@ def _claimed(out: Path, config: Config, options: Mapping[str, Any], tune: bool) 
     Raises:
       UsageError: if it is used for something else, another process writes it, or it can't be written.
     """
-    fields = dataclasses.asdict(config) | dict(options)
+    fields = config.flat | dict(options)
     shared = {name: value for name, value in fields.items() if name not in _OF_A_CELL and value is not None}
     claim = {"config": json.loads(json.dumps(shared)), "tune": tune}
     path = out / "comparison-config.json"
@@ -343,16 +345,24 @@ def _problem_of(run: Path, config: Config) -> str:
     if found != config:
         raise UsageError(f"{run} holds a run with another configuration: remove it, or name another out folder.")
     try:
-        last = int(curves([run])["step"][0, -1])
+        last = int(curves([run], config.task.headline)["step"][0, -1])
     except UsageError as error:
         return str(error)
     return "" if last == config.steps else f"its last evaluation is of step {last} of {config.steps}."
 
 
-def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict[str, Any]:
-    of = curves(runs)
-    error = of["center_error"]
-    reached: np.ndarray = error <= target_error
+def _summary(runs: list[Path], matched: list[Path], headline: Headline, target: float | None) -> dict[str, Any]:
+    of, name = curves(runs, headline), headline.name
+    center = of["center"]
+    found = {
+        f"final_{name}": _interval(center[:, -1]),
+        f"best_{name}": _interval(np.nan_to_num(center, nan=np.inf).min(1)),
+        f"final_best_worker_{name}": _interval(of["best_worker"][:, -1]),
+        f"final_{name}_at_equal_bytes": _interval(curves(matched, headline)["center"][:, -1]),
+    }
+    if target is None:
+        return found
+    reached: np.ndarray = center <= target
     first, ever = reached.argmax(1), np.atleast_1d(reached.any(1))
 
     def at_target(name: str) -> float | None:
@@ -361,11 +371,7 @@ def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict
         return middle if math.isfinite(middle) else None
 
     megabytes = at_target("bytes_sent")
-    return {
-        "final_error": _interval(error[:, -1]),
-        "best_error": _interval(error.min(1)),
-        "final_best_worker_error": _interval(of["best_worker_error"][:, -1]),
-        "final_error_at_equal_bytes": _interval(curves(matched)["center_error"][:, -1]),
+    return found | {
         "seeds_at_target": int(ever.sum()),
         "steps_to_target": at_target("step"),
         "megabytes_to_target": None if megabytes is None else megabytes / 1e6,
@@ -373,14 +379,22 @@ def _summary(runs: list[Path], matched: list[Path], target_error: float) -> dict
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds with a 95 % t-interval; no interval for a single seed."""
+    """Mean over seeds with a 95 % t-interval; no interval for a single seed, and None for what is not finite."""
     half = None
     if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    numbers = {"mean": float(values.mean()), "median": float(np.median(values)), "half_width": half}
-    return numbers | {"values": values.tolist()}
+        half = _finite(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    median = np.median(np.nan_to_num(values, nan=np.inf))  # Of most seeds, if a few have failed.
+    numbers = {"mean": _finite(values.mean()), "median": _finite(median), "half_width": half}
+    return numbers | {"values": [_finite(value) for value in values]}
 
 
-def _percent(interval: dict[str, Any]) -> str:
-    half = interval["half_width"]
-    return f"{100 * interval['mean']:.2f} %" + ("" if half is None else f" ± {100 * half:.2f}")
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _text(interval: dict[str, Any], headline: Headline) -> str:
+    mean, half = interval["mean"], interval["half_width"]
+    if mean is None:
+        return "not finite"
+    plus_minus = "" if half is None else f" ± {headline.text(half).removesuffix('%')}"
+    return headline.text(mean, space=" ") + plus_minus

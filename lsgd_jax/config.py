@@ -16,6 +16,7 @@ from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
 from lsgd_jax.methods.options import option_types, with_options_of
 from lsgd_jax.optimizers import OptimizerOptions
+from lsgd_jax.task import Task, check_fields, of_earlier_version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Config(OptimizerOptions):
 
     The options of methods are fields, too, by the names that their builders have for them; None is the default of the
     method. An option that differs from its default but has no effect in the run, such as an option of another method,
-    is refused; `replace` changes a configuration and drops what the changes leave without effect.
+    is refused; `replace` changes a configuration and drops what the changes leave without effect. It takes the fields
+    of the task, too, as the command line does.
     """
 
     if TYPE_CHECKING:
@@ -33,18 +35,10 @@ class Config(OptimizerOptions):
         def __init__(self, **fields: Any) -> None:
             """Make a configuration of fields and options of methods."""
 
-    dataset: Literal["mnist1d", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"]
-    """Data set. Three come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples), the digits of
-    scikit-learn (1,437 and 360 images of 8x8 pixels) and 5,000 images of MNIST (4,000 and 1,000). The others are
-    prepared once with `lsgd data prepare`."""
-    model: Literal["conv1d", "mlp", "cnn7", "vgg16", "resnet20", "resnet50"]
-    """Network that every worker trains."""
+    task: Task
+    """What workers train: data, network and loss, such as `lsgd_jax.tasks.Classification`."""
     steps: int
     """Local steps of every worker."""
-    width: float = 1.0
-    """Width multiplier relative to the published architecture."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type in which the network computes; parameters are float32."""
     batch_statistics: Literal["own", "mean", "leader", "reestimate"] = "reestimate"
     """Batch-norm statistics with which the center is evaluated: each worker's own, their mean, the leader's (methods
     that elect leaders), or re-estimated by a pass of the center over training batches."""
@@ -56,10 +50,8 @@ class Config(OptimizerOptions):
     """Whether batch_size counts the examples of each worker or of all workers together."""
     validation: float = 0.0
     """Fraction of the training data that is held out and, if it is not 0, replaces the test data."""
-    image_size: int = 224
-    """Side length in pixels of ImageNet's images after cropping."""
     data_processes: int = 4
-    """Processes that decode ImageNet's images; the batches do not depend on it."""
+    """Processes that read streamed examples ahead, such as ImageNet's images; the batches do not depend on it."""
     sampling: Literal["shards", "independent", "partitions"] = "shards"
     """How workers sample the training data: each epoch is shuffled and split into disjoint shards; every worker goes
     through all the data in an order of its own; or every worker keeps a contiguous part of the data (not i.i.d. where
@@ -95,22 +87,24 @@ class Config(OptimizerOptions):
     checkpoint_every: int | None = None
     """Local steps between checkpoints, from which a stopped run resumes; by default eval_every, 0 for none."""
     keep_checkpoints: int = 2
-    """Number of most recent checkpoints to keep, beside the one with the lowest test error."""
+    """Number of most recent checkpoints to keep, beside the best one, by the headline measure such as test error."""
     seed: int = 0
     """Random seed (initialization, data order, augmentation)."""
 
     def __post_init__(self) -> None:
         """Check every field's type and range, and that what differs from its default has an effect."""
+        self._check("task", isinstance(self.task, Task), "an instance of Task")
+        check_fields(self.task, taken=_field_types())
         for name, hint in _field_types().items():
             check_type(name, getattr(self, name), hint)
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
-        for name in _field_types():
-            if _differs(name, self) and (reason := _no_effect(name, self)):
+        for name in [*self.task.idle, *_field_types()]:
+            if (name in self.task.fields or _differs(name, self)) and (reason := _no_effect(name, self)):
                 raise ValueError(f"{name} has no effect {reason}.")
         counts = ["steps", "batch_size", "groups", "workers", "period", "eval_every", "keep_checkpoints"]
-        for name in [*counts, "statistics_batches", "image_size"]:
+        for name in [*counts, "statistics_batches"]:
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ["data_processes", "checkpoint_every", "staleness"]:
+        for name in ("data_processes", "checkpoint_every", "staleness"):
             self._check(name, (getattr(self, name) or 0) >= 0, "at least 0")
         self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
         for name, value in _values(self).items():
@@ -118,7 +112,6 @@ class Config(OptimizerOptions):
             fits = name == "seed" or all(not isinstance(number, int) or number < 2**31 for number in numbers)
             self._check(name, fits, "below 2^31")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
-        self._check("width", 0 < self.width <= 64, "in (0, 64]")
         self._check_optimizer()
         workers = self.groups * self.workers
         divisible = self.batch == "per_worker" or self.batch_size % workers == 0
@@ -167,9 +160,15 @@ class Config(OptimizerOptions):
         return {name: value for name, value in values.items() if value is not None and self.has_effect(name)}
 
     @property
+    def flat(self) -> dict[str, Any]:
+        """All fields, those of the task among them; `task` is the name of its class."""
+        others = {name: value for name, value in _values(self).items() if name != "task"}
+        return {"task": type(self.task).__name__} | self.task.fields | others
+
+    @property
     def effective(self) -> dict[str, Any]:
-        """All fields that have an effect, with the values that the run has."""
-        values = _values(self) | {"checkpoint_every": self.checkpoint_period} | self.options
+        """All fields that have an effect, those of the task among them, with the values that the run has."""
+        values = self.flat | {"checkpoint_every": self.checkpoint_period} | self.options
         return {name: value for name, value in values.items() if value is not None and self.has_effect(name)}
 
     def has_effect(self, name: str) -> bool:
@@ -180,7 +179,7 @@ class Config(OptimizerOptions):
         """A copy with some fields changed; options that the changes leave without effect return to their defaults.
 
         Args:
-          **changes: new values by field. They themselves have to have an effect.
+          **changes: new values by field, also by fields of the task. They themselves have to have an effect.
 
         Raises:
           ValueError: if a value is out of range, or a changed option has no effect.
@@ -191,7 +190,14 @@ class Config(OptimizerOptions):
           >>> grouped.options["global_period"], "global_period" in grouped.replace(method="easgd").options
           (16, False)
         """
-        return _fitted(_values(self) | changes, given=changes)
+        task, others = self._with_task_of(changes)
+        return _fitted(_values(self) | others | {"task": task}, given=others)
+
+    def _with_task_of(self, changes: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
+        """The task with its fields among the changes, and the other changes."""
+        task = changes.get("task", self.task)
+        own = {name: value for name, value in changes.items() if name in task.fields}
+        return task.replace(**own), {name: value for name, value in changes.items() if name not in own}
 
     def for_methods(self, methods: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, "Config"]:
         """The configurations of several methods, each with those options that have an effect with it.
@@ -207,14 +213,15 @@ class Config(OptimizerOptions):
           ValueError: if a method can't have its configuration, or an option has no effect with any of the methods.
         """
         configs: dict[str, Config] = {}
+        task, options = self._with_task_of(options)
         reasons: dict[str, list[str | None]] = {name: [] for name in options}
         for label, method in methods.items():
-            of_method = types.SimpleNamespace(**_values(self) | dict(options) | {"method": method})
+            of_method = types.SimpleNamespace(**_values(self) | options | {"task": task, "method": method})
             for name, found in reasons.items():
                 found.append(_no_effect(name, of_method))
             own = {name: value for name, value in options.items() if reasons[name][-1] is None}
             try:
-                configs[label] = self.replace(method=method, **own)
+                configs[label] = self.replace(**own | {"task": task, "method": method})
             except ValueError as error:
                 raise ValueError(f"{label}: {error}") from None
         for name, found in reasons.items():
@@ -227,27 +234,28 @@ class Config(OptimizerOptions):
 
         `defaults` names those that nobody has set, but that follow from the others.
         """
-        values = self.effective
-        defaults = [name for name in values if getattr(self, name, None) is None]
-        return json.dumps(values | {"defaults": defaults}, indent=2)
+        values = {name: value for name, value in self.effective.items() if name not in self.task.fields}
+        defaults = [name for name in values if getattr(self, name) is None]
+        return json.dumps(values | {"task": self.task.to_dict(), "defaults": defaults}, indent=2)
 
     @staticmethod
     def from_json(text: str) -> "Config":
         """The configuration that `to_json` wrote, now or when it wrote all fields; those without effect are dropped.
 
         Raises:
-          ValueError: if the text is not a configuration, or one of its values is out of range.
+          ValueError: if the text is not a configuration, one of its values is out of range, or the class that it names
+            for the task is not a subclass of `Task`: its module is imported.
         """
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"a configuration is a JSON object, got {text[:40]!r}.")
         defaults = fields.pop("defaults", None)
         fields = {_RENAMED.get(name, name): tuple(of) if isinstance(of, list) else of for name, of in fields.items()}
-        unknown = set(fields) - {field.name for field in dataclasses.fields(Config)}
-        if unknown:
+        fields = fields if "task" in fields else of_earlier_version(fields)
+        if unknown := fields.keys() - {field.name for field in dataclasses.fields(Config)}:
             raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}.")
         try:
-            config = _fitted(fields)
+            config = _fitted(fields | {"task": Task.from_dict(fields["task"])})
             if defaults is None:  # An earlier version wrote it.
                 own, given = METHODS[config.method].options, config.method_options.items()
                 defaults = [name for name, value in given if value == own[name] and _defaults()[name] is None]
@@ -294,12 +302,7 @@ class _Rule(NamedTuple):
     """When they have none, as the end of a sentence."""
 
 
-def _has_batch_norm(config: Any) -> bool:
-    from lsgd_jax.models import BATCH_NORM  # Flax takes a while to import, and few ask.
-
-    return config.model in BATCH_NORM
-
-
+_STATISTICS = ("batch_statistics", "statistics_batches")
 _RULES = (
     _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
     _Rule(
@@ -312,13 +315,9 @@ _RULES = (
         lambda c: c.learning_rate_schedule == "constant",
         "unless the learning_rate_schedule is constant",
     ),
-    _Rule(("batch_statistics", "statistics_batches"), _has_batch_norm, "with a model without batch normalization"),
-    _Rule(
-        ("statistics_batches",), lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"
-    ),
-    _Rule(
-        ("image_size", "data_processes"), lambda c: c.dataset == "imagenet2012", "unless the dataset is imagenet2012"
-    ),
+    _Rule(_STATISTICS, lambda c: c.task.has_batch_norm, "with a model without batch normalization"),
+    _Rule(_STATISTICS[1:], lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"),
+    _Rule(("data_processes",), lambda c: c.task.is_streamed, "unless examples are streamed, as ImageNet's are"),
     _Rule(("learning_rate_drops_in",), lambda c: bool(c.learning_rate_drops), "without learning_rate_drops"),
     _Rule(
         ("checkpoint_every", "keep_checkpoints"),
@@ -342,6 +341,8 @@ _RENAMED = {"least_step_seconds": "min_step_seconds"}
 
 def _no_effect(name: str, config: Any) -> str | None:
     """Why an option has no effect in a run, as the end of a sentence; None if it has one."""
+    if name in config.task.fields:
+        return config.task.no_effect(name)
     if config.method not in METHODS:
         return None
     method, way = METHODS[config.method], config.asynchronous
@@ -381,4 +382,4 @@ def _fitted(values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingP
 
 @functools.cache
 def _field_types() -> dict[str, Any]:
-    return get_type_hints(Config)
+    return {name: hint for name, hint in get_type_hints(Config).items() if name != "task"}

@@ -1,5 +1,9 @@
 """Exceptions that the command line reports in one sentence."""
 
+import sys
+import traceback
+from pathlib import Path
+
 
 class UsageError(ValueError):
     """User error (exit code 2); the message says in one sentence what is wrong and what would be right."""
@@ -20,3 +24,15 @@ class Interrupted(Exception):  # noqa: N818 - like KeyboardInterrupt, it is not 
         """Create the exception from its message and the signal's number."""
         super().__init__(message)
         self.number = number
+
+
+def sentence_of(error: Exception, module: str) -> str:
+    """Describe an exception in a sentence: its type, the last line of a module that it passed, and its message."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [
+        frame for frame in frames if frame.filename == file or Path(frame.filename).stem == module.rpartition(".")[2]
+    ]
+    where = f" in line {places[-1].lineno} of {places[-1].filename}" if places else ""
+    message = " ".join(str(error).split())[:300].rstrip(".")
+    return f"{type(error).__name__}{where}{': ' if message else ''}{message}."

@@ -15,7 +15,6 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.tracking.run_folder import read_config
 from lsgd_jax.train.checkpoint import Checkpoints
-from lsgd_jax.train.compile_ahead import blank_feed
 from lsgd_jax.train.setup import make_model, make_optimizer
 from lsgd_jax.train.step import TrainState, in_mode, state_shapes
 
@@ -36,8 +35,8 @@ class Trained(NamedTuple):
 def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
     """Load the networks from a checkpoint of a run as Flax NNX modules, on any number of devices, without the data set.
 
-    They take test examples [examples, ...] as the run's feed provides them: MNIST-1D and digits unchanged, images
-    preprocessed by `lsgd_jax.data.load(...).preprocessing.testing`. With several processes, each gets all networks.
+    They take what the task's `measures` gives them: MNIST-1D and digits unchanged, images preprocessed by
+    `lsgd_jax.data.load(...).preprocessing.testing`. With several processes, each gets all networks.
 
     Args:
       run_dir: run folder.
@@ -63,7 +62,7 @@ def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
             config = config.replace(groups=groups, workers=workers)
             placement = place(groups, workers, jax.local_devices())
             checkpoints = Checkpoints(run_dir / "checkpoints", placement, config.keep_checkpoints)
-        model, optimizer = make_model(config, blank_feed(config)), make_optimizer(config, placement)
+        model, optimizer = make_model(config), make_optimizer(config, placement)
         state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
     except ValueError as problem:  # Also if the configuration does not fit these workers.
         why = str(problem).removesuffix(".")

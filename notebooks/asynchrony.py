@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from lsgd_jax.figures.simulation import draw_errors, draw_staleness, draw_timeline, table, with_own_rate
+from lsgd_jax.figures.simulation import draw_headlines, draw_staleness, draw_timeline, table, with_own_rate
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.training import Network, train_on
 from lsgd_jax.train.compile_ahead import parameter_shapes
@@ -122,7 +122,7 @@ draw_staleness({name: sums[name] for name in ways})
 # What does it cost in error? On the left against virtual time, on the right against steps.
 
 # %%
-draw_errors(histories, target)
+draw_headlines(histories, config.task.headline, target)
 
 # %% [markdown]
 # Against steps LSGD's three curves lie together: on this easy problem staleness does no harm that could be seen. Against time they part by

@@ -173,7 +173,7 @@ Markdown("\n".join(f"| {row[0]} | {row[1]} | {row[-1]} |" for row in rows))
 
 # %%
 for name, layout in networks.FIGURES.items():
-    fits = [preset for preset, of in PRESETS.items() if (of.model, of.dataset) == (layout.model, layout.dataset)]
+    fits = [preset for preset, of in PRESETS.items() if str(of.task) == f"{layout.model}-{layout.dataset}"]
     print(
         f"{name}: {layout.model} on {layout.dataset}, {' and '.join(map(str, layout.workers))} workers, presets {', '.join(fits)}"
     )

@@ -43,7 +43,7 @@ def lsgd(*arguments, cwd, **environment):
         (["compare", "digits", "--validation", "0.2"], "compare chooses the validation itself"),
         (["train", "digits", "--validation", "0.0001"], "validation holds out none or all"),
         (["compare", "digits", "--seeds", "3..1"], "like 0,1,2 or 0..4, got '3..1'"),
-        (["compare", "digits", "--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
+        (["compare", "digits", "--target", "5"], "target must be in [0, 1], got 5.0."),
         (["figure", "F99"], "invalid choice 'F99'"),
         (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
         (["compile", "digits", "--topology", "v5e:2x4", "--text", "no/file"], "no/file can't be written (No such file"),

@@ -22,7 +22,7 @@ FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eva
 
 
 def run(out, methods=("lsgd", "independent"), seeds=(0, 1), *, config=FAST, tune=False):
-    return compare.compare(config, list(methods), list(seeds), out, tune=tune, target_error=0.5)
+    return compare.compare(config, list(methods), list(seeds), out, tune=tune, target=0.5)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
 
 def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_path):
     methods, options = ("lsgd", "easgd", "local_sgd"), {"pull": 0.2, "wire": "bfloat16"}
-    compare.compare(FAST, list(methods), [0], str(tmp_path), tune=False, target_error=0.5, options=options)
+    compare.compare(FAST, list(methods), [0], str(tmp_path), tune=False, target=0.5, options=options)
     with (tmp_path / "comparison.csv").open() as file:
         told = {row["method"]: row["hyper-parameters"] for row in csv.DictReader(file)}
     assert told == {
@@ -194,7 +194,7 @@ def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
             run(tmp_path / "a", **arguments)
     for name, value in {"learning_rate": 0.2, "period": 8}.items():
         with pytest.raises(UsageError, match=f"tuning chooses the {name} of lsgd itself"):
-            compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target_error=0.5, options={name: value})
+            compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={name: value})
     with pytest.raises(UsageError, match="NUL"):
         run(str(tmp_path / "a\0b"))
     assert not (tmp_path / "a").exists()
@@ -233,10 +233,10 @@ def test_the_median_step_to_the_target_counts_seeds_that_never_get_there(tmp_pat
                 entry = {"event": "evaluation", "step": 10 * (i + 1), "seconds": 1.0, "bytes_sent": 1e6 * (i + 1)}
                 entry |= {"center_error": error, "worker_errors": [[error]], "train_losses": [[error]]}
                 file.write(json.dumps(entry) + "\n")
-    summary = compare._summary(runs, runs, 0.5)
+    summary = compare._summary(runs, runs, FAST.task.headline, 0.5)
     assert (summary["steps_to_target"], summary["megabytes_to_target"], summary["seeds_at_target"]) == (20, 2, 2)
-    assert compare._summary(runs, runs, 0.2)["steps_to_target"] == 20
-    assert compare._summary(runs[2:], runs, 0.5)["steps_to_target"] is None
+    assert compare._summary(runs, runs, FAST.task.headline, 0.2)["steps_to_target"] == 20
+    assert compare._summary(runs[2:], runs, FAST.task.headline, 0.5)["steps_to_target"] is None
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):

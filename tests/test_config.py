@@ -9,9 +9,20 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.run_folder import RunFolder
 
 BASE = PRESETS["mnist1d"]  # 2 groups of 4.
+
+
+def fields_of(config):
+    """All fields, as JSON has them."""
+    return vars(config) | {"task": config.task.to_dict()}
+
+
+def old_fields_of(config):
+    """All fields as an earlier version wrote them, when there was classification alone."""
+    return {name: value for name, value in config.flat.items() if name != "task"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -21,9 +32,15 @@ def test_a_preset_survives_its_file(name, tmp_path):
 
 
 def test_unknown_fields_are_named():
-    text = json.dumps(dataclasses.asdict(PRESETS["digits"]) | {"perid": 4})
+    text = json.dumps(fields_of(PRESETS["digits"]) | {"perid": 4})
     with pytest.raises(ValueError, match="unknown configuration fields: perid"):
         Config.from_json(text)
+
+
+def changed(config, **changes):
+    """A copy with fields changed, also those of the task, and nothing dropped."""
+    own = {name: changes.pop(name) for name in config.task.fields.keys() & changes.keys()}
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **own), **changes)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +85,7 @@ def test_unknown_fields_are_named():
 )
 def test_a_field_out_of_range_is_one_sentence(field, value, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(PRESETS["mnist1d"], **{field: value})
+        changed(BASE, **{field: value})
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"dataset": "digits"}', "no JSON"])
@@ -79,7 +96,7 @@ def test_what_is_no_configuration_is_a_value_error(text):
 
 @pytest.mark.parametrize("name", ["sampling", "model", "method", "groups", "global_period", "tune_periods"])
 def test_an_object_in_place_of_a_value_is_one_sentence(name):
-    text = json.dumps(dataclasses.asdict(BASE) | {name: {}})
+    text = json.dumps(old_fields_of(BASE) | {name: {}})
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {{}}\.$"):
         Config.from_json(text)
 
@@ -189,7 +206,7 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
             "unless batch_statistics is reestimate",
         ),
         ({"image_size": 128}, "unless the dataset is imagenet2012"),
-        ({"data_processes": 8}, "unless the dataset is imagenet2012"),
+        ({"data_processes": 8}, "unless examples are streamed, as ImageNet's are"),
         ({"learning_rate_drops": (), "learning_rate_drops_in": "epochs"}, "without learning_rate_drops"),
         ({"checkpoint_every": 0, "keep_checkpoints": 3}, "if checkpoint_every is 0"),
         (
@@ -230,8 +247,8 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
 def test_what_has_no_effect_is_refused_and_the_reason_told(fields, reason):
     *others, name = fields
     with pytest.raises(ValueError, match=f"^{name} has no effect {reason}[.]$"):
-        dataclasses.replace(BASE, **fields)
-    others = dataclasses.replace(BASE, **{other: fields[other] for other in others})
+        changed(BASE, **fields)
+    others = changed(BASE, **{other: fields[other] for other in others})
     assert not others.has_effect(name)
 
 
@@ -270,7 +287,7 @@ STALE = {"method": "local_sgd", "groups": 1, "pull": 0.3, "global_period": 6, "i
 
 
 def test_an_old_run_is_read_without_the_options_that_had_no_effect(tmp_path):
-    fields = dataclasses.asdict(BASE) | STALE
+    fields = old_fields_of(BASE) | STALE
     config = dataclasses.replace(BASE, method="local_sgd", groups=1)
     assert Config.from_json(json.dumps(fields)) == config
     (tmp_path / "config.json").write_text(json.dumps(fields))
@@ -286,7 +303,9 @@ def test_a_file_shows_what_a_run_had_and_gives_what_was_set(method):
     defaults = fields.pop("defaults")
     options = METHODS[method].options
     assert None not in fields.values()
-    assert fields == json.loads(json.dumps(config.effective))
+    own = fields["task"] | {"task": "Classification"}
+    assert own.pop("class") == "lsgd_jax.tasks.classification:Classification"
+    assert fields | own == json.loads(json.dumps(config.effective))
     assert set(HAVE) & set(fields) == {name for name in options if name != "wire"}  # It has no value by default.
     assert set(defaults) == set(HAVE) & set(fields) - {"period"} | {"checkpoint_every"}
     assert Config.from_json(config.to_json()) == config
@@ -311,7 +330,13 @@ def test_defaults_of_a_file_that_are_none_are_one_sentence(defaults):
 
 
 def test_a_file_of_before_has_other_names_nulls_and_defaults():
-    old = vars(BASE) | {"window": 10, "broadcast": "auto", "revive": "never", "delay": 0, "least_step_seconds": 0.0}
+    old = old_fields_of(BASE) | {
+        "window": 10,
+        "broadcast": "auto",
+        "revive": "never",
+        "delay": 0,
+        "least_step_seconds": 0.0,
+    }
     del old["min_step_seconds"], old["pull_at"]
     assert Config.from_json(json.dumps(old)) == BASE
     old |= {"asynchronous": "joined", "least_step_seconds": 0.5}
@@ -362,3 +387,21 @@ def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(OSError, match=r"config\.json"):
         Config.load(tmp_path)
+
+
+def test_fields_of_the_task_are_replaced_like_others():
+    changed = BASE.replace(width=0.5, steps=8)
+    assert changed == dataclasses.replace(BASE, task=Classification("mnist1d", "conv1d", 0.5), steps=8)
+    imagenet = PRESETS["resnet50-imagenet-4"].replace(image_size=32, data_processes=0)
+    small = imagenet.replace(dataset="cifar10", model="cnn7")  # Which drops what is for ImageNet and batch norm.
+    assert (small.task, small.data_processes) == (Classification("cifar10", "cnn7"), 4)
+    with pytest.raises(ValueError, match=r"^image_size has no effect unless the dataset is imagenet2012\.$"):
+        BASE.replace(image_size=32)
+    with pytest.raises(ValueError, match=r"^lsgd: period must be at least 1"):
+        BASE.for_methods({"lsgd": "lsgd"}, {"width": 0.5, "period": 0})
+    assert BASE.for_methods({"easgd": "easgd"}, {"width": 0.5})["easgd"] == BASE.replace(width=0.5, method="easgd")
+
+
+def test_an_old_file_has_the_fields_of_classification_among_the_others():
+    for config in (BASE, PRESETS["resnet50-imagenet-4"].replace(image_size=64)):
+        assert Config.from_json(json.dumps(old_fields_of(config))) == config

@@ -16,7 +16,7 @@ from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.trained import load_trained
 
-SMALL = dataclasses.replace(PRESETS["digits"], width=0.1, groups=2, workers=2, steps=12, eval_every=4)
+SMALL = PRESETS["digits"].replace(width=0.1, groups=2, workers=2, steps=12, eval_every=4)
 
 
 @pytest.fixture(scope="module", params=["lsgd", "easgd"])

@@ -97,7 +97,7 @@ def tried_divisors(base: Config) -> dict[str, float]:
     found = {}
     for divisor in DIVISORS_TRIED:
         config = dataclasses.replace(held_out, learning_rate=base.learning_rate / divisor)
-        found[str(divisor)] = train_on(log, SCHEDULES["downpour"], config, Network(config)).center_error[-1]
+        found[str(divisor)] = train_on(log, SCHEDULES["downpour"], config, Network(config)).center[-1]
     return found
 
 
@@ -119,16 +119,16 @@ def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figu
                 course = train_on(log, SCHEDULES[method], config, network)
                 summary[name][method].append(course.seconds_to(TARGET))
                 print(f"seed {seed}, {name}, {method}: {course.seconds_to(TARGET)} s to {TARGET:.0%},"
-                      f" {course.center_error[-1]:.2%} after {course.seconds[-1]:.1f} s", flush=True)  # fmt: skip
+                      f" {course.center[-1]:.2%} after {course.seconds[-1]:.1f} s", flush=True)  # fmt: skip
                 first.setdefault((name, method), course)
-                points = zip(course.seconds, course.steps, course.center_error, strict=True)
+                points = zip(course.seconds, course.steps, course.center, strict=True)
                 rows += [[seed, name, method, f"{s:.3f}", f"{k:g}", f"{e:.5f}"] for s, k, e in points]
     figure = Figure(figsize=(4 * len(STRAGGLERS), 4), layout="constrained")
     panels = figure.subplots(1, len(STRAGGLERS), sharey=True)
     for axes, name in zip(panels, STRAGGLERS, strict=True):
         for method, color in zip(METHODS, matplotlib.color_sequences["tab10"], strict=False):
             course = first[name, method]
-            axes.plot(course.seconds, 100 * course.center_error, color=color, linewidth=1.3, label=method)
+            axes.plot(course.seconds, 100 * course.center, color=color, linewidth=1.3, label=method)
         axes.axhline(100 * TARGET, color="0.6", linewidth=0.8, linestyle=":")
         axes.set(title=name, xlabel="seconds of virtual time", xscale="log", yscale="log", xlim=(1, 0.6 * steps))
         axes.yaxis.set_major_formatter("{x:g}")

@@ -51,7 +51,7 @@ def asynchronous_speed(config: Config) -> float:
 def synchronous_speed(config: Config, slowest: float) -> float:
     """Steps a second of each worker; a round of steps takes at least so many seconds a step as the slowest does."""
     placement, feed, model, optimizer = prepare(dataclasses.replace(config, asynchronous=None, min_step_seconds=0.0))
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     started: list[float] = []
     for number, batch in enumerate(rounds(feed, placement, config.steps, config.period)):

@@ -33,8 +33,7 @@ RATES = (0.01, 0.03, 0.1)
 MEGABITS = (1000, 200, 50)
 TARGET = 0.08
 PRESET = "cnn7-mnist5k-4"
-BASE = dataclasses.replace(
-    PRESETS[PRESET],
+BASE = PRESETS[PRESET].replace(
     model="mlp",
     width=19.25,
     steps=320,
@@ -85,9 +84,7 @@ def tuned(config: Config) -> Config:
 
 def run(config: Config, megabits: float) -> dict[str, list[float]]:
     """Wall-clock and test error of the center at all evaluations of a run over such links."""
-    changed = {
-        name: value for name, value in dataclasses.asdict(config).items() if value != getattr(PRESETS[PRESET], name)
-    }
+    changed = {name: value for name, value in config.flat.items() if value != PRESETS[PRESET].flat[name]}
     with tempfile.TemporaryDirectory() as folder, hosts(config.workers, megabits) as net:
         command = [sys.executable, "-m", "lsgd_jax", "train", PRESET, "--run-dir", f"{folder}/run", *options(changed)]
         log = Path(folder) / "log"

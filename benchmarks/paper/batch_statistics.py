@@ -25,20 +25,19 @@ from lsgd_jax.train.step import init_state, local_steps
 POLICIES: tuple[BatchStatistics, ...] = ("own", "mean", "leader", "reestimate")
 STEPS = (25, 50, 100, 200, 400)
 SEEDS = (0, 1, 2)
-CONFIG = dataclasses.replace(
-    PRESETS["cnn7-mnist5k-4"], model="resnet20", width=0.5, learning_rate_drops=(), steps=STEPS[-1]
-)
+CONFIG = PRESETS["cnn7-mnist5k-4"].replace(model="resnet20", width=0.5, learning_rate_drops=(), steps=STEPS[-1])
 
 
 def errors(config: Config) -> dict[str, list[float]]:
     """The test error of the center by policy, and the workers' mean, at every step in `STEPS`."""
     placement, feed, model, optimizer = setup.prepare(config)
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     key = setup.step_key(config.seed)
     policies = [policy for policy in POLICIES if policy != "leader" or config.method == "lsgd"]
     evaluations = {
         policy: evaluation(
+            config.task,
             model,
             METHODS[config.method].center,
             placement,
@@ -56,8 +55,8 @@ def errors(config: Config) -> dict[str, list[float]]:
         if step + 1 in STEPS:
             results = {policy: evaluate(state, shared) for policy, evaluate in evaluations.items()}
             for policy, result in results.items():
-                found[policy].append(result.center_error)
-            found["workers"].append(float(results["own"].worker_errors.mean()))
+                found[policy].append(result.center["error"])
+            found["workers"].append(float(results["own"].workers.mean()))
     return found
 
 
@@ -84,7 +83,7 @@ def main() -> None:
     out = Path(__file__).parent / "results" / "batch_statistics"
     out.mkdir(exist_ok=True)
     (out / "errors.md").write_text(table)
-    content = {"config": dataclasses.asdict(CONFIG), "steps": STEPS, "errors": results, "environment": environment()}
+    content = {"config": CONFIG.effective, "steps": STEPS, "errors": results, "environment": environment()}
     (out / "errors.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

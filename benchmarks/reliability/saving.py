@@ -23,15 +23,14 @@ from benchmarks.speed.interleaved import ratio, report, time_interleaved
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import simulate_devices
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.train import train_and_evaluate
 
 RUNS = {
     "mnist1d": dataclasses.replace(PRESETS["mnist1d"], steps=1000),
     "resnet20, 16 workers": Config(
-        dataset="mnist5k",
-        model="resnet20",
-        width=0.25,
+        task=Classification(dataset="mnist5k", model="resnet20", width=0.25),
         steps=16,
         eval_every=8,
         learning_rate=0.02,

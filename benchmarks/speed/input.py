@@ -23,7 +23,7 @@ from flax import nnx
 from PIL import Image
 
 from benchmarks.speed.interleaved import ratio, report, time_interleaved
-from lsgd_jax.data import BatchIndices, imagenet
+from lsgd_jax.data import BatchIndices, Data, feed_of, imagenet
 from lsgd_jax.data.preprocessing import CIFAR10
 from lsgd_jax.models import CNN7
 
@@ -111,10 +111,12 @@ class Jpegs:
 def imagenet_program(source: Jpegs) -> Callable[[], None]:
     """An epoch of the stream of ImageNet, decoded in this process."""
     with mock.patch.object(imagenet, "encoded_examples", return_value=source):
-        stream = imagenet.ImageNetStream(workers=2, batch_size=8, seed=0)
+        images = imagenet.ImageNet("train")
+    indices = BatchIndices(examples=len(images), workers=2, batch_size=8, sampling="shards", seed=0)
+    feed = feed_of(Data(images, images), indices, range(2))
 
     def run() -> None:
-        for _ in stream.batches(0, stream.steps_per_epoch):
+        for _ in feed.batches(0, indices.steps_per_epoch):
             pass
 
     return run

@@ -12,6 +12,7 @@ import tyro
 
 from lsgd_jax import distributed
 from lsgd_jax.cli import commands
+from lsgd_jax.cli.options import own_preset, with_presets
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.output import Output
 
@@ -35,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int | None:
     """Run a command; returns the exit code, or None if the command only prints."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if (here := os.getcwd()) not in sys.path:  # As python -m has it: modules of tasks may be here.
+            sys.path.insert(0, here)
+        own = own_preset(arguments)
         by_name: dict[str, Callable[..., Any]] = {
             "train": commands.train,
             "compare": commands.compare,
@@ -48,7 +53,7 @@ def _run(arguments: list[str] | None) -> int | None:
             "compile": commands.compile_ahead,
         }
         return tyro.extras.subcommand_cli_from_dict(
-            by_name,
+            {name: with_presets(command, own) for name, command in by_name.items()},
             prog="lsgd",
             description="Leader SGD in JAX.",
             args=arguments,

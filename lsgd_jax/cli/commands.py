@@ -10,11 +10,20 @@ import tyro
 
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_names, check_path
-from lsgd_jax.cli.options import ASYNCHRONOUS, CHECKPOINTS, COSTS, PARAMETERS, TUNING, Preset, UnplacedPreset, refuse
+from lsgd_jax.cli.options import (
+    ASYNCHRONOUS,
+    CHECKPOINTS,
+    COSTS,
+    TUNING,
+    Options,
+    UnplacedOptions,
+    check_target,
+    refuse,
+)
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
-from lsgd_jax.presets import PRESETS
+from lsgd_jax.presets import PRESETS, find
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
 
@@ -23,7 +32,7 @@ MOST_SEEDS = 10_000
 
 
 def train(
-    options: Preset,
+    options: Options,
     run_dir: Path | None = None,
     data_dir: Path | None = None,
     resume: bool = False,
@@ -32,12 +41,14 @@ def train(
 ) -> int:
     """Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.
 
+    Presets come with the package or are your own: lsgd train ./mine.py:preset, or lsgd train package.module:preset.
+
     On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops with exit code 128 + signal number; a
     second Ctrl-C stops it immediately. Runs without checkpoints stop immediately.
 
     Args:
       options: preset and overrides.
-      run_dir: run folder to write; by default one under runs/ named after the data set and the time.
+      run_dir: run folder to write; by default one under runs/ named after the task and the time.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
       resume: resume from the latest checkpoint in the run folder, or start if there is none. The numbers of workers,
         processes, devices and steps may change.
@@ -51,7 +62,7 @@ def train(
     config = options.checked()
     if run_dir is not None:
         check_path("run_dir", run_dir)
-    run_dir = run_dir or Path("runs") / f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = run_dir or Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     note = "nothing was saved"
     if config.checkpoint_period and config.asynchronous is None:
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
@@ -60,24 +71,26 @@ def train(
 
         distributed.initialize(processes)
         distributed.simulate_devices(config.groups * config.workers)
-        error = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
+        measured = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
         with distributed.failing_together():  # The others wait for the first until it has ended.
             if distributed.process_index() == 0:
                 from lsgd_jax.figures import run
 
                 picture = run.draw(run_dir)
         if distributed.process_index() == 0:
-            print(f"test error of the center after {config.steps} steps: {error:.2%}; see {picture}")
+            headline = config.task.headline
+            result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
+            print(f"{result}; see {picture}")
     return 0  # Even if the output was lost: the run is in its folder.
 
 
 def compare(
-    options: Preset,
+    options: Options,
     methods: str = ",".join(METHODS),
     seeds: str = "0..4",
     out: Path | None = None,
     tune: bool = False,
-    target_error: float = 0.05,
+    target: float | None = None,
     data_dir: Path | None = None,
 ) -> int:
     """Compare methods on a preset over several seeds; writes a table and a figure.
@@ -88,9 +101,10 @@ def compare(
       options: preset and overrides.
       methods: comma-separated methods. An option applies to all methods that have it.
       seeds: comma-separated seeds, or a range like 0..4.
-      out: output folder; by default one under runs/ named after the network, the data set and the number of workers.
+      out: output folder; by default one under runs/ named after the task and the number of workers.
       tune: tune each method's hyperparameters over a small grid, on held-out training data.
-      target_error: report the steps and bytes needed to reach this test error, in [0, 1].
+      target: report the steps and bytes needed to reach this value of the measure by which runs are compared, such as
+        a test error in [0, 1]; by default the task's, a test error of 0.05.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names, numbers = _names(methods, METHODS), _seeds(seeds)
@@ -100,8 +114,7 @@ def compare(
     options.refuse(CHECKPOINTS, "in compare, which keeps no checkpoints")
     if not tune:
         options.refuse(TUNING, "without --tune")
-    if not 0 <= target_error <= 1:
-        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    check_target(target, options.task.headline)
     with stopped_at_once("the same command trains the unfinished runs"):
         from lsgd_jax.compare import compare as run_comparison
         from lsgd_jax.compare import configs_of
@@ -112,14 +125,14 @@ def compare(
             raise AgreedError("compare runs in one process, but this is one of several: only train supports several.")
         workers = config.groups * config.workers
         distributed.simulate_devices(workers)
-        out = out or Path("runs") / f"compare-{config.model}-{config.dataset}-{workers}"
+        out = out or Path("runs") / f"compare-{config.task}-{workers}"
         run_comparison(
             options.base,
             names,
             numbers,
             out,
             tune=tune,
-            target_error=target_error,
+            target=target,
             options=options.given,
             data_dir=data_dir,
         )
@@ -151,12 +164,12 @@ def _seeds(text: str) -> list[int]:
 
 
 def simulate(
-    options: Preset,
+    options: Options,
     cluster: tyro.conf.OmitArgPrefixes[Cluster],
     methods: str = ",".join(SCHEDULES),
     costs_only: bool = False,
     parameters: int | None = None,
-    target_error: float | None = None,
+    target: float | None = None,
     out: Path = Path("simulation"),
     data_dir: Path | None = None,
 ) -> None:
@@ -175,8 +188,9 @@ def simulate(
         wait only for it; with easgd and downpour, each worker exchanges with the center's server on its own clock.
       costs_only: report times, waiting, staleness and bytes without training, for up to 100,000 workers.
       parameters: number of float32 parameters sent, with --costs-only; by default those of the network.
-      target_error: report when this test error was reached, in [0, 1]; by default 0.05.
-      out: output folder for the timeline, the staleness and, with training, the errors, as figures, CSV and JSON.
+      target: report when the measure by which runs are compared, such as a test error in [0, 1], reached this value; by
+        default the task's, a test error of 0.05.
+      out: output folder for the timeline, the staleness and, with training, the measure, as figures, CSV and JSON.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names = _names(methods, SCHEDULES)
@@ -188,26 +202,24 @@ def simulate(
         )
     options.refuse((*TUNING, *CHECKPOINTS, *ASYNCHRONOUS, "revive"), "in simulate")
     if costs_only:
-        refuse(options.given.keys() - {*COSTS, *PARAMETERS}, "with --costs-only")
+        refuse(options.given.keys() - {*COSTS, *options.task.fields}, "with --costs-only")
         if parameters is not None:
-            options.refuse(PARAMETERS, "with --parameters")
-        for_training = {"data_dir": data_dir, "target_error": target_error}
+            options.refuse(options.task.fields, "with --parameters")
+        for_training = {"data_dir": data_dir, "target": target}
         refuse((name for name, value in for_training.items() if value is not None), "with --costs-only")
-    target_error = 0.05 if target_error is None else target_error
-    if not 0 <= target_error <= 1:
-        raise UsageError(f"target_error must be in [0, 1], got {target_error}.")
+    check_target(target, options.task.headline)
     if parameters is not None and (parameters < 1 or not costs_only):
         raise UsageError(f"parameters must be at least 1, with --costs-only, got {parameters}.")
     files.check_writable(out)
     from lsgd_jax.figures import simulation
 
-    train_target = None if costs_only else target_error
     made = simulation.make(
         out,
         options.base,
         cluster,
         names,
-        train_target,
+        train=not costs_only,
+        target=target,
         options=options.given,
         parameters=parameters,
         data_dir=data_dir,
@@ -329,7 +341,7 @@ def info(
     """Print versions and devices, or the communication cost of a preset.
 
     Args:
-      bytes: preset for which to print the bytes per worker per exchange and per step, by method.
+      bytes: preset, or one of your own, for which to print the bytes per worker per exchange and per step, by method.
     """
     if bytes is None:
         from lsgd_jax.tracking.run_folder import environment
@@ -338,15 +350,14 @@ def info(
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             print(f"{name:<10}{text}")
         return
-    if bytes not in PRESETS:
-        raise UsageError(f"there is no preset {bytes!r}; there are {', '.join(PRESETS)}.")
+    config = find(bytes)
     from lsgd_jax.costs.ledger import table
     from lsgd_jax.train.compile_ahead import parameter_shapes
 
-    print(table(PRESETS[bytes], parameter_shapes(PRESETS[bytes])))
+    print(table(config, parameter_shapes(config)))
 
 
-def compile_ahead(options: UnplacedPreset, topology: str, text: Path | None = None) -> None:
+def compile_ahead(options: UnplacedOptions, topology: str, text: Path | None = None) -> None:
     """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
 
     It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.

@@ -1,22 +1,24 @@
 """Command-line options of a training run: a preset, and overrides of its fields."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import tyro
 
+from lsgd_jax import presets
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
-from lsgd_jax.presets import PRESETS
+from lsgd_jax.task import Headline, Task
 
 TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
 COSTS = ("groups", "workers", "steps", "seed", "period", "global_period", "broadcast", "wire")
 """Options that affect the costs of a simulation, besides the parameters."""
-PARAMETERS = ("dataset", "model", "width")
-"""Options that affect the number of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,13 @@ class Options(Config):
     @property
     def base(self) -> Config:
         """Configuration of the preset."""
-        return PRESETS[self.preset]
+        return presets.find(self.preset)
 
     @property
     def given(self) -> dict[str, Any]:
         """Fields that differ from the preset."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
-        return {name: value for name, value in fields.items() if value != getattr(self.base, name)}
+        before = self.base.flat
+        return {name: value for name, value in self.flat.items() if name in before and value != before[name]}
 
     def checked(self, **placed: int) -> Config:
         """Return the checked configuration, without fields of the preset that have no effect in it."""
@@ -67,16 +69,62 @@ def refuse(given: Iterable[str], reason: str) -> None:
         raise UsageError(f"{name} has no effect {reason}.")
 
 
-if TYPE_CHECKING:
-    Preset = Options
-    UnplacedPreset = UnplacedOptions
-else:  # One subcommand per preset, with its fields as options.
+def check_target(target: float | None, headline: Headline) -> None:
+    """Raise UsageError if a target is not a value of the headline measure."""
+    if target is None:
+        return
+    if headline.percent and not 0 <= target <= 1:
+        raise UsageError(f"target must be in [0, 1], got {target}.")
+    if not math.isfinite(target):
+        raise UsageError(f"target must be finite, got {target}.")
 
-    def _subcommands(kind: type[Options], **changes: Any) -> Any:
-        defaults = {
-            name: kind(**dataclasses.asdict(preset) | changes | {"preset": name}) for name, preset in PRESETS.items()
-        }
-        return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
 
-    Preset = _subcommands(Options)
-    UnplacedPreset = _subcommands(UnplacedOptions, groups=None, workers=None)
+def own_preset(arguments: Sequence[str]) -> str | None:
+    """Return the preset in a command line that does not come with the package, if there is one."""
+    if arguments[:1] not in (["train"], ["compare"], ["simulate"], ["compile"]):
+        return None
+    places = [i for i, argument in enumerate(arguments) if i and presets.OWN.fullmatch(argument)]
+    if not places or any(argument in presets.PRESETS for argument in arguments):
+        return None
+    return arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
+
+
+def with_presets(command: Callable, own: str | None) -> Callable:
+    """Return a command whose argument `options`, if it has one, is a choice of presets with their fields as options.
+
+    Args:
+      command: a function.
+      own: name of a preset that does not come with the package.
+    """
+    kind = command.__annotations__.get("options")
+    if kind is None:
+        return command
+
+    @functools.wraps(command)
+    def chosen(*arguments: Any, **options: Any) -> Any:
+        return command(*arguments, **options)
+
+    del chosen.__wrapped__  # Else its annotations would be found.
+    chosen.__annotations__ = command.__annotations__ | {"options": _subcommands(kind, own)}
+    chosen.__signature__ = inspect.signature(command)
+    return chosen
+
+
+@functools.cache
+def _subcommands(kind: type[Options], own: str | None) -> Any:
+    """One subcommand per preset, with the fields of the configuration and those of its task as options."""
+    unplaced: dict[str, Any] = {"groups": None, "workers": None} if kind is UnplacedOptions else {}
+    names = [*presets.PRESETS, *([own] if own else [])]
+    configs = {name: presets.find(name) for name in names}
+    defaults = {
+        name: _with_task(kind, type(config.task))(**vars(config) | unplaced | {"preset": name})
+        for name, config in configs.items()
+    }
+    return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
+
+
+@functools.cache
+def _with_task(kind: type[Options], task: type[Task]) -> type[Options]:
+    """The options of runs of one task; of the same name, by which the help of the fields is found."""
+    namespace = {"__annotations__": {"task": task}, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), namespace))

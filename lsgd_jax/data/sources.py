@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from lsgd_jax.data import preprocessing
 from lsgd_jax.data.descriptions import DESCRIPTIONS
@@ -30,29 +30,6 @@ class Dataset(NamedTuple):
     classes: int
     preprocessing: Preprocessing | None = None
     """Turns 8-bit images into network inputs; None if x needs no preprocessing."""
-
-
-def hold_out(data: Dataset, share: float) -> Dataset:
-    """Replace the test examples by a fixed share of the training examples, which training then leaves out.
-
-    Raises:
-      UsageError: if that leaves no example for training or for testing.
-    """
-    x, y = data.train_x, data.train_y
-    held, kept = held_and_kept(len(y), share)
-    return data._replace(train_x=x[kept], train_y=y[kept], test_x=x[held], test_y=y[held])
-
-
-def held_and_kept(examples: int, share: float) -> tuple[Int[np.ndarray, " held"], Int[np.ndarray, " kept"]]:
-    """Split example indices deterministically into a held-out share and the rest.
-
-    Raises:
-      UsageError: if either part is empty.
-    """
-    if not 0 < round(share * examples) < examples:
-        raise UsageError(f"validation holds out none or all of {examples} examples, got {share}.")
-    held, kept = np.split(np.random.default_rng(0).permutation(examples), [round(share * examples)])
-    return held, kept
 
 
 @functools.cache

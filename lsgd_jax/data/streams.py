@@ -69,8 +69,8 @@ class BatchIndices:
         Raises:
           UsageError: if there are too few examples for one step.
         """
-        self._examples, self._workers, self._batch_size = examples, workers, batch_size
-        self._sampling, self._seed = sampling, seed
+        self._examples, self._workers, self.batch_size = examples, workers, batch_size
+        self._sampling, self.seed = sampling, seed
         self._needed = self._needed_by(workers, batch_size)
         self.steps_per_epoch = examples // self._needed
         self._dealt_epoch, self._batches = -1, np.empty(0, np.int32)
@@ -159,13 +159,13 @@ class BatchIndices:
 
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
         if self._sampling == "shards":
-            shards = [self._dealt(self._left(epoch), self._workers, self._batch_size)]
+            shards = [self._dealt(self._left(epoch), self._workers, self.batch_size)]
         elif self._sampling == "independent":
-            shards = [self._dealt(self._left(epoch, i), 1, self._batch_size) for i in range(self._workers)]
+            shards = [self._dealt(self._left(epoch, i), 1, self.batch_size) for i in range(self._workers)]
         else:
             size = self._examples // self._workers
             parts = [i * size + self._rng(epoch, i).permutation(size) for i in range(self._workers)]
-            shards = [self._dealt(part, 1, self._batch_size) for part in parts]
+            shards = [self._dealt(part, 1, self.batch_size) for part in parts]
         return np.concatenate(shards).swapaxes(0, 1).astype(np.int32)
 
     def _left(self, epoch: int, *which: int) -> np.ndarray:
@@ -177,7 +177,7 @@ class BatchIndices:
         return order
 
     def _rng(self, epoch: int, *which: int) -> np.random.Generator:
-        return np.random.default_rng([self._seed, epoch, *which])
+        return np.random.default_rng([self.seed, epoch, *which])
 
     def _dealt(self, order: np.ndarray, workers: int, batch_size: int) -> np.ndarray:
         """Split an order into [shard, step, example]."""

@@ -1,4 +1,4 @@
-"""Figure of a comparison: test error of each method's center against steps, bytes and seconds (as in F4 to F7)."""
+"""Figure of a comparison: headline of each method's center against steps, bytes and seconds (as in F4 to F7)."""
 
 import itertools
 from pathlib import Path
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from lsgd_jax.checks import check_path
 from lsgd_jax.compare import curves
 from lsgd_jax.figures.output import write_picture
+from lsgd_jax.tracking.run_folder import read_config
 
 
 def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
@@ -19,19 +20,19 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
       UsageError: if it can't be written.
     """
     out = check_path("out", out)
+    headline = read_config(out / methods[0] / f"seed-{seeds[0]}").task.headline
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
     for method, color in zip(methods, colors, strict=False):
-        metrics = curves([out / method / f"seed-{seed}" for seed in seeds])
-        error = 100 * metrics["center_error"]
-        low, middle, high = np.quantile(error, (0, 0.5, 1), axis=0)
+        metrics = curves([out / method / f"seed-{seed}" for seed in seeds], headline)
+        low, middle, high = np.quantile(headline.scale * metrics["center"], (0, 0.5, 1), axis=0)
         against = (metrics["step"][0], metrics["bytes_sent"][0] / 1e6, np.median(metrics["seconds"], axis=0))
         for axes, x in zip(panels, against, strict=True):
             if x.any():  # A method that sends nothing has no curve by bytes.
                 axes.plot(x, middle, color=color, linewidth=1.2, label=method)
                 axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-        best = np.median(100 * metrics["best_worker_error"], axis=0)
+        best = np.median(headline.scale * metrics["best_worker"], axis=0)
         panels[0].plot(metrics["step"][0], best, ":", color=color, linewidth=0.8)
     for axes, label in zip(panels, ("local steps", "MB sent per worker", "seconds of training"), strict=True):
         axes.set(xlabel=label, yscale="log")
@@ -39,7 +40,7 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.2, which="both")
     panels[1].set_xscale("log")
-    panels[0].set_ylabel(f"test error of the center (%), median and range of {len(seeds)} seeds")
+    panels[0].set_ylabel(f"{headline.title} of the center{headline.unit}, median and range of {len(seeds)} seeds")
     panels[0].set_title("dotted: the worker with the lowest training loss", fontsize=10)
     panels[0].legend()
     path = out / "comparison.png"

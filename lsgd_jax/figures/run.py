@@ -1,4 +1,4 @@
-"""Figure of a run: test errors against steps and wall-clock time, and the leaders (layout of the paper's F8)."""
+"""Figure of a run: its headline measure against steps and wall-clock time, and the leaders, as in the paper's F8."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write_picture
+from lsgd_jax.task import Headline
 from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metrics
 
 MOST_WORKERS = 2**16
@@ -30,24 +31,24 @@ def draw(run: Path | str) -> Path:
     """
     run = check_path("run", run)
     config = read_config(run)
-    errors = errors_of(run)
+    headline, curves = config.task.headline, curves_of(run, config.task.headline)
     exchange_steps, leaders = leaders_of(run)
-    if not len(errors.steps):
+    if not len(curves.steps):
         raise UsageError(f"the run in {run} has not been evaluated yet.")
 
     rows = 2 if len(leaders) else 1  # The second shows the leaders.
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
     by_step, by_time = panels[0]
-    draw_errors(by_step, errors.steps, errors, "local steps")
-    draw_errors(by_time, errors.seconds, errors, "seconds of training")
+    draw_curves(by_step, curves.steps, curves, "local steps", headline)
+    draw_curves(by_time, curves.seconds, curves, "seconds of training", headline)
     by_step.set_title(
-        f"{config.method} on {config.dataset}, {config.groups} x {config.workers} workers, seed {config.seed}"
+        f"{config.method} on {config.task}, {config.groups} x {config.workers} workers, seed {config.seed}"
     )
-    by_time.set_title(f"final test error of the center {errors.center[-1]:.2f} %")
+    by_time.set_title(f"final {headline.title} of the center {headline.text(curves.center[-1], space=' ')}")
 
     if len(leaders):
-        count = max(errors.workers.shape[1], leaders.max() + 1)  # Some may have left before an evaluation.
+        count = max(curves.workers.shape[1], leaders.max() + 1)  # Some may have left before an evaluation.
         identity, share = panels[1]
         draw_leaders(identity, exchange_steps, leaders, count)
         draw_shares(share, leaders, count)
@@ -58,21 +59,21 @@ def draw(run: Path | str) -> Path:
     return path
 
 
-class Errors(NamedTuple):
-    """Test errors at the evaluations of a run, in percent."""
+class Curves(NamedTuple):
+    """Headline measure at the evaluations of a run; NaN where it is not finite."""
 
     steps: Int[np.ndarray, " evaluations"]
     seconds: Float[np.ndarray, " evaluations"]
     """Seconds of training."""
     center: Float[np.ndarray, " evaluations"]
     workers: Float[np.ndarray, "evaluations workers"]
-    """Error of each worker; NaN for absent workers."""
+    """Measure of each worker; NaN for absent workers."""
     leader: Float[np.ndarray, " evaluations"]
-    """Error of the latest global leader; NaN before the first election."""
+    """Measure of the latest global leader; NaN before the first election."""
 
 
-def errors_of(run: Path) -> Errors:
-    """Read the test errors of a run.
+def curves_of(run: Path, headline: Headline) -> Curves:
+    """Read the headline measure of a run.
 
     Raises:
       UsageError: if they can't be read.
@@ -81,15 +82,15 @@ def errors_of(run: Path) -> Errors:
     with making_sense_of(run):
         steps = np.array([entry["step"] for entry in evaluations], int)
         seconds = np.array([entry["seconds"] for entry in evaluations], float)
-        center = 100 * np.array([entry["center_error"] for entry in evaluations], float)
-        workers = 100 * by_worker(evaluations, "worker_errors")
+        center = np.array([entry[headline.center] for entry in evaluations], float)
+        workers = by_worker(evaluations, headline.workers)
     leader, (exchange_steps, leaders) = np.full(len(steps), np.nan), leaders_of(run)
     if len(leaders):
         last = np.searchsorted(exchange_steps, steps, side="right") - 1
         led = np.where(last >= 0, leaders[np.maximum(last, 0)], -1)
         there = (led >= 0) & (led < workers.shape[1])
         leader[there] = workers[there, led[there]]
-    return Errors(steps, seconds, center, workers, leader)
+    return Curves(steps, seconds, center, workers, leader)
 
 
 def by_worker(entries: list[dict], name: str) -> Float[np.ndarray, "entries workers"]:
@@ -132,15 +133,16 @@ def logged_indices(values: Any) -> Int[np.ndarray, "..."]:
     return found
 
 
-def draw_errors(axes: Axes, x: np.ndarray, errors: Errors, label: str) -> None:
-    """Plot the test errors of the workers, the leader and the center against x."""
-    draw_workers(axes, x, errors.workers)
+def draw_curves(axes: Axes, x: np.ndarray, curves: Curves, label: str, headline: Headline) -> None:
+    """Plot the headline measure of the workers, the leader and the center against x."""
+    leader, center, workers = (headline.scale * each for each in (curves.leader, curves.center, curves.workers))
+    draw_workers(axes, x, workers)
     marker = marker_of(x)
-    if np.isfinite(errors.leader).any():
-        axes.plot(x, errors.leader, color="tab:blue", linewidth=1, marker=marker, label="leader")
-    axes.plot(x, errors.center, color="tab:red", linewidth=1.5, marker=marker, label="center")
-    axes.set(xlabel=label, ylabel="test error (%)")
-    scale(axes, errors.center, errors.workers)
+    if np.isfinite(leader).any():
+        axes.plot(x, leader, color="tab:blue", linewidth=1, marker=marker, label="leader")
+    axes.plot(x, center, color="tab:red", linewidth=1.5, marker=marker, label="center")
+    axes.set(xlabel=label, ylabel=f"{headline.title}{headline.unit}")
+    scale(axes, center, workers)
     axes.legend()
 
 

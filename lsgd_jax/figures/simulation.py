@@ -1,4 +1,4 @@
-"""Figures of simulations in virtual time: timelines, staleness of exchanges, and test error against time."""
+"""Figures of simulations in virtual time: timelines, staleness of exchanges, and the headline measure against time."""
 
 import dataclasses
 import itertools
@@ -22,6 +22,7 @@ from lsgd_jax.exchange import NOBODY
 from lsgd_jax.figures.output import write
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import History, Network, train_on
+from lsgd_jax.task import Headline
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 MOST_LOGGED = 64
@@ -35,8 +36,9 @@ def make(
     config: Config,
     cluster: Cluster,
     names: list[str],
-    target_error: float | None,
     *,
+    train: bool,
+    target: float | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     parameters: int | None = None,
     data_dir: Path | str | None = None,
@@ -48,7 +50,8 @@ def make(
       config: configuration of workers and training; a method ignores the options that it does not have.
       cluster: machines and links.
       names: distinct names in `SCHEDULES`.
-      target_error: test error in [0, 1] whose time of arrival is reported; None: simulate costs only.
+      train: whether to train, too; otherwise it simulates costs only.
+      target: value of the task's headline measure whose time of arrival is reported; None: the task's own, if any.
       options: overrides of fields of `config`, each for all methods that have it.
       parameters: number of float32 parameters sent; None: those of the network.
       data_dir: folder of prepared data sets.
@@ -63,7 +66,9 @@ def make(
         raise UsageError(str(error)) from None
     config = configs[names[0]]
     workers = config.groups * config.workers
-    if workers > MOST_LOGGED and target_error is not None:
+    headline = config.task.headline
+    target = headline.target if target is None else target
+    if workers > MOST_LOGGED and train:
         raise UsageError(f"training is for at most {MOST_LOGGED} workers, got {workers}: simulate costs only.")
     if workers > MOST_LOGGED and cluster.absences:
         raise UsageError(f"absences are for at most {MOST_LOGGED} workers, got {workers}.")
@@ -86,7 +91,7 @@ def make(
             continue
         logs[name] = event_log(schedule, method_config, cluster, params)
         sums[name] = totals(logs[name])
-        if target_error is not None:
+        if train:
             alone = method_config.replace(method="independent")  # Methods share the compiled local steps.
             networks[alone] = networks.get(alone) or Network(alone, data_dir)
             histories[name] = train_on(logs[name], schedule, method_config, networks[alone])
@@ -96,18 +101,18 @@ def make(
         "methods": {name: total.summary() for name, total in sums.items()},
     }
     for name, history in histories.items():
-        summary["methods"][name] |= {
-            "final_error": float(history.center_error[-1]),
-            f"seconds_to_{target_error:g}": history.seconds_to(target_error or 0),
-        }
+        summary["methods"][name][f"final_{headline.name}"] = float(history.center[-1])
+        if target is not None:
+            summary["methods"][name][f"seconds_to_{target:g}"] = history.seconds_to(target)
     stale_rows = ([name, steps, times] for name, total in sums.items() for steps, times in total.staleness.items())
     write(out, "staleness", draw_staleness(sums), ["method", "steps", "times"], stale_rows, summary)
     if logs:
         columns = ["method", "seconds", "event", "level", "workers", "since", "until"]
         write(out, "timeline", draw_timeline(logs, histories), columns, _log_rows(logs), summary)
-    if target_error is not None:
-        columns = ["method", "seconds", "steps", "center_error"]
-        write(out, "error", draw_errors(histories, target_error), columns, _error_rows(histories), summary)
+    if train:
+        columns = ["method", "seconds", "steps", headline.center]
+        picture = draw_headlines(histories, headline, target)
+        write(out, headline.name, picture, columns, _headline_rows(histories), summary)
     return table(summary["methods"]) + f"\nsee {out}"
 
 
@@ -227,21 +232,22 @@ def draw_staleness(sums: dict[str, Totals]) -> Figure:
     return figure
 
 
-def draw_errors(histories: dict[str, History], target: float) -> Figure:
-    """Plot the test error of each method's center against virtual time and steps."""
+def draw_headlines(histories: dict[str, History], headline: Headline, target: float | None) -> Figure:
+    """Plot the headline measure of each method's center against virtual time and steps."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
     for (name, history), color in zip(histories.items(), colors, strict=False):
         for axes, x in zip(panels, (history.seconds, history.steps), strict=True):
-            axes.plot(x, 100 * history.center_error, color=color, linewidth=1.4, label=name)
+            axes.plot(x, headline.scale * history.center, color=color, linewidth=1.4, label=name)
     for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
-        axes.axhline(100 * target, color="0.6", linewidth=0.8, linestyle=":")
+        if target is not None:
+            axes.axhline(headline.scale * target, color="0.6", linewidth=0.8, linestyle=":")
         axes.set(xlabel=label, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.2, which="both")
-    panels[0].set_ylabel("test error of the center (%)")
+    panels[0].set_ylabel(f"{headline.title} of the center{headline.unit}")
     panels[1].legend(fontsize=9)
     return figure
 
@@ -253,10 +259,10 @@ def _log_rows(logs: dict[str, EventLog]) -> Any:
             yield [name, f"{event.time / SECOND:.9f}", event.kind, event.level, who, since, f"{event.end / SECOND:.9f}"]
 
 
-def _error_rows(histories: dict[str, History]) -> Any:
+def _headline_rows(histories: dict[str, History]) -> Any:
     for name, history in histories.items():
-        for seconds, steps, error in zip(history.seconds, history.steps, history.center_error, strict=True):
-            yield [name, f"{seconds:.9f}", f"{steps:g}", f"{error:.6f}"]
+        for seconds, steps, value in zip(history.seconds, history.steps, history.center, strict=True):
+            yield [name, f"{seconds:.9f}", f"{steps:g}", f"{value:.6f}"]
 
 
 def _plain(cluster: Cluster) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from lsgd_jax.models.adapted import Adapted
 from lsgd_jax.models.cifar import CNN7, VGG16
 from lsgd_jax.models.resnet import ResNet20, ResNet50
 from lsgd_jax.models.small import MLP, Conv1D
+
+__all__ = ["BATCH_NORM", "CNN7", "MLP", "MODELS", "VGG16", "Adapted", "Conv1D", "ResNet20", "ResNet50"]
 
 MODELS: dict[str, tuple[Callable[..., nnx.Module], int | None]] = {
     "conv1d": (Conv1D, 2),

@@ -14,6 +14,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write
 from lsgd_jax.figures.run import draw_leaders, draw_shares, leaders_of
+from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.run_folder import read_config, read_metrics
 
 
@@ -91,7 +92,8 @@ def _runs_of(layout: Layout, workers: int, method: str, root: Path) -> list[Path
             config = read_config(path.parent)
         except UsageError:  # Not a run of ours.
             continue
-        is_cell = (config.model, config.dataset, config.method) == (layout.model, layout.dataset, method)
+        of, wanted = config.effective, {"model": layout.model, "dataset": layout.dataset, "method": method}
+        is_cell = isinstance(config.task, Classification) and wanted.items() <= of.items()
         if is_cell and config.groups * config.workers == workers and not config.validation and _finished(path.parent):
             found.setdefault(dataclasses.replace(config, seed=0), []).append(path.parent)
     return max(found.items(), key=lambda runs: (runs[0].steps, len(runs[1])), default=(None, []))[1]
@@ -119,13 +121,13 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
             if (workers, method) not in cells:
                 continue
             found = cells[workers, method]
-            metrics = curves(found)
-            error, seconds = 100 * metrics["center_error"], np.median(metrics["seconds"], axis=0)
+            metrics = curves(found, Classification.headline)
+            error, seconds = 100 * metrics["center"], np.median(metrics["seconds"], axis=0)
             for axes in (whole, zoomed):
                 axes.plot(seconds, np.median(error, axis=0), color=COLORS[method], label=LABELS[method], linewidth=1.3)
                 axes.fill_between(seconds, error.min(0), error.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
             ends.append((error[:, -1].max(), error.min()))
-            for run, *values in zip(found, metrics["step"], metrics["seconds"], metrics["center_error"], strict=True):
+            for run, *values in zip(found, metrics["step"], metrics["seconds"], metrics["center"], strict=True):
                 seed = read_config(run).seed
                 rows += [[workers, method, seed, *map(float, each)] for each in zip(*values, strict=True)]
             lines.append(

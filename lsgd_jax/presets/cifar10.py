@@ -8,6 +8,7 @@ Batches of 128 per worker, Nesterov momentum 0.9, weight decay 1e-4, leaders ele
 from typing import Literal
 
 from lsgd_jax.config import Config
+from lsgd_jax.tasks import Classification
 
 
 def cifar10(
@@ -22,8 +23,7 @@ def cifar10(
       learning_rate_drops: fractions of the steps after which the learning rate is multiplied by 0.1.
     """
     return Config(
-        dataset="cifar10",
-        model=model,
+        task=Classification(dataset="cifar10", model=model),
         steps=steps,
         learning_rate=0.1,
         learning_rate_drops=learning_rate_drops,

@@ -8,12 +8,11 @@ The images come with a Python package; no download is needed.
 """
 
 from lsgd_jax.config import Config
+from lsgd_jax.tasks import Classification
 
 CONFIGS: dict[str, Config] = {
     f"cnn7-mnist5k-{4 * groups}": Config(
-        dataset="mnist5k",
-        model="cnn7",
-        width=0.25,
+        task=Classification(dataset="mnist5k", model="cnn7", width=0.25),
         steps=steps,
         learning_rate=0.008,
         learning_rate_drops=(0.7,),

@@ -6,7 +6,10 @@ The data are easy: this checks that training works, not which method is better.
 """
 
 from lsgd_jax.config import Config
+from lsgd_jax.tasks import Classification
 
 CONFIGS: dict[str, Config] = {
-    "digits": Config(dataset="digits", model="mlp", steps=300, learning_rate=0.1, batch_size=16, eval_every=50)
+    "digits": Config(
+        task=Classification(dataset="digits", model="mlp"), steps=300, learning_rate=0.1, batch_size=16, eval_every=50
+    )
 }

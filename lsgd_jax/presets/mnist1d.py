@@ -6,9 +6,14 @@ A Python package generates the data, which have a real generalization gap.
 """
 
 from lsgd_jax.config import Config
+from lsgd_jax.tasks import Classification
 
 CONFIGS: dict[str, Config] = {
     "mnist1d": Config(
-        dataset="mnist1d", model="conv1d", steps=4000, learning_rate=0.1, learning_rate_drops=(0.7,), weight_decay=1e-3
+        task=Classification(dataset="mnist1d", model="conv1d"),
+        steps=4000,
+        learning_rate=0.1,
+        learning_rate_drops=(0.7,),
+        weight_decay=1e-3,
     )
 }

@@ -11,11 +11,11 @@ project's choice.
 """
 
 from lsgd_jax.config import Config
+from lsgd_jax.tasks import Classification
 
 CONFIGS: dict[str, Config] = {
     "resnet50-imagenet-4": Config(
-        dataset="imagenet2012",
-        model="resnet50",
+        task=Classification(dataset="imagenet2012", model="resnet50"),
         steps=90 * 5004,
         learning_rate=0.1,
         learning_rate_drops=(30, 60),

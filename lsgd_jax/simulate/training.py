@@ -28,6 +28,7 @@ from lsgd_jax.train.evaluate import evaluation
 from lsgd_jax.train.learning_rates import learning_rate_factor
 from lsgd_jax.train.setup import make_feed, make_model, make_optimizer, step_key
 from lsgd_jax.train.step import TrainState, init_state, leaders_in, local_steps
+from lsgd_jax.train.task_checks import check_functions
 
 _AXIS = "worker"
 
@@ -61,7 +62,7 @@ class Problem(Protocol):
         ...
 
     def test(self, states: list[TrainState], center: optax.Params | None) -> tuple[float, np.ndarray]:
-        """The test errors, in [0, 1], of a model and of all workers; without one, of the mean of the workers."""
+        """A measure, lower is better, of a model and of all workers; without a model, of the mean of the workers."""
         ...
 
 
@@ -72,17 +73,18 @@ class History(NamedTuple):
     """Of virtual time."""
     steps: Float[np.ndarray, " evaluations"]
     """Of all workers, divided by the workers."""
-    center_error: Float[np.ndarray, " evaluations"]
-    worker_errors: Float[np.ndarray, "evaluations workers"]
-    """NaN for those that are away."""
+    center: Float[np.ndarray, " evaluations"]
+    """Headline measure of the evaluated model."""
+    worker_values: Float[np.ndarray, "evaluations workers"]
+    """Headline measure of each worker, NaN for those that are away."""
     leaders: list[tuple[Event, int]]
     """LSGD's exchanges, each with the worker that led it, or `NOBODY`."""
     states: list[TrainState]
     """Every worker's at the end."""
 
-    def seconds_to(self, error: float) -> float | None:
-        """Virtual seconds until the first evaluation with at most that center error; None if there was none."""
-        reached = np.flatnonzero(self.center_error <= error)
+    def seconds_to(self, target: float) -> float | None:
+        """Virtual seconds until the first evaluation at which the center reached the target; None if there was none."""
+        reached = np.flatnonzero(self.center <= target)
         return float(self.seconds[reached[0]]) if len(reached) else None
 
 
@@ -226,10 +228,10 @@ class _Replay:
 
     def test(self) -> tuple[float, np.ndarray]:
         there = [worker for worker in range(self.log.workers) if self.present[worker]] or [0]
-        error, of_workers = self.problem.test([self.states[worker] for worker in there], self.center)
-        errors = np.full(self.log.workers, np.nan)
-        errors[there] = of_workers
-        return error, errors
+        of_center, of_workers = self.problem.test([self.states[worker] for worker in there], self.center)
+        values = np.full(self.log.workers, np.nan)
+        values[there] = of_workers
+        return of_center, values
 
 
 def _score(state: TrainState) -> Array:
@@ -262,7 +264,7 @@ def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
 
 
 class Network:
-    """A `Problem`: a network on a data set, as `lsgd train` trains it, all workers on one device."""
+    """A `Problem`: the network of a task, as `lsgd train` trains it, all workers on one device."""
 
     def __init__(self, config: Config, data_dir: Path | str | None = None) -> None:
         """Load the data and make the network.
@@ -278,15 +280,16 @@ class Network:
             raise UsageError("training in virtual time is with equal learning_rates.")
         self._config = config.replace(method="independent", groups=1, workers=config.groups * config.workers)
         workers = range(self._config.workers)
-        self._feeds = [make_feed(config, data_dir, [worker]) for worker in workers]
-        self._model = make_model(config, self._feeds[0])
+        feed, self._model = make_feed(config, data_dir), make_model(config)
+        check_functions(config.task, self._model, feed, config.worker_batch_size)
+        self._feeds = [feed.of_workers([worker]) for worker in workers]
         if jax.tree.leaves(nnx.state(self._model, nnx.BatchStat)):
-            raise UsageError(f"training in virtual time is without batch statistics, which {config.model} has.")
+            raise UsageError(f"training in virtual time is without batch statistics, which {config.task} has.")
         self._keys = [jax.random.fold_in(step_key(config.seed), worker) for worker in workers]
         self._shared = jax.device_put(self._feeds[0].shared, jax.devices()[0])
         self._alone = self._placement(1)
         optimizer = make_optimizer(self._config, self._alone)
-        self._program = local_steps(self._model, optimizer, self._alone, self._feeds[0])
+        self._program = local_steps(config.task, self._model, optimizer, self._alone, self._feeds[0])
         self._start = init_state(self._model, optimizer, self._alone)
         self._together: dict[int, Callable] = {}
         self._tests: dict[tuple[int, bool], Callable] = {}
@@ -310,7 +313,7 @@ class Network:
         if count not in self._together:
             placement = self._placement(count)
             optimizer = data_parallel(make_optimizer(self._config, placement), axis_name=placement.axes)
-            program = local_steps(self._model, optimizer, placement, self._feeds[0])
+            program = local_steps(self._config.task, self._model, optimizer, placement, self._feeds[0])
 
             def step(states: list[TrainState], *rest: Any) -> list[TrainState]:
                 after, _ = program(jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *states), *rest)
@@ -318,7 +321,8 @@ class Network:
 
             self._together[count] = jax.jit(step)
         factor = self._rate_factor(int(progress), seconds)
-        batches = np.concatenate([self._batch(*each) for each in zip(workers, numbers, strict=True)], 1)
+        batches = [self._batch(*each) for each in zip(workers, numbers, strict=True)]
+        batches = jax.tree.map(lambda *of: np.concatenate(of, 1), *batches)
         key = step_key(self._config.seed)
         return self._together[count](states, self._shared, batches, np.int32(max(numbers)), factor, key)
 
@@ -327,6 +331,7 @@ class Network:
         count, has_center = len(states), center is not None
         if (count, has_center) not in self._tests:
             self._tests[count, has_center] = evaluation(
+                self._config.task,
                 self._model,
                 (lambda params, center, axes: mean(center, axes)) if has_center else mean_of_workers,
                 self._placement(count),
@@ -340,7 +345,7 @@ class Network:
             for trees in ([state.params for state in states], [center] * count if has_center else [()])
         )
         result = self._tests[count, has_center](TrainState(params, states[0].statistics, centers), self._shared)
-        return result.center_error, np.ravel(result.worker_errors)
+        return result.center[self._config.task.headline.name], np.ravel(result.workers)
 
     def _rate_factor(self, step: int, seconds: float) -> np.ndarray:
         return learning_rate_factor(self._config, step, self._feeds[0].epochs(step), seconds)
@@ -348,6 +353,7 @@ class Network:
     def _placement(self, workers: int) -> Placement:
         return place(1, workers, jax.devices()[:1])
 
-    def _batch(self, worker: int, number: int) -> np.ndarray:
+    def _batch(self, worker: int, number: int) -> Any:
         """[group, worker, step, ...], one of each."""
-        return np.asarray(next(self._feeds[worker].batches(number, number + 1)))[None, :, None]
+        batch = next(self._feeds[worker].batches(number, number + 1))
+        return jax.tree.map(lambda x: np.asarray(x)[None, :, None], batch)

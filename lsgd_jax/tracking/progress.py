@@ -13,7 +13,7 @@ from lsgd_jax.tracking.output import Output
 
 
 class RunProgress:
-    """A context that shows a run's steps, loss, test error, leader and speed; of several processes, the first does.
+    """A context that shows a run's steps, loss, headline, leader and speed; of several processes, the first does.
 
     When standard error can't be written any more, the run continues without it and logs an `output_lost` event.
     """
@@ -62,18 +62,18 @@ class RunProgress:
         """Print a sentence."""
         self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, step: int, *, loss: float, error: float, leader: int | None, steps_per_second: float) -> None:
+    def update(self, step: int, *, loss: float, measured: str, leader: int | None, steps_per_second: float) -> None:
         """Show the results of an evaluation.
 
         Args:
           step: local steps taken.
           loss: the workers' mean training loss since the last evaluation.
-          error: test error of the evaluated model, in [0, 1].
+          measured: headline measure of the evaluated model, with its title.
           leader: global index of the last leader of all workers; None if the method has none.
           steps_per_second: local steps per worker per second.
         """
         led = "" if leader is None else f"leader {leader}  "
-        status = f"loss {loss:.4f}  test error {error:.2%}  {led}{steps_per_second:.0f} steps/s"
+        status = f"loss {loss:.4f}  {measured}  {led}{steps_per_second:.0f} steps/s"
         self._bar.update(self._task, completed=step, status=status)
         if self._lines and not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)

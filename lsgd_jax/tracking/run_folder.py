@@ -4,7 +4,6 @@ Its checkpoints are written by `lsgd_jax.train.checkpoint`.
 """
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import json
@@ -62,7 +61,7 @@ class RunFolder:
         if process_index() > 0:
             return
         if tensorboard:
-            self._event_file = EventFile(path / "tensorboard")
+            self._event_file = EventFile(path / "tensorboard", config.task.headline)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._owned = files.lock(path, "name another run_dir")
@@ -135,17 +134,18 @@ class RunFolder:
             filled = METHODS[before.method].filled(before.method_options, config.groups, config.workers)
         except ValueError as error:
             raise UsageError(f"the run in {self.path} can't be resumed with these workers: {error}") from None
-        olds, news = vars(before) | filled, vars(config) | config.options
-        for field in dataclasses.fields(Config):
-            if not (before.has_effect(field.name) and config.has_effect(field.name)):
+        olds = before.flat | filled | {"task": type(before.task)}
+        news = config.flat | config.options | {"task": type(config.task)}
+        for name in news:
+            if name not in olds or not (before.has_effect(name) and config.has_effect(name)):
                 continue
-            old, new = olds[field.name], news[field.name]
-            depends = field.name == "steps" and config.rate_depends_on_steps
-            may_change = field.name in MAY_CHANGE and not depends
+            old, new = olds[name], news[name]
+            depends = name == "steps" and config.rate_depends_on_steps
+            may_change = name in MAY_CHANGE and not depends
             if old != new and not may_change:
-                why = ", on which its learning rate depends" if field.name in MAY_CHANGE else ""
+                why = ", on which its learning rate depends" if name in MAY_CHANGE else ""
                 raise UsageError(
-                    f"the run in {self.path} can't be resumed with another {field.name}{why}: {new!r}, not {old!r}."
+                    f"the run in {self.path} can't be resumed with another {name}{why}: {new!r}, not {old!r}."
                 )
 
     def check_seen_by_all(self) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from lsgd_jax.errors import UsageError
+from lsgd_jax.task import Headline
 
 TAGS = {
-    "center_error": "test_error/center",
-    "worker_errors": "test_error/worker_{}",
-    "center_loss": "test_loss/center",
     "train_losses": "training_loss/worker_{}",
     "learning_rate_factor": "learning_rate_factor",
     "bytes_sent": "bytes_sent_by_a_worker",
@@ -29,7 +27,7 @@ TAGS = {
     "local_distance": "distance_to_local_leader/worker_{}",
     "worker_step": "steps/worker_{}",
 }
-"""TensorBoard tags of the metrics; TensorBoard groups tags with the same prefix."""
+"""TensorBoard tags of the metrics besides the measures; TensorBoard groups tags with the same prefix."""
 
 
 class EventFile:
@@ -39,18 +37,19 @@ class EventFile:
     the folder: a resumed run adds its earlier metrics again, so that no point appears twice and none is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, headline: Headline) -> None:
         """Open nothing yet.
 
         Args:
           folder: for event files.
+          headline: measure of the workers.
 
         Raises:
           UsageError: if tensorboardX is not installed.
         """
         if importlib.util.find_spec("tensorboardX") is None:
             raise UsageError("tensorboard needs tensorboardX: pip install 'lsgd-jax[tensorboard]'.")
-        self._folder, self._leader = folder, -1
+        self._folder, self._headline, self._leader = folder, headline, -1
         self._writer: Any = None
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -75,16 +74,18 @@ class EventFile:
             self._writer.close()
 
     def _scalars(self, entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
-        for name in TAGS.keys() & entry.keys():
+        measures = {name: f"test_{name.removeprefix('center_')}/center" for name in entry if name.startswith("center_")}
+        tags = TAGS | measures | {self._headline.workers: f"test_{self._headline.name}/worker_{{}}"}
+        for name in tags.keys() & entry.keys():
             values = entry[name]
             several = (
                 enumerate(np.ravel(values).tolist()) if isinstance(values, list) else [(entry.get("worker"), values)]
             )
-            yield from ((TAGS[name].format(i), value) for i, value in several if value is not None)
+            yield from ((tags[name].format(i), value) for i, value in several if value is not None)
         self._leader = -1 if entry["event"] == "resume" else entry.get("leader", self._leader)
         if entry["event"] == "evaluation":
             losses = [loss for loss in np.ravel(entry["train_losses"]).tolist() if loss is not None]
             if losses:
                 yield "training_loss/mean", float(np.mean(losses))
             if self._leader >= 0:
-                yield "test_error/leader", np.ravel(entry["worker_errors"])[self._leader]
+                yield f"test_{self._headline.name}/leader", np.ravel(entry[self._headline.workers])[self._leader]

@@ -55,7 +55,7 @@ def train_and_evaluate(
       tensorboard: whether to write event files for TensorBoard, too.
 
     Returns:
-      The last test error of the evaluated model, in [0, 1].
+      The last headline measure of the evaluated model, such as its test error in [0, 1].
 
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it or can't be
@@ -118,7 +118,7 @@ class _Run:
             axis_name=self.placement.axes,
             **{name: value for name, value in config.options.items() if name == "window"},
         )
-        program = local_step(self.model, optimizer, self.feed)
+        program = local_step(config.task, self.model, optimizer, self.feed)
         states = self.placement.parts(init_state(self.model, optimizer, self.placement))
         shared = self.placement.parts(self.shared)
         with ThreadPoolExecutor() as pool:  # Programs are compiled for every device.
@@ -128,6 +128,7 @@ class _Run:
             list(pool.map(self.exchanges.compile, self.workers))
         self._evaluations = 0
         self._evaluate = evaluation(
+            config.task,
             self.model,
             self.center,
             self.placement,
@@ -160,7 +161,7 @@ class _Run:
         return taken * sum(x.nbytes for x in jax.tree.leaves(self.params)) / self.size
 
     def finish(self) -> float:
-        """Evaluate at the end; returns the test error of the evaluated model."""
+        """Evaluate at the end; returns the headline measure of the evaluated model."""
         return self.evaluate()
 
     def _make_worker(self, program: Wrapped, position: int, state: TrainState, shared: Any) -> Worker:
@@ -197,7 +198,7 @@ class _Run:
             self.evaluate()
 
     def evaluate(self) -> float:
-        """Evaluate the workers as they are now, and the model that the method reports; returns its test error."""
+        """Evaluate the workers as they are now, and the evaluated model; returns its headline measure."""
         joined = self.config.asynchronous == "joined"
         # Workers that do not wait for an evaluation may have finished during the previous one.
         seconds = self.clock.seconds(None if joined else max(worker.stepped_at for worker in self.workers))
@@ -212,7 +213,7 @@ class _Run:
         self.recorder.record_evaluation(
             result, seconds=seconds, worker_steps=steps, train_losses=losses, bytes_sent=sent
         )
-        return result.center_error
+        return result.center[self.config.task.headline.name]
 
 
 class _JoinedRun(_Run):
@@ -304,9 +305,9 @@ class _PostedRun(_Run):
         if process_count() > 1:
             while self._evaluations < (self.config.steps - 1) // self.config.eval_every:
                 self.evaluate_if_due(self.size * self.config.steps - 1)
-        error = self.evaluate()
+        measured = self.evaluate()
         self._board.close()
-        return error
+        return measured
 
 
 class _CenteredRun(_Run):

@@ -13,13 +13,15 @@ from lsgd_jax.asynchronous import Model, StepReport
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.exchange import all_finite
+from lsgd_jax.task import Task
 from lsgd_jax.train.step import TrainState, leaders_in, worker_step
 
 
-def local_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Wrapped:
+def local_step(task: Task, model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Wrapped:
     """The function that takes one worker, alone on its device, through one local step.
 
     Args:
+      task: of the workers.
       model: of the workers.
       optimizer: `lsgd_jax.methods.independent.independent` around the worker's own.
       feed: of the training data.
@@ -30,7 +32,7 @@ def local_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraAr
       number of the step, the learning-rate factor and the worker's key, to the new model and optimizer state and the
       `StepReport`.
     """
-    take = worker_step(model, optimizer, feed)
+    take = worker_step(task, model, optimizer, feed)
 
     def step(
         model: Model,

@@ -36,7 +36,7 @@ UNREADABLE = (OSError, ValueError, RecursionError)
 
 
 class Checkpoints:
-    """The checkpoints of a run: the last few, and the one with the lowest test error of the evaluated model.
+    """The checkpoints of a run: the last few, and the one with the lowest headline measure of the evaluated model.
 
     They are written in the background, and each appears as a whole or not at all. Each of several processes writes the
     state of its own workers; all must see the same folder. As a context, it ends when everything is written.
@@ -77,7 +77,7 @@ class Checkpoints:
         Args:
           state: of all workers; may be donated after the call.
           progress: of the run.
-          error: test error of the evaluated model in this state, in [0, 1]; None if it is not known.
+          error: headline measure of the evaluated model in this state; None if it is not known.
 
         Raises:
           UsageError: if this checkpoint or the previous one can't be written.
@@ -140,7 +140,7 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def _error(self, step: int) -> float | None:
-        """Test error of the evaluated model in a checkpoint; None if it is not known."""
+        """Headline measure of the evaluated model in a checkpoint; None if it is not known."""
         try:
             error = self._metadata(step)["error"]
         except (*UNREADABLE, LookupError, TypeError):

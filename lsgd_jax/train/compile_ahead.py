@@ -4,26 +4,25 @@ libtpu compiles for a topology on any machine without TPUs; the data set need no
 """
 
 import importlib.util
-import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled, Lowered
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import collectives
-from lsgd_jax.data import DESCRIPTIONS, BatchIndices, Dataset, Description, Feed, InMemory, Streamed
+from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.errors import UsageError
-from lsgd_jax.train.setup import make_model, make_optimizer, step_key, steps_per_call
+from lsgd_jax.train.setup import feed_from, make_model, make_optimizer, step_key, steps_per_call
 from lsgd_jax.train.step import TrainState, local_steps
+from lsgd_jax.train.task_checks import check_functions, raised_by
 
 
 def described_devices(topology: str) -> list[jax.Device]:
@@ -66,18 +65,19 @@ def lowered_steps(config: Config, placement: Placement) -> Lowered:
       UsageError: if the configuration does not fit the data.
     """
     feed = blank_feed(config)
-    model = nnx.eval_shape(lambda: make_model(config, feed))
+    model = nnx.eval_shape(lambda: make_model(config))
+    check_functions(config.task, model, feed, config.worker_batch_size)
     optimizer = make_optimizer(config, placement)
     _, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     one_worker = TrainState(params, statistics, jax.eval_shape(optimizer.init, params))
 
-    def shaped(tree: object, spec: PartitionSpec, axes: tuple[int, ...] = (), skip: int = 0) -> object:
+    def shaped(tree: object, spec: PartitionSpec, axes: tuple[int, ...] = ()) -> object:
         sharding = NamedSharding(placement.mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(axes + x.shape[skip:], x.dtype, sharding=sharding), tree)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(axes + x.shape, x.dtype, sharding=sharding), tree)
 
-    batch = shaped(next(feed.batches(0, 1)), STACKED, (*placement.shape, steps_per_call(config)), skip=1)
+    batch = shaped(feed.batch, STACKED, (*placement.shape, steps_per_call(config)))
     numbers = np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     state = shaped(one_worker, STACKED, placement.shape)
     return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers)
 
@@ -100,7 +100,7 @@ def parameter_shapes(config: Config) -> Any:
     Raises:
       UsageError: if the network does not fit the data.
     """
-    return nnx.state(nnx.eval_shape(lambda: make_model(config, blank_feed(config))), nnx.Param)
+    return nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
 
 
 def blank_feed(config: Config) -> Feed:
@@ -109,31 +109,9 @@ def blank_feed(config: Config) -> Feed:
     Raises:
       UsageError: if the data set is too small for the workers and their batches.
     """
-    about = DESCRIPTIONS[config.dataset]
-    held_out = round(config.validation * about.train)
-    train, test = about.train - held_out, held_out or about.test
-    workers, size = config.groups * config.workers, config.worker_batch_size
-    order = BatchIndices(examples=train, workers=workers, batch_size=size, sampling=config.sampling, seed=config.seed)
-    if config.dataset == "imagenet2012":
-        return _BlankStream(about, workers, size, config.image_size, test)
-    x, y = (_blank((train + test, *shape), dtype) for shape, dtype in ((about.shape, about.dtype), ((), np.int32)))
-    return InMemory(Dataset(x[:train], y[:train], x[train:], y[train:], about.classes, about.preprocessing), order)
-
-
-class _BlankStream(Streamed):
-    """A stream of blank images."""
-
-    def __init__(self, about: Description, workers: int, batch_size: int, image_size: int, test_count: int) -> None:
-        self.classes, self.shape, self.shared = about.classes, (image_size, image_size, 3), ()
-        self.test_count = test_count
-        self._batch = _blank((workers, batch_size, *self.shape), about.dtype), _blank((workers, batch_size), np.int32)
-
-    def batches(self, first: int, end: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return itertools.repeat(self._batch, end - first)
-
-
-def _blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
-    return np.broadcast_to(np.zeros((), dtype), shape)
+    with raised_by(config.task, "blank"):
+        data = config.task.blank()
+    return feed_from(config, data)
 
 
 def spread(groups: int | None, workers: int | None, devices: Sequence[jax.Device]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Evaluation of the workers and of the model that a method reports, the *evaluated model*."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -9,12 +10,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.exchange import broadcast_from, mean, worker_count, worker_index
 from lsgd_jax.methods import mean_of_workers
+from lsgd_jax.task import Task
 from lsgd_jax.train.step import TrainState, in_mode, leaders_in
 
 BatchStatistics: TypeAlias = Literal["own", "mean", "leader", "reestimate"]
@@ -24,16 +26,16 @@ own."""
 
 
 class Evaluation(NamedTuple):
-    """Errors and loss on the test data; an error is the fraction of wrong examples, in [0, 1]."""
+    """Measures of the task, means over the test examples."""
 
-    center_error: float
-    """Test error of the evaluated model. An example with a logit that is not finite counts as wrong."""
-    center_loss: float
-    """Test loss of the evaluated model."""
-    worker_errors: Float[np.ndarray, "group worker"]
+    center: dict[str, float]
+    """All measures of the evaluated model, by name."""
+    workers: Float[np.ndarray, "group worker"]
+    """Headline measure of each worker."""
 
 
 def evaluation(
+    task: Task,
     model: nnx.Module,
     center: Callable[[optax.Params, Any, Any], optax.Params],
     placement: Placement,
@@ -57,6 +59,7 @@ def evaluation(
     Models without batch normalization have no statistics, and the policy does nothing.
 
     Args:
+      task: of the workers; its measures are what is evaluated.
       model: of the workers.
       center: from params, optimizer state and axes to the evaluated model.
       placement: of the workers.
@@ -86,33 +89,38 @@ def evaluation(
     def statistics_of(
         params: optax.Params, statistics: nnx.State, shared: Any, batch: Any, key: PRNGKeyArray
     ) -> tuple[nnx.State]:
-        data_key, dropout_key = jax.random.split(jax.random.fold_in(key, worker_index(axes)))
-        x, _ = feed.training(shared, batch, data_key)
         statistics = jax.tree.map(jnp.zeros_like, statistics)  # A NaN would outlive a momentum of 0.
         network = nnx.merge(statistics_graphdef, params, statistics, copy=True)
-        network(x, rngs=nnx.Rngs(dropout=dropout_key))
+        task.loss(network, feed.training(shared, batch), jax.random.fold_in(key, worker_index(axes)))
         return (mean(nnx.state(network, nnx.BatchStat), axes),)
 
-    def wrong_and_loss(params: optax.Params, statistics: nnx.State, x: Array, y: Array) -> Float[Array, " 2"]:
-        logits = nnx.merge(graphdef, params, statistics, copy=True)(feed.testing(x))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(y, 0))
-        wrong = (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
-        return jnp.where((y >= 0)[None], jnp.stack([wrong, losses]), 0).sum(1)
+    def measured(
+        params: optax.Params, statistics: nnx.State, chunk: tuple[Any, Bool[Array, " examples"]]
+    ) -> tuple[list[str], Float[Array, " measures"]]:
+        """The names of the measures, the headline first, and their sums over the examples that are no padding."""
+        examples, real = chunk
+        found = task.measures(nnx.merge(graphdef, params, statistics, copy=True), examples)
+        names = sorted(found, key=lambda name: (name != task.headline.name, name))
+        values = jnp.stack([found[name].astype(jnp.float32) for name in names])
+        return names, jnp.where(real[None], values, 0).sum(1)
 
     def test(
-        state: TrainState, center_params: optax.Params, center_statistics: nnx.State, x: Array, y: Array
-    ) -> tuple[Array, Array]:
-        own = wrong_and_loss(state.params, state.statistics, x, y)
-        share = len(y) // worker_count(axes)
-        own_share = (lax.dynamic_slice_in_dim(a, worker_index(axes) * share, share) for a in (x, y))
-        of_center = lax.psum(wrong_and_loss(center_params, center_statistics, *own_share), axes)
-        return of_center, own[0]
+        state: TrainState,
+        center_params: optax.Params,
+        center_statistics: nnx.State,
+        chunk: tuple[Any, Bool[Array, " examples"]],
+    ) -> tuple[dict[str, Array], Array]:
+        _, own = measured(state.params, state.statistics, chunk)
+        share = len(chunk[1]) // worker_count(axes)
+        of_own = partial(lax.dynamic_slice_in_dim, start_index=worker_index(axes) * share, slice_size=share)
+        names, of_center = measured(center_params, center_statistics, jax.tree.map(of_own, chunk))
+        return dict(zip(names, lax.psum(of_center, axes), strict=True)), own[0]
 
     over_workers = placement.over_workers
     find_center = jax.jit(over_workers(center_of, (STACKED,), (SHARED, STACKED)))
     statistics_program = jax.jit(over_workers(statistics_of, (SHARED, STACKED, SHARED, STACKED, SHARED), (STACKED,)))
     test_program = jax.jit(
-        over_workers(test, (STACKED, SHARED, STACKED, SHARED, SHARED), (SHARED, STACKED)),
+        over_workers(test, (STACKED, SHARED, STACKED, SHARED), (SHARED, STACKED)),
         out_shardings=placement.sharding(SHARED),  # For every process.
     )
 
@@ -131,14 +139,16 @@ def evaluation(
                 total = jax.tree.map(jnp.add, total, seen)
             statistics = jax.tree.map(lambda x: x / statistics_batches, total)
         size = -(-min(CHUNK, feed.test_count) // workers) * workers
-        of_center, of_workers = np.zeros(2), np.zeros(placement.shape)
+        of_center: dict[str, float] = {}
+        of_workers = np.zeros(placement.shape)
         for chunk in feed.test_chunks(size):
-            results = test_program(state, params, statistics, *placement.put(chunk, SHARED))
+            results = test_program(state, params, statistics, placement.put(chunk, SHARED))
             placement.wait_for(results)
-            of_center += jax.device_get(results[0])
-            of_workers += jax.device_get(results[1])
-        error, loss = of_center / feed.test_count
-        return Evaluation(float(error), float(loss), of_workers / feed.test_count)
+            sums, of_each = jax.device_get(results)
+            of_center = {name: of_center.get(name, 0.0) + float(value) for name, value in sums.items()}
+            of_workers += of_each
+        means = {name: value / feed.test_count for name, value in of_center.items()}
+        return Evaluation(means, of_workers / feed.test_count)
 
     return evaluate
 

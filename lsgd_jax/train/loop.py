@@ -1,5 +1,6 @@
 """The training loop of workers in step."""
 
+import math
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,7 +60,7 @@ def train_and_evaluate(
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
 
     Returns:
-      The last test error of the evaluated model, in [0, 1].
+      The last headline measure of the evaluated model, such as its test error in [0, 1].
 
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has
@@ -91,7 +92,7 @@ def train_and_evaluate(
             run = _Run(config, prepared, state, recorder, checkpoints)
             display.status("training")
             run.train(stop_if_all_fail=stop_if_all_fail)
-        return progress.error or 0.0
+        return math.nan if progress.error is None else progress.error
 
 
 def _begin(
@@ -137,11 +138,12 @@ class _Run:
         self.batches = rounds(self.feed, placement, config.steps, self.steps_per_call, self.progress.step)
         self.next_batch = next(self.batches)
         self.shared, self.key = placement.put(feed.shared, SHARED), step_key(config.seed)
-        program = local_steps(model, optimizer, placement, feed)
+        program = local_steps(config.task, model, optimizer, placement, feed)
         factors = np.ones(self.steps_per_call, np.float32)
         arguments = state, self.shared, self.next_batch, np.int32(0), factors, self.key
         self.program = program.lower(*arguments).compile()
         self.evaluate = evaluation(
+            config.task,
             model,
             METHODS[config.method].center,
             placement,

@@ -32,7 +32,7 @@ class Progress:
     failed_since: dict[str, int] = dataclasses.field(default_factory=dict)
     """Step at which each failed worker was found to have failed, by the worker's global index."""
     error: float | None = None
-    """Test error of the evaluated model at the last evaluation, in [0, 1]."""
+    """Headline measure of the evaluated model at the last evaluation; None before, or if it is not finite."""
     bytes_before: float = 0.0
     """Bytes that each worker has sent beyond what the present number of workers would have sent."""
     earlier: list[Stretch] = dataclasses.field(default_factory=list)

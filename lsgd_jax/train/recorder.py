@@ -79,19 +79,18 @@ class Recorder:
     def _record_evaluation(
         self, step: int, seconds: float, result: Evaluation, train_losses: np.ndarray, loss: float, **more: Any
     ) -> None:
+        headline = self.config.task.headline
         self.folder.log(
             "evaluation",
             step=step,
             seconds=seconds,
             **more,
             train_losses=train_losses,
-            center_error=result.center_error,
-            center_loss=result.center_loss,
-            worker_errors=result.worker_errors,
+            **{f"center_{name}": value for name, value in result.center.items()},
+            **{headline.workers: result.workers},
         )
-        self.display.update(
-            step, loss=loss, error=result.center_error, leader=self._leader, steps_per_second=step / seconds
-        )
+        measured = f"{headline.title} {headline.text(result.center[headline.name])}"
+        self.display.update(step, loss=loss, measured=measured, leader=self._leader, steps_per_second=step / seconds)
 
 
 class SynchronousRecorder(Recorder):
@@ -137,7 +136,8 @@ class SynchronousRecorder(Recorder):
         progress = self.progress
         train_losses = np.mean(progress.losses, axis=0)
         progress.losses.clear()
-        progress.error = result.center_error
+        value = result.center[self.config.task.headline.name]
+        progress.error = value if math.isfinite(value) else None
         self._record_evaluation(
             progress.step,
             progress.seconds,

@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.config import Config
-from lsgd_jax.data import BatchIndices, Feed, InMemory, Streamed, hold_out, load
+from lsgd_jax.data import BatchIndices, Data, Feed, count, feed_of, hold_out
 from lsgd_jax.distributed import STACKED, Placement, place
-from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
-from lsgd_jax.models import MODELS
 from lsgd_jax.optimizers import local_optimizer
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
+from lsgd_jax.train.task_checks import check_data, check_functions, check_network, raised_by
 
 
 def step_key(seed: int) -> PRNGKeyArray:
@@ -43,11 +41,12 @@ def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     """Set up a run.
 
     Raises:
-      UsageError: if the configuration does not fit the machine or the data.
+      UsageError: if the configuration does not fit the machine or the data, or the task is not one.
     """
     placement = place(config.groups, config.workers)
-    feed = make_feed(config, data_dir, placement.own_workers)
-    return Prepared(placement, feed, make_model(config, feed), make_optimizer(config, placement))
+    feed, model = make_feed(config, data_dir, placement.own_workers), make_model(config)
+    check_functions(config.task, model, feed, config.worker_batch_size)
+    return Prepared(placement, feed, model, make_optimizer(config, placement))
 
 
 def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence[int] | None = None) -> Feed:
@@ -61,51 +60,37 @@ def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence
     Raises:
       UsageError: if the data set is not prepared or too small for the workers and their batches.
     """
-    workers = config.groups * config.workers
-    if config.dataset == "imagenet2012":
-        return Streamed(
-            data_dir,
-            workers=workers,
-            batch_size=config.worker_batch_size,
-            sampling=config.sampling,
-            seed=config.seed,
-            held_out=config.validation,
-            rows=rows,
-            image_size=config.image_size,
-            processes=config.data_processes,
-        )
-    data = load(config.dataset, data_dir)
+    with raised_by(config.task, "data"):
+        data = config.task.data(data_dir)
+    return feed_from(config, data, rows)
+
+
+def feed_from(config: Config, data: Data, rows: Sequence[int] | None = None) -> Feed:
+    """The feed of a run from the data of its task; see `make_feed`."""
+    check_data(config.task, data)
     if config.validation:
         data = hold_out(data, config.validation)
-    batches = BatchIndices(
-        examples=len(data.train_y),
+    workers = config.groups * config.workers
+    indices = BatchIndices(
+        examples=count(data.train),
         workers=workers,
         batch_size=config.worker_batch_size,
         sampling=config.sampling,
         seed=config.seed,
     )
-    return InMemory(data, batches, rows)
+    return feed_of(data, indices, range(workers) if rows is None else rows, config.data_processes)
 
 
-def make_model(config: Config, feed: Feed) -> nnx.Module:
-    """The network, initialized from the seed.
+def make_model(config: Config) -> nnx.Module:
+    """The network of the task, initialized from the seed.
 
     Raises:
-      UsageError: if the network does not fit the data.
+      UsageError: if the network does not fit the data, or is none.
     """
-    build, dimensions = MODELS[config.model]
-    if dimensions is not None and len(feed.shape) != dimensions:
-        fit = [name for name, (_, needed) in MODELS.items() if needed in (None, len(feed.shape))]
-        raise UsageError(
-            f"the model {config.model} is not for the data set {config.dataset}, whose examples have the shape"
-            f" {feed.shape}: use {' or '.join(fit)}."
-        )
-    try:
-        return build(
-            feed.shape, feed.classes, width=config.width, dtype=jnp.dtype(config.dtype), rngs=nnx.Rngs(config.seed)
-        )
-    except ValueError as error:
-        raise UsageError(f"the model {config.model} is not for the data set {config.dataset}: {error}") from None
+    with raised_by(config.task, "network"):
+        model = config.task.network(nnx.Rngs(config.seed))
+    check_network(config.task, model)
+    return model
 
 
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement
 from lsgd_jax.exchange import worker_index
+from lsgd_jax.task import Task
 from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
 
 
@@ -73,10 +74,13 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, place
     return placement.put(jax.tree.map(lambda x: np.broadcast_to(x, (own, *np.shape(x))), state), STACKED)
 
 
-def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed) -> Callable:
+def worker_step(
+    task: Task, model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed
+) -> Callable:
     """The function that takes one worker through one local step, with an exchange if one is due.
 
     Args:
+      task: of the workers; its loss is what they minimize.
       model: of the workers.
       optimizer: the method around every worker's optimizer.
       feed: provides the training data.
@@ -96,13 +100,11 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
         shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: Sequence
     ) -> tuple[TrainState, Array]:
         number, batch = now
-        data_key, dropout_key = jax.random.split(jax.random.fold_in(key, number))
-        x, y = feed.training(shared, batch, data_key)
+        examples, step_key = feed.training(shared, batch), jax.random.fold_in(key, number)
 
         def loss_of(params: optax.Params) -> tuple[Array, nnx.State]:
             network = nnx.merge(graphdef, params, state.statistics, copy=True)
-            logits = network(x, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            loss = task.loss(network, examples, step_key)
             return loss, nnx.state(network, nnx.BatchStat)
 
         (loss, statistics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -118,11 +120,16 @@ def worker_step(model: nnx.Module, optimizer: optax.GradientTransformationExtraA
 
 
 def local_steps(
-    model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, placement: Placement, feed: Feed
+    task: Task,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformationExtraArgs,
+    placement: Placement,
+    feed: Feed,
 ) -> Wrapped:
     """The function that takes all workers through some local steps, with the exchanges that are due.
 
     Args:
+      task: of the workers.
       model: of the workers.
       optimizer: the method around every worker's optimizer.
       placement: of the workers.
@@ -138,7 +145,7 @@ def local_steps(
         the random key of the steps, into which a worker's global index and then the number of the step are folded
       to the new state and the `StepMetrics`; these are replicated, so that every process has all of them.
     """
-    step = worker_step(model, optimizer, feed)
+    step = worker_step(task, model, optimizer, feed)
 
     def one_step(shared: Any, key: PRNGKeyArray, state: TrainState, now: tuple) -> tuple[TrainState, StepMetrics]:
         rate_factor, *number_and_batch = now

@@ -28,8 +28,7 @@ from lsgd_jax.train.recorder import AsynchronousRecorder
 from lsgd_jax.train.step import init_state, local_steps
 from tests.asynchronous.schedule import drive_in_step, scripted
 
-SMALL = dataclasses.replace(
-    PRESETS["digits"],
+SMALL = PRESETS["digits"].replace(
     groups=2,
     workers=2,
     width=0.25,
@@ -142,7 +141,7 @@ def test_synchronous_training_is_the_same_up_to_rounding(in_step):
     (expected, leaders), _, _ = in_step
     config = dataclasses.replace(SMALL, asynchronous=None)
     placement, feed, model, optimizer = setup.prepare(config)
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     for step, batch in enumerate(setup.rounds(feed, placement, config.steps, 1)):
         state, metrics = jax.block_until_ready(

@@ -4,12 +4,12 @@ import typing
 
 import pytest
 
-from lsgd_jax.config import Config
 from lsgd_jax.data import DESCRIPTIONS, load
+from lsgd_jax.tasks import Classification
 
 
 def test_every_data_set_is_described():
-    assert set(DESCRIPTIONS) == set(typing.get_args(typing.get_type_hints(Config)["dataset"]))
+    assert set(DESCRIPTIONS) == set(typing.get_args(typing.get_type_hints(Classification)["dataset"]))
 
 
 @pytest.mark.parametrize("name", ["mnist1d", "digits", "mnist5k"])

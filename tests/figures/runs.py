@@ -5,8 +5,8 @@ import json
 
 from lsgd_jax.presets import PRESETS
 
-SMALL = dataclasses.replace(
-    PRESETS["digits"], width=0.1, batch_size=8, groups=2, workers=2, steps=32, eval_every=16, checkpoint_every=0
+SMALL = PRESETS["digits"].replace(
+    width=0.1, batch_size=8, groups=2, workers=2, steps=32, eval_every=16, checkpoint_every=0
 )
 
 

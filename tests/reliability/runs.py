@@ -1,6 +1,5 @@
 """Small runs and what they have written."""
 
-import dataclasses
 import json
 import math
 
@@ -8,8 +7,8 @@ import numpy as np
 
 from lsgd_jax.presets import PRESETS
 
-SMALL = dataclasses.replace(
-    PRESETS["digits"], width=0.1, batch_size=8, groups=2, workers=2, steps=24, eval_every=12, checkpoint_every=8
+SMALL = PRESETS["digits"].replace(
+    width=0.1, batch_size=8, groups=2, workers=2, steps=24, eval_every=12, checkpoint_every=8
 )
 """Programs of four steps, and with them exchanges; evaluations and checkpoints do not fall together."""
 

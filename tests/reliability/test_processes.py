@@ -17,8 +17,7 @@ from tests.reliability.runs import assert_same, metrics
 
 TRAIN = ["train", "digits", "--width", "0.1", "--batch-size", "8", "--groups", "2", "--workers", "2"]
 TRAIN += ["--eval-every", "200", "--checkpoint-every", "100", "--steps", "600", "--run-dir"]
-CONFIG = dataclasses.replace(
-    PRESETS["digits"],
+CONFIG = PRESETS["digits"].replace(
     width=0.1,
     batch_size=8,
     groups=2,

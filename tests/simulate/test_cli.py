@@ -15,7 +15,7 @@ SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"
         (["--methods", "lsgd,adam"], "there is no method 'adam'; there are lsgd, lsgd-joined, "),
         (["--slow", "3", "2"], "there is no worker 3: workers are numbered from 0 to 2."),
         (["--trace", "none.csv"], "the trace none.csv can't be read"),
-        (["--target-error", "5"], "target_error must be in [0, 1], got 5.0."),
+        (["--target", "5"], "target must be in [0, 1], got 5.0."),
         (["--parameters", "5"], "parameters must be at least 1, with --costs-only, got 5."),
         (["--method", "easgd"], "simulate chooses the method itself"),
         (["--asynchronous", "posted"], "use --methods lsgd-joined or lsgd-posted in place of --asynchronous."),

@@ -157,8 +157,8 @@ def test_a_network_as_lsgd_train_trains_it(name, tmp_path, quick_compilation):
     log = event_log(SCHEDULES[name], config, Cluster(), np.zeros(2))
     history = train_on(log, SCHEDULES[name], config, Network(config))
     assert history.steps[-1] == 12
-    np.testing.assert_allclose(history.center_error[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
-    np.testing.assert_allclose(history.worker_errors[-1], np.ravel(last["worker_errors"]), atol=0.011)
+    np.testing.assert_allclose(history.center[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
+    np.testing.assert_allclose(history.worker_values[-1], np.ravel(last["worker_errors"]), atol=0.011)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -167,9 +167,9 @@ def test_workers_may_go_and_come(name):
     log, history = simulated(name, cluster=Cluster(absences=absences))
     again = simulated(name, cluster=Cluster(absences=absences))
     assert again[0] == log
-    np.testing.assert_array_equal(again[1].center_error, history.center_error)
-    assert np.isfinite(history.center_error).all()
-    assert np.isnan(history.worker_errors[-1][0])
+    np.testing.assert_array_equal(again[1].center, history.center)
+    assert np.isfinite(history.center).all()
+    assert np.isnan(history.worker_values[-1][0])
     assert history.steps[-1] >= 12
 
 

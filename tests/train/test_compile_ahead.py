@@ -1,6 +1,5 @@
 """`lsgd compile`, run as a user runs it, and what the training step sends on TPUs that are not there."""
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -12,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import collectives
+from lsgd_jax.data.feeds import batch_of
 from lsgd_jax.distributed import SHARED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tasks import Regression
 from lsgd_jax.train.compile_ahead import blank_feed, lowered_steps, parameter_shapes, spread
 from lsgd_jax.train.setup import prepare, rounds, step_key
 from lsgd_jax.train.step import init_state, local_steps
@@ -69,7 +69,7 @@ def compiled(libtpu, tmp_path):
 
 
 def parameter_bytes(**changes):
-    config = Config(**{"dataset": "mnist1d", "model": "conv1d", "steps": 1, "learning_rate": 0.1} | SMALL | changes)
+    config = PRESETS["mnist1d"].replace(**SMALL | changes)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parameter_shapes(config)))
 
 
@@ -180,11 +180,11 @@ def test_workers_that_do_not_fill_the_devices(groups, workers):
 
 
 def test_what_is_compiled_is_what_train_runs():
-    config = dataclasses.replace(PRESETS["mnist1d"], **SMALL)
+    config = PRESETS["mnist1d"].replace(**SMALL)
     placement, feed, model, optimizer = prepare(config)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     [batch] = rounds(feed, placement, config.period, config.period)
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     numbers = np.int32(0), np.float32(1), step_key(config.seed)
     trained = program.lower(state, shared, batch, *numbers)
     assert lowered_steps(config, place(config.groups, config.workers)).as_text() == trained.as_text()
@@ -192,9 +192,9 @@ def test_what_is_compiled_is_what_train_runs():
 
 @pytest.mark.parametrize("name", ["cnn7-cifar10-16", "resnet50-imagenet-4"])
 def test_a_preset_whose_data_are_not_prepared_is_lowered(name):
-    config = dataclasses.replace(PRESETS[name], width=0.05, batch_size=2)
-    if config.dataset == "imagenet2012":
-        config = dataclasses.replace(config, image_size=32)
+    config = PRESETS[name].replace(width=0.05, batch_size=2)
+    if config.task.is_streamed:
+        config = config.replace(image_size=32)
     text = lowered_steps(config, place(config.groups, config.workers)).as_text()
     assert "all_reduce" in text
 
@@ -203,11 +203,10 @@ def test_a_preset_whose_data_are_not_prepared_is_lowered(name):
 def test_the_blank_feed_of_every_preset_takes_no_memory(name):
     config = PRESETS[name]
     feed = blank_feed(config)
-    [batch] = feed.batches(0, 1)
-    images = config.dataset == "imagenet2012"
-    for x in jax.tree.leaves((feed.shared, batch if images else ())):
-        assert set(x.strides) == {0}
-    shape = (config.groups * config.workers, config.worker_batch_size)
-    assert all(x.shape[:2] == shape for x in jax.tree.leaves(batch))
-    x, y = jax.eval_shape(feed.training, feed.shared, jax.tree.map(lambda x: x[0], batch), jax.random.key(0))
-    assert (x.shape, y.shape) == ((shape[1], *feed.shape), shape[1:])
+    for x in jax.tree.leaves(feed.shared):
+        assert set(x.strides) == {0} or config.task == Regression()  # Whose data come with a package.
+    examples = jax.eval_shape(feed.training, feed.shared, feed.batch)
+    assert examples == batch_of(feed.example, config.worker_batch_size)
+    [batch] = feed.batches(0, 1) if not config.task.is_streamed else [feed.batch]
+    assert {x.dtype for x in jax.tree.leaves(batch)} == {x.dtype for x in jax.tree.leaves(feed.batch)}
+    assert {x.shape[-1:] for x in jax.tree.leaves(batch)} == {x.shape[-1:] for x in jax.tree.leaves(feed.batch)}

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 from lsgd_jax import train
 from lsgd_jax.config import Config
-from lsgd_jax.data import BatchIndices, InMemory, load
+from lsgd_jax.data import BatchIndices, Data, feed_of, load
 from lsgd_jax.distributed import SHARED, Placement, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as run_figure
@@ -85,7 +85,7 @@ def states_after(config, steps, *, at_once=1, placement=None):
     prepared = setup.prepare(config)
     placement = placement or prepared.placement
     optimizer = setup.make_optimizer(config, placement)
-    program = local_steps(prepared.model, optimizer, placement, prepared.feed)
+    program = local_steps(config.task, prepared.model, optimizer, placement, prepared.feed)
     state, shared = init_state(prepared.model, optimizer, placement), placement.put(prepared.feed.shared, SHARED)
     batches = setup.rounds(prepared.feed, placement, steps, at_once)
     for first in range(0, steps, at_once):
@@ -105,8 +105,8 @@ def test_a_compiled_round_takes_the_same_steps_one_by_one():
 @pytest.mark.usefixtures("quick_compilation")
 def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
     """With dropout, whose keys are the workers' own."""
-    config = dataclasses.replace(
-        SMOKE, dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
+    config = SMOKE.replace(
+        dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
     ).replace(method=method)
     mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
     slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
@@ -117,10 +117,10 @@ def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method)
 
 def test_what_is_told_to_all_processes_is_small():
     """Only leaders' parameters travel: two broadcasts, and the metrics, which every process gets, are no more."""
-    placement, feed, model, optimizer = setup.prepare(SMOKE)
+    config, (placement, feed, model, optimizer) = SMOKE, setup.prepare(SMOKE)
     batch = next(setup.rounds(feed, placement, 4, 4))
     arguments = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED), batch
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     text = program.lower(*arguments, np.int32(0), np.float32(1), setup.step_key(0)).compile().as_text()
     # The result's shapes, such as f32[2,4] or (u32[64], u32[64,64]), stand before the collective's name.
     found = re.findall(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", text)
@@ -146,11 +146,13 @@ def test_evaluation_counts_as_a_plain_loop_does(policy):
     placement, feed, model, optimizer = setup.prepare(SMOKE)
     few = load("digits")
     few = few._replace(test_x=few.test_x[:101], test_y=few.test_y[:101])  # Not a multiple of the workers.
-    feed = InMemory(few, BatchIndices(examples=1437, workers=8, batch_size=16, sampling="shards", seed=0))
+    data = Data((few.train_x, few.train_y), (few.test_x, few.test_y))
+    feed = feed_of(data, BatchIndices(examples=1437, workers=8, batch_size=16, sampling="shards", seed=0), range(8))
     state = init_state(model, optimizer, placement)
     logits = np.asarray(model(few.test_x))
     wrong = np.mean(logits.argmax(-1) != few.test_y)
     evaluate = evaluation(
+        SMOKE.task,
         model,
         mean_of_workers,
         placement,
@@ -160,10 +162,10 @@ def test_evaluation_counts_as_a_plain_loop_does(policy):
         key=jax.random.key(0),
     )
     result = evaluate(state, placement.put(feed.shared, SHARED))
-    np.testing.assert_allclose(result.center_error, wrong, rtol=1e-6)
-    np.testing.assert_allclose(result.worker_errors, np.full((2, 4), wrong), rtol=1e-6)
+    np.testing.assert_allclose(result.center["error"], wrong, rtol=1e-6)
+    np.testing.assert_allclose(result.workers, np.full((2, 4), wrong), rtol=1e-6)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    np.testing.assert_allclose(result.center_loss, -log_probabilities[np.arange(101), few.test_y].mean(), rtol=1e-5)
+    np.testing.assert_allclose(result.center["loss"], -log_probabilities[np.arange(101), few.test_y].mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -194,9 +196,9 @@ def test_what_diverged_is_wrong_on_every_example_and_null_in_the_metrics(tmp_pat
 
 
 def test_a_model_that_is_not_for_the_data_is_one_sentence():
-    config = dataclasses.replace(SMOKE, model="conv1d")
+    config = SMOKE.replace(model="conv1d")
     with pytest.raises(UsageError, match=r"conv1d is not for the data set digits, .* \(8, 8, 1\): use mlp"):
-        setup.make_model(config, setup.make_feed(config))
+        setup.make_model(config)
 
 
 def test_the_center_leaves_out_workers_that_are_not_finite():

@@ -16,7 +16,7 @@ from lsgd_jax.train.step import Leaders, StepMetrics
 
 CONFIG = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, period=4, steps=40, eval_every=20)
 PARAMS = {"w": np.zeros(3, np.float32)}
-RESULT = Evaluation(0.25, 1.5, np.array([[0.25, 0.5]]))
+RESULT = Evaluation({"error": 0.25, "loss": 1.5}, np.array([[0.25, 0.5]]))
 
 
 @pytest.fixture

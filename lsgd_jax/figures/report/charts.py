@@ -1,5 +1,6 @@
 """Charts of a report, as SVG."""
 
+import html
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ def picture(draw: Callable[[Axes], None], caption: str, name: str) -> str:
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"| id="[\w.]+_\d+"', "", svg[svg.index("<svg") :])  # Not needed in a page.
+    caption = html.escape(caption)
     svg = svg.replace(_FOREGROUND, "currentColor").replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
@@ -84,7 +86,7 @@ def draw_band(axes: Axes, values: list[tuple[int, np.ndarray]], label: str) -> N
 
 
 def _draw_losses(axes: Axes, run: Run) -> None:
-    x, there = run.errors.steps, np.isfinite(run.losses)
+    x, there = run.curves.steps, np.isfinite(run.losses)
     means = np.where(there, run.losses, 0).sum(1) / np.where(there.any(1), there.sum(1), np.nan)
     figures.draw_workers(axes, x, run.losses)
     axes.plot(x, means, color="tab:red", linewidth=1.5, marker=figures.marker_of(x), label="mean")
@@ -94,14 +96,19 @@ def _draw_losses(axes: Axes, run: Run) -> None:
 
 
 def _draw_bytes(axes: Axes, run: Run) -> None:
-    x = run.errors.steps
+    x = run.curves.steps
     axes.plot(x, run.bytes_sent / 1e6, marker=figures.marker_of(x))
     axes.set(xlabel="local steps", ylabel="MB sent per worker", ylim=(0, None))
 
 
 def _draw_own_steps(axes: Axes, run: Run) -> None:
-    figures.draw_workers(axes, run.errors.seconds, run.worker_steps)
+    figures.draw_workers(axes, run.curves.seconds, run.worker_steps)
     axes.set(xlabel="seconds of training", ylabel="a worker's local steps", ylim=(0, None))
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 class Chart(NamedTuple):
@@ -115,20 +122,20 @@ class Chart(NamedTuple):
 
 def charts_of(run: Run) -> Iterator[Chart]:
     """Yield the charts of a run."""
-    errors = run.errors
-    if len(errors.steps):
-        title = "Test error and training loss"
-        by_step = partial(figures.draw_errors, x=errors.steps, errors=errors, label="local steps")
-        by_time = partial(figures.draw_errors, x=errors.seconds, errors=errors, label="seconds of training")
-        yield Chart(title, "Test error by step.", by_step)
-        yield Chart(title, "Test error by wall-clock time, evaluations excluded.", by_time)
+    curves, headline = run.curves, run.config.task.headline
+    if len(curves.steps):
+        measure = capital(headline.title)
+        title, draw = f"{measure} and training loss", partial(figures.draw_curves, curves=curves, headline=headline)
+        yield Chart(title, f"{measure} by step.", partial(draw, x=curves.steps, label="local steps"))
+        by_time = partial(draw, x=curves.seconds, label="seconds of training")
+        yield Chart(title, f"{measure} by wall-clock time, evaluations excluded.", by_time)
         yield Chart(title, "Training loss, averaged since the previous evaluation.", partial(_draw_losses, run=run))
         yield Chart(title, "Communication per worker.", partial(_draw_bytes, run=run))
         if run.worker_steps.size:
             yield Chart(title, "Progress of each worker.", partial(_draw_own_steps, run=run))
     for title, (steps, leaders, _) in run.elections.items():
         if len(leaders):
-            count = max(run.config.groups * run.config.workers, errors.workers.shape[1], leaders.max() + 1)
+            count = max(run.config.groups * run.config.workers, curves.workers.shape[1], leaders.max() + 1)
             by_step = partial(figures.draw_leaders, steps=steps, leaders=leaders, count=count)
             yield Chart(title, f"{title}, by step.", by_step)
             share = partial(figures.draw_shares, leaders=leaders, count=count)

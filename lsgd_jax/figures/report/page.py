@@ -1,6 +1,5 @@
 """HTML page of a report."""
 
-import dataclasses
 import html
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from lsgd_jax.config import Config
 from lsgd_jax.figures import run as figures
-from lsgd_jax.figures.report.charts import charts_of, picture
+from lsgd_jax.figures.report.charts import capital, charts_of, picture
 from lsgd_jax.figures.report.reading import Run, text_of
+from lsgd_jax.task import Headline
 
 MOST_EVENTS = 50
 """Events shown per run."""
@@ -88,50 +87,61 @@ def render(runs: list[Run]) -> str:
 """
 
 
-_ENDS = (
-    "final test error of the center",
-    "lowest test error",
-    "steps taken",
-    "MB sent per worker",
-    "seconds of training",
-)
+def _ends_of(titles: Sequence[str]) -> list[str]:
+    """What the numbers of `_ends` are, for runs whose headline measures have these titles."""
+    [title, *others] = dict.fromkeys(titles)
+    measure = "headline measure" if others else title
+    return [
+        f"final {measure} of the center",
+        f"lowest {measure}",
+        "steps taken",
+        "MB sent per worker",
+        "seconds of training",
+    ]
 
 
 def _ends(run: Run) -> list[str]:
     """Final (or latest) numbers of a run."""
-    errors = run.errors
-    if not len(errors.steps):
+    curves, headline = run.curves, run.config.task.headline
+    if not len(curves.steps):
         return ["not evaluated yet", "", run.progress, "", ""]
-    sent, seconds = run.bytes_sent[-1] / 1e6, errors.seconds[-1]
-    final, lowest = f"{errors.center[-1]:.2f} %", f"{errors.center.min():.2f} %"
-    return [final, lowest, run.progress, f"{sent:,.2f}", f"{seconds:,.1f}"]
+    sent, seconds = run.bytes_sent[-1] / 1e6, curves.seconds[-1]
+    lowest = np.nan_to_num(curves.center, nan=np.inf).min()
+    shown = [headline.text(value, space=" ") for value in (curves.center[-1], lowest)]
+    return [*shown, run.progress, f"{sent:,.2f}", f"{seconds:,.1f}"]
 
 
 def _together(runs: list[Run]) -> list[str]:
     """Several runs in shared charts, and a table of their results and differing options."""
     looks = [(f"C{i % 10}", ("-", "--", ":", "-.")[i // 10 % 4]) for i in range(len(runs))]
     against: dict[str, Callable[[Run], np.ndarray]] = {
-        "local steps": lambda run: run.errors.steps,
-        "seconds of training": lambda run: run.errors.seconds,
+        "local steps": lambda run: run.curves.steps,
+        "seconds of training": lambda run: run.curves.seconds,
         "MB sent per worker": lambda run: run.bytes_sent / 1e6,
     }
 
-    def draw(axes: Axes, label: str) -> None:
-        for run, (color, style) in zip(runs, looks, strict=True):
-            x = against[label](run)
-            axes.plot(x, run.errors.center, style, color=color, linewidth=1.3, marker=figures.marker_of(x))
-        axes.set(xlabel=label, ylabel="test error (%)")
-        figures.scale(axes, *(run.errors.center for run in runs))
+    def draw(axes: Axes, label: str, headline: Headline) -> None:
+        of_measure = [i for i, run in enumerate(runs) if run.config.task.headline == headline]
+        for run, (color, style) in ((runs[i], looks[i]) for i in of_measure):
+            x, y = against[label](run), headline.scale * run.curves.center
+            axes.plot(x, y, style, color=color, linewidth=1.3, marker=figures.marker_of(x))
+        axes.set(xlabel=label, ylabel=f"{headline.title}{headline.unit}")
+        figures.scale(axes, *(headline.scale * runs[i].curves.center for i in of_measure))
 
-    charts = [picture(partial(draw, label=label), f"Test error of the center by {label}.", "") for label in against]
-    fields = [field.name for field in dataclasses.fields(Config)]
+    headlines = dict.fromkeys(run.config.task.headline for run in runs)
+    charts = [
+        picture(partial(draw, label=label, headline=each), f"{capital(each.title)} of the center by {label}.", "")
+        for each in headlines
+        for label in against
+    ]
     settings = [run.config.effective for run in runs]
+    fields = dict.fromkeys(name for of in settings for name in of)
     differing = [name for name in fields if any(of.get(name) != settings[0].get(name) for of in settings)]
     rows = []
     for number, (run, look, of) in enumerate(zip(runs, looks, settings, strict=True), 1):
         link = _Markup(f'{_swatch(*look)}<a href="#run-{number}">{_escaped(run.name)}</a>')
         rows.append([link, *_ends(run), *(text_of(of[name]) if name in of else "" for name in differing)])
-    header = ["run", *_ENDS, *differing]
+    header = ["run", *_ends_of([headline.title for headline in headlines]), *differing]
     return [
         _table(rows, header, "Results, and options that differ.", "wide"),
         _side_by_side(charts),
@@ -151,15 +161,15 @@ def _section(run: Run) -> list[str]:
     config = run.config
     facts = {
         "method": config.method + (f", {config.asynchronous}" if config.asynchronous else ""),
-        "data and network": f"{config.dataset}, {config.model}",
+        "task": str(config.task),
         "workers": f"{config.groups} x {config.workers}",
-        **dict(zip(_ENDS, _ends(run), strict=True)),
+        **dict(zip(_ends_of([config.task.headline.title]), _ends(run), strict=True)),
     }
-    cards = [f"<div><dt>{name}</dt><dd>{_escaped(text)}</dd></div>" for name, text in facts.items() if text]
+    cards = [f"<div><dt>{_escaped(name)}</dt><dd>{_escaped(text)}</dd></div>" for name, text in facts.items() if text]
     parts = [f"<dl>{''.join(cards)}</dl>"]
     for title, charts in groupby(charts_of(run), lambda chart: chart.title):
         pictures = [picture(chart.draw, chart.caption, run.name) for chart in charts]
-        parts += [f"<h3>{title}</h3>", _side_by_side(pictures)]
+        parts += [f"<h3>{_escaped(title)}</h3>", _side_by_side(pictures)]
     if run.events:
         caption = f"First {MOST_EVENTS} of {len(run.events):,}." if len(run.events) > MOST_EVENTS else ""
         table = _table(run.events[:MOST_EVENTS], ["local step", "event"], caption)

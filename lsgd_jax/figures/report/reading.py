@@ -8,7 +8,7 @@ import numpy as np
 
 from lsgd_jax import files
 from lsgd_jax.config import Config
-from lsgd_jax.figures.run import Errors, by_worker, errors_of, logged_indices
+from lsgd_jax.figures.run import Curves, by_worker, curves_of, logged_indices
 from lsgd_jax.tracking.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
 
 
@@ -31,7 +31,7 @@ class Run(NamedTuple):
     environment: dict[str, str]
     step: int
     """Last step with an event."""
-    errors: Errors
+    curves: Curves
     losses: np.ndarray
     """Training loss [evaluations, workers]."""
     bytes_sent: np.ndarray
@@ -48,7 +48,7 @@ class Run(NamedTuple):
     @property
     def progress(self) -> str:
         """Steps taken, out of how many if unfinished."""
-        tested = self.errors.steps
+        tested = self.curves.steps
         finished = len(tested) and tested[-1] >= self.config.steps
         return f"{self.step:,}" + ("" if finished else f" of {self.config.steps:,}, not finished")
 
@@ -69,7 +69,7 @@ def read(run: Path, name: str) -> Run:
             config=config,
             environment=_environment(run),
             step=max((int(entry["step"]) for entry in [*evaluations, *exchanges, *events]), default=0),
-            errors=errors_of(run),
+            curves=curves_of(run, config.task.headline),
             losses=by_worker(evaluations, "train_losses"),
             bytes_sent=np.array([entry["bytes_sent"] for entry in evaluations], float),
             worker_steps=by_worker(evaluations if config.asynchronous else [], "worker_steps"),

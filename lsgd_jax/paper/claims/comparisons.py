@@ -26,7 +26,8 @@ def read(runs: Path | str) -> Findings:
         try:
             summary = files.parse_json(files.read_text(path))
             methods, name = summary["methods"], path.parent.name
-            if "lsgd" not in methods:
+            measure = summary.get("headline", {}).get("name", "error")
+            if "lsgd" not in methods or measure != "error":  # Without LSGD, or of another task than classification.
                 continue
             command = summary["environment"]["command"]
             rivals = [rival for rival in RIVALS if rival in methods]

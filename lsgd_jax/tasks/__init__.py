@@ -1,0 +1,6 @@
+"""Tasks that come with the package."""
+
+from lsgd_jax.tasks.classification import Classification
+from lsgd_jax.tasks.regression import Regression
+
+__all__ = ["Classification", "Regression"]
