@@ -69,7 +69,7 @@ def feed_from(config: Config, data: Data, rows: Sequence[int] | None = None) -> 
     """The feed of a run from the data of its task; see `make_feed`."""
     check_data(config.task, data)
     if config.validation:
-        data = hold_out(data, config.validation)
+        data = hold_out(data, config.validation, in_order=config.sampling == "partitions")
     workers = config.groups * config.workers
     indices = BatchIndices(
         examples=count(data.train),
