@@ -149,11 +149,11 @@ def _compare(
             candidates = [configs[method].replace(**values) for values in grid(configs[method])]
             for i, (values, of) in enumerate(zip(grid(configs[method]), candidates, strict=True)):
                 candidate = of.replace(validation=VALIDATION)
-                finals = [
+                measured = [
                     cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
                 told = {name: of.effective[name] for name in values}
-                tried[method].append({"values": told, f"validation_{headline.name}": _finite(np.mean(finals))})
+                tried[method].append({"values": told, f"validation_{headline.name}": _finite(np.mean(measured))})
             scores = [trial[f"validation_{headline.name}"] for trial in tried[method]]
             best = int(np.nanargmin([np.inf if score is None else score for score in scores]))
             chosen[method] = candidates[best]
@@ -388,7 +388,7 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
     return numbers | {"values": [_finite(value) for value in values]}
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 

@@ -173,7 +173,7 @@ class Config(OptimizerOptions):
 
     def has_effect(self, name: str) -> bool:
         """Whether a run depends on an option, given the others."""
-        return _no_effect(name, self) is None
+        return name in self.flat and _no_effect(name, self) is None
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed; options that the changes leave without effect return to their defaults.

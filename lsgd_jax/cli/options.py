@@ -12,7 +12,7 @@ import tyro
 from lsgd_jax import presets
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
-from lsgd_jax.task import Headline, Task
+from lsgd_jax.task import Headline
 
 TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
@@ -104,27 +104,27 @@ def with_presets(command: Callable, own: str | None) -> Callable:
     def chosen(*arguments: Any, **options: Any) -> Any:
         return command(*arguments, **options)
 
-    del chosen.__wrapped__  # Else its annotations would be found.
-    chosen.__annotations__ = command.__annotations__ | {"options": _subcommands(kind, own)}
-    chosen.__signature__ = inspect.signature(command)
+    vars(chosen).pop("__wrapped__")  # Else its annotations would be found.
+    subcommands = _subcommands(kind, own, presets.find(own) if own else None)
+    chosen.__annotations__ = command.__annotations__ | {"options": subcommands}
+    vars(chosen)["__signature__"] = inspect.signature(command)
     return chosen
 
 
 @functools.cache
-def _subcommands(kind: type[Options], own: str | None) -> Any:
+def _subcommands(kind: Any, own: str | None, config: Config | None) -> Any:
     """One subcommand per preset, with the fields of the configuration and those of its task as options."""
     unplaced: dict[str, Any] = {"groups": None, "workers": None} if kind is UnplacedOptions else {}
-    names = [*presets.PRESETS, *([own] if own else [])]
-    configs = {name: presets.find(name) for name in names}
-    defaults = {
-        name: _with_task(kind, type(config.task))(**vars(config) | unplaced | {"preset": name})
-        for name, config in configs.items()
-    }
+    configs = presets.PRESETS | ({own: config} if own and config else {})
+    defaults: dict[str, Any] = {}
+    for name, of in configs.items():
+        task: Any = type(of.task)
+        defaults[name] = _with_task(kind, task)(**vars(of) | unplaced | {"preset": name})
     return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
 
 
 @functools.cache
-def _with_task(kind: type[Options], task: type[Task]) -> type[Options]:
+def _with_task(kind: Any, task: Any) -> type[Options]:
     """The options of runs of one task; of the same name, by which the help of the fields is found."""
     namespace = {"__annotations__": {"task": task}, "__module__": kind.__module__, "__doc__": kind.__doc__}
     return dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), namespace))

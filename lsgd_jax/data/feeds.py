@@ -1,8 +1,9 @@
 """Feeds of training data: in device memory from the start, or streamed batch by batch."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -94,7 +95,8 @@ class InMemory(Feed):
 
     def training(self, shared: Any, batch: Int[Array, " batch"]) -> Any:
         """Return the examples."""
-        return jax.tree.map(lambda rows, like: rows[batch].reshape(len(batch), *like.shape), shared, self.example)
+        rows = jax.tree.map(lambda x: x[batch], shared)
+        return jax.tree.map(lambda x, like: x.reshape(len(batch), *like.shape), rows, self.example)
 
 
 class Streamed(Feed):
@@ -126,7 +128,8 @@ def feed_of(data: Data, indices: BatchIndices, rows: Sequence[int], processes: i
     return (Streamed if isinstance(data.train, Stream) else InMemory)(data, indices, rows, processes)
 
 
-class _Batches(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Batches:
     """Reads the batches of some workers from a stream."""
 
     stream: Stream
@@ -143,7 +146,8 @@ class _Batches(NamedTuple):
         return jax.tree.map(lambda *xs: np.stack(xs), *map(_as_on_device, by_worker))
 
 
-class _Chunks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
     """Reads examples in chunks of one size."""
 
     examples: Any

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from lsgd_jax.checks import check_path
 from lsgd_jax.compare import curves
 from lsgd_jax.figures.output import write_picture
+from lsgd_jax.figures.run import scale
 from lsgd_jax.tracking.run_folder import read_config
 
 
@@ -23,10 +24,12 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
     headline = read_config(out / methods[0] / f"seed-{seeds[0]}").task.headline
     figure = Figure(figsize=(16, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
+    shown: list[np.ndarray] = []
     colors = itertools.cycle(matplotlib.color_sequences["tab10"])
     for method, color in zip(methods, colors, strict=False):
         metrics = curves([out / method / f"seed-{seed}" for seed in seeds], headline)
-        low, middle, high = np.quantile(headline.scale * metrics["center"], (0, 0.5, 1), axis=0)
+        shown.append(headline.scale * metrics["center"])
+        low, middle, high = np.quantile(shown[-1], (0, 0.5, 1), axis=0)
         against = (metrics["step"][0], metrics["bytes_sent"][0] / 1e6, np.median(metrics["seconds"], axis=0))
         for axes, x in zip(panels, against, strict=True):
             if x.any():  # A method that sends nothing has no curve by bytes.
@@ -35,9 +38,8 @@ def draw(out: Path | str, methods: list[str], seeds: list[int]) -> Path:
         best = np.median(headline.scale * metrics["best_worker"], axis=0)
         panels[0].plot(metrics["step"][0], best, ":", color=color, linewidth=0.8)
     for axes, label in zip(panels, ("local steps", "MB sent per worker", "seconds of training"), strict=True):
-        axes.set(xlabel=label, yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel(label)
+        scale(axes, *shown)
         axes.grid(alpha=0.2, which="both")
     panels[1].set_xscale("log")
     panels[0].set_ylabel(f"{headline.title} of the center{headline.unit}, median and range of {len(seeds)} seeds")

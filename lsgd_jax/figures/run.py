@@ -159,9 +159,10 @@ def marker_of(x: np.ndarray) -> str | None:
 
 def scale(axes: Axes, *values: np.ndarray) -> None:
     """Make the vertical axis logarithmic, with plain numbers, if the values span a large enough range."""
-    positive = np.concatenate([each[each > 0] for each in values])
+    finite = np.concatenate([each[np.isfinite(each)] for each in values])
+    positive = finite[finite > 0]
     ratio = positive.max() / positive.min() if len(positive) else 1.0
-    if ratio > 3:
+    if ratio > 3 and not (finite < 0).any():
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if ratio > 6 else range(2, 10)))
         axes.yaxis.set_major_formatter("{x:g}")

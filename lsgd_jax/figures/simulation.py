@@ -20,6 +20,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY
 from lsgd_jax.figures.output import write
+from lsgd_jax.figures.run import scale
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import History, Network, train_on
 from lsgd_jax.task import Headline
@@ -101,7 +102,8 @@ def make(
         "methods": {name: total.summary() for name, total in sums.items()},
     }
     for name, history in histories.items():
-        summary["methods"][name][f"final_{headline.name}"] = float(history.center[-1])
+        final = float(history.center[-1])
+        summary["methods"][name][f"final_{headline.name}"] = final if np.isfinite(final) else None
         if target is not None:
             summary["methods"][name][f"seconds_to_{target:g}"] = history.seconds_to(target)
     stale_rows = ([name, steps, times] for name, total in sums.items() for steps, times in total.staleness.items())
@@ -243,9 +245,8 @@ def draw_headlines(histories: dict[str, History], headline: Headline, target: fl
     for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
         if target is not None:
             axes.axhline(headline.scale * target, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(xlabel=label, yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel(label)
+        scale(axes, *(headline.scale * history.center for history in histories.values()))
         axes.grid(alpha=0.2, which="both")
     panels[0].set_ylabel(f"{headline.title} of the center{headline.unit}")
     panels[1].legend(fontsize=9)

@@ -30,9 +30,11 @@ def test_a_network_that_tells_the_mean_leaves_all_of_the_variance():
     np.testing.assert_allclose(2 * measures["loss"], measures["unexplained_variance"])
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_it_learns_as_much_as_a_linear_model(tmp_path):
     data = Regression().data()
     with_bias = [np.column_stack([part["x"], np.ones(len(part["x"]))]) for part in data]
     solution, *_ = np.linalg.lstsq(with_bias[0], data.train["y"])
     linear = np.mean((with_bias[1] @ solution - data.test["y"]) ** 2)
-    assert train_and_evaluate(PRESETS["diabetes"], tmp_path / "run", lines=False) < 1.1 * linear < 0.6
+    assert 0.5 < linear < 0.6
+    assert train_and_evaluate(PRESETS["diabetes"].replace(steps=100), tmp_path / "run", lines=False) < 1.1 * linear
