@@ -25,11 +25,8 @@ from lsgd_jax.task import Headline
 from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare
+from lsgd_jax.tuning import check_grid, grid
 
-RATES = (0.3, 1.0, 3.0)
-"""Learning rates in the tuning grid, as multiples of the preset's, for each value of the method's own option."""
-RATES_ALONE = (0.1, 0.3, 0.6, 1.0, 2.0, 3.0)
-"""Learning rates for methods without an option of their own, for an equally large grid."""
 VALIDATION = 0.2
 """Share of the training data held out for tuning."""
 TUNING_SEEDS = 2
@@ -37,24 +34,6 @@ TUNING_SEEDS = 2
 
 _OF_A_CELL = ("method", "seed", "checkpoint_every")
 """Fields that are not the same in all of a comparison."""
-
-
-def grid(config: Config) -> list[dict[str, Any]]:
-    """Return the hyperparameters in the tuning grid of a configuration's method.
-
-    By default, the grid has the same size for every method. A preset's own rates and periods are tried as given.
-    """
-    method = METHODS[config.method]
-    if config.tune_learning_rates:
-        periods: list[dict[str, Any]] = [{}]
-        if method.exchanges == "period":
-            periods = [dict(method.periods(every, config.groups)) for every in config.tune_periods] or [{}]
-        return [{"learning_rate": rate, **period} for rate in config.tune_learning_rates for period in periods]
-    rate = config.comparable_rate
-    if not method.grid:
-        return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
-    [(name, values)] = method.grid.items()
-    return [{"learning_rate": rate * factor, name: value} for factor in RATES for value in values]
 
 
 def compare(
@@ -93,7 +72,7 @@ def compare(
     check_names("method", methods, METHODS)
     configs = configs_of(config, methods, options)
     for method_config in configs.values() if tune else ():
-        _check_grid(method_config, options)
+        check_grid(method_config, options)
     chosen = {method: of.replace(learning_rate=of.comparable_rate) for method, of in configs.items()}
     for method_config in chosen.values():
         # Report configurations that don't fit before anything is trained or written.
@@ -282,24 +261,6 @@ def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -
     except ValueError as error:
         raise UsageError(str(error)) from None
     return {method: of.replace(checkpoint_every=0) for method, of in configs.items()}  # Interrupted runs restart.
-
-
-def _check_grid(config: Config, options: Mapping[str, Any]) -> None:
-    """Raise UsageError if an option is given that tuning chooses, or that does not fit what tuning tries.
-
-    Tuning may try multiples of a given learning rate.
-    """
-    for name in grid(config)[0]:
-        is_tried = name == "learning_rate" and not config.tune_learning_rates
-        is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
-        if is_own or (name in options and not is_tried):
-            raise UsageError(f"tuning chooses the {name} of {config.method} itself: leave it out, or do not tune.")
-    for values in grid(config):
-        try:
-            config.replace(**values)
-        except ValueError as error:
-            tried = ", ".join(f"{name} {value}" for name, value in values.items())
-            raise UsageError(f"tuning tries {tried} with {config.method}, but {error}") from None
 
 
 @contextlib.contextmanager

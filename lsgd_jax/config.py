@@ -15,12 +15,13 @@ from lsgd_jax import files
 from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
 from lsgd_jax.methods.options import option_types, with_options_of
+from lsgd_jax.optimizers import OptimizerOptions
 from lsgd_jax.task import Task, check_fields, of_earlier_version
 
 
 @dataclasses.dataclass(frozen=True)
 @with_options_of(METHODS)
-class Config:
+class Config(OptimizerOptions):
     """What a training run depends on. Presets make it; the command line overrides single fields.
 
     The options of methods are fields, too, by the names that their builders have for them; None is the default of the
@@ -38,26 +39,11 @@ class Config:
     """What workers train: data, network and loss, such as `lsgd_jax.tasks.Classification`."""
     steps: int
     """Local steps of every worker."""
-    learning_rate: float
-    """Learning rate of each worker's optimizer."""
     batch_statistics: Literal["own", "mean", "leader", "reestimate"] = "reestimate"
     """Batch-norm statistics with which the center is evaluated: each worker's own, their mean, the leader's (methods
     that elect leaders), or re-estimated by a pass of the center over training batches."""
     statistics_batches: int = 32
     """Batches per worker in the pass that re-estimates batch-norm statistics."""
-    learning_rate_drops: tuple[float, ...] = ()
-    """When to multiply the learning rate by 0.1."""
-    learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"
-    """Unit of the drops: fractions of all steps, epochs, or seconds of training. Runs with drops in seconds are not
-    reproducible to the bit."""
-    learning_rates: Literal["equal", "linear", "powers"] = "equal"
-    """Per-worker learning-rate scaling: equal, linear (1x, 2x, 3x, ...) or powers (1x, 2x, 4x, ...)."""
-    local_optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
-    """Each worker's optimizer."""
-    momentum: float = 0.9
-    """Momentum coefficient of SGD (Nesterov) and LARS."""
-    weight_decay: float = 1e-4
-    """Weight decay: added to the gradient by SGD; as AdamW and LARS define it."""
     batch_size: int = 32
     """Examples per step."""
     batch: Literal["per_worker", "global"] = "per_worker"
@@ -66,9 +52,10 @@ class Config:
     """Fraction of the training data that is held out and, if it is not 0, replaces the test data."""
     data_processes: int = 4
     """Processes that read streamed examples ahead, such as ImageNet's images; the batches do not depend on it."""
-    sampling: Literal["shards", "independent"] = "shards"
-    """How workers sample the training data: each epoch is shuffled and split into disjoint shards, or every worker
-    goes through all the data in an order of its own."""
+    sampling: Literal["shards", "independent", "partitions"] = "shards"
+    """How workers sample the training data: each epoch is shuffled and split into disjoint shards; every worker goes
+    through all the data in an order of its own; or every worker keeps a contiguous part of the data (not i.i.d. where
+    the data are sorted)."""
     groups: int = 2
     """Groups of workers, each with a local leader."""
     workers: int = 4
@@ -127,13 +114,7 @@ class Config:
             fits = name == "seed" or all(not isinstance(number, int) or number < 2**31 for number in numbers)
             self._check(name, fits, "below 2^31")
         self._check("validation", 0 <= self.validation <= 0.5, "in [0, 0.5]")
-        self._check("learning_rate", 0 < self.learning_rate < float("inf"), "positive")
-        self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
-        self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0")
-        drops, in_fractions = self.learning_rate_drops, self.learning_rate_drops_in == "fractions"
-        in_range = all(0 < drop < (1 if in_fractions else float("inf")) for drop in drops)
-        self._check("learning_rate_drops", in_range, "fractions in (0, 1)" if in_fractions else "positive")
-        self._check("learning_rate_drops", len(set(drops)) == len(drops), "different from each other")
+        self._check_optimizer()
         workers = self.groups * self.workers
         divisible = self.batch == "per_worker" or self.batch_size % workers == 0
         self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
@@ -162,10 +143,6 @@ class Config:
         groups = () if self.groups == 1 else ("group",)
         method.built(optax.identity(), self.method_options, groups=groups, workers=("worker",))
         method.filled(self.method_options, self.groups, self.workers)
-
-    def _check(self, name: str, right: bool, demand: str) -> None:
-        if not right:
-            raise ValueError(f"{name} must be {demand}, got {getattr(self, name)}.")
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -331,6 +308,16 @@ class _Rule(NamedTuple):
 _STATISTICS = ("batch_statistics", "statistics_batches")
 _RULES = (
     _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
+    _Rule(
+        ("adam_b1", "adam_b2"),
+        lambda c: c.local_optimizer in ("adamw", "muon"),
+        "unless the local_optimizer is adamw or muon",
+    ),
+    _Rule(
+        ("learning_rate_decay",),
+        lambda c: c.learning_rate_schedule == "constant",
+        "unless the learning_rate_schedule is constant",
+    ),
     _Rule(_STATISTICS, lambda c: c.task.has_batch_norm, "with a model without batch normalization"),
     _Rule(_STATISTICS[1:], lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"),
     _Rule(("data_processes",), lambda c: c.task.is_streamed, "unless examples are streamed, as ImageNet's are"),

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+from typing import get_type_hints
 
 import pytest
 
@@ -58,16 +59,18 @@ def changed(config, **changes):
         ("stale_pull", -1.0, r"stale_pull must be in \[0, 1\], got -1\.0"),
         ("momentum", 1.0, r"momentum must be in \[0, 1\), got 1\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0, got -1\.0"),
+        ("clip_norm", 0.0, r"clip_norm must be positive, got 0\.0"),
+        ("learning_rate_warmup", 1.0, r"learning_rate_warmup must be in \[0, 1\), got 1\.0"),
         ("window", 10**7, "window must be at most 1,000,000, got 10000000"),
         ("seed", -1, "seed must be in"),
         ("broadcast", "tree", "broadcast must be auto, all_reduce, ring, chain, hierarchical or not given, got 'tree'"),
         ("wire", "int4", "wire must be bfloat16, int8 or not given, got 'int4'"),
         ("delay", 2, "delay must be 0, 1 or not given, got 2"),
         ("delay", True, "delay must be 0, 1 or not given, got True"),
-        ("local_optimizer", "adam", "local_optimizer must be sgd, adamw or lars, got 'adam'"),
+        ("local_optimizer", "adam", "local_optimizer must be sgd, adamw, lars or muon, got 'adam'"),
         ("batch", "Per_worker", "batch must be per_worker or global, got 'Per_worker'"),
         ("learning_rates", "Equal", "learning_rates must be equal, linear or powers, got 'Equal'"),
-        ("sampling", "Shards", "sampling must be shards or independent, got 'Shards'"),
+        ("sampling", "Shards", "sampling must be shards, independent or partitions, got 'Shards'"),
         ("batch_statistics", "typo", "batch_statistics must be own, mean, leader or reestimate, got 'typo'"),
         ("model", "my_net", "model must be conv1d, mlp, cnn7, vgg16, resnet20 or resnet50, got 'my_net'"),
         ("steps", 100.0, r"steps must be a whole number, got 100\.0"),
@@ -96,6 +99,12 @@ def test_an_object_in_place_of_a_value_is_one_sentence(name):
     text = json.dumps(old_fields_of(BASE) | {name: {}})
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got {{}}\.$"):
         Config.from_json(text)
+
+
+def test_warmup_and_decay_have_to_fit():
+    dataclasses.replace(BASE, learning_rate_warmup=0.25, learning_rate_decay=0.75)
+    with pytest.raises(ValueError, match=r"^learning_rate_decay must be at most 0\.75, after the warmup, got 0\.8"):
+        dataclasses.replace(BASE, learning_rate_warmup=0.25, learning_rate_decay=0.8)
 
 
 def test_a_global_batch_is_divided_among_the_workers():
@@ -132,13 +141,14 @@ def test_no_field_takes_a_value_of_another_type(name):
         assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name, of in Config.__annotations__.items() if "float" in str(of)])
+@pytest.mark.parametrize("name", [name for name, of in get_type_hints(Config).items() if "float" in str(of)])
 def test_no_number_is_nan(name):
     value = (float("nan"),) if name in ("learning_rate_drops", "slowdowns", "tune_learning_rates") else float("nan")
     method = next((method for method, row in METHODS.items() if name in row.options), "lsgd")
+    needed = {"local_optimizer": "adamw"} if name in ("adam_b1", "adam_b2") else {}
     stretched = {"asynchronous": "joined", "min_step_seconds": 0.1} if name in ("min_step_seconds", "slowdowns") else {}
     with pytest.raises(ValueError, match=f"^{name} must be "):
-        dataclasses.replace(BASE, **{"method": method} | stretched | {name: value})
+        dataclasses.replace(BASE, **{"method": method} | needed | stretched | {name: value})
 
 
 HAVE = {
@@ -192,6 +202,12 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
         ({"groups": 1, "global_period": 6}, "with one group"),
         ({"groups": 1, "global_stale_pull": 0.1}, "with one group"),
         ({"local_optimizer": "adamw", "momentum": 0.5}, "with the local_optimizer adamw"),
+        ({"adam_b1": 0.8}, "unless the local_optimizer is adamw or muon"),
+        ({"local_optimizer": "lars", "adam_b2": 0.9}, "unless the local_optimizer is adamw or muon"),
+        (
+            {"learning_rate_schedule": "cosine", "learning_rate_decay": 0.2},
+            "unless the learning_rate_schedule is constant",
+        ),
         ({"batch_statistics": "mean"}, "with a model without batch normalization"),
         ({"statistics_batches": 8}, "with a model without batch normalization"),
         (

@@ -38,7 +38,6 @@ def test_the_file_is_short():
     assert len(EXAMPLE.read_text().splitlines()) <= 40
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_it_goes_through_every_command(folder, capsys):
     run = ["train", "./mine.py:preset", *TINY]
     assert cli.main([*run, "--run-dir", "run", "--tensorboard"]) == 0

@@ -83,7 +83,6 @@ def received(devices, x, last, roots):
         ("4 workers of 2", AxisType.Explicit),
     ],
 )
-@pytest.mark.usefixtures("quick_compilation")
 def test_every_broadcast_gives_what_whole_workers_receive(name, kind):
     layout = LAYOUTS[name]
     groups, workers, devices = layout
@@ -99,7 +98,6 @@ def test_every_broadcast_gives_what_whole_workers_receive(name, kind):
         assert_close(of_shards, of_whole)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_how_arrays_lie_need_not_be_known():
     """Without specs they are taken to lie along their largest axes; where they do not, the numbers are right, too."""
     layout = LAYOUTS["4 workers of 2"]
@@ -284,7 +282,6 @@ WHOLE_NORMS = {
 }
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("checked", [True, False])
 def test_workers_spread_over_manual_axes_have_the_norms_of_all_their_parts(checked):
     """Arrays that all devices have count once where replication is checked; one part of one worker is not finite."""

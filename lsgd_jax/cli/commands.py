@@ -284,24 +284,6 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("repor
     print(f"see {out}")
 
 
-def data(
-    action: Annotated[Literal["prepare"], tyro.conf.Positional],
-    name: Annotated[Literal["cifar10", "cifar100", "mnist", "imagenet2012"], tyro.conf.Positional],
-    data_dir: Path | None = None,
-) -> None:
-    """Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.
-
-    Args:
-      action: action to take.
-      name: data set. ImageNet's archives can't be downloaded; see lsgd_jax/data/preparation.py for their names.
-      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
-    """
-    from lsgd_jax.data import preparation
-
-    already = "already " if preparation.is_prepared(name, data_dir) else ""
-    print(f"{name} is {already}prepared in {preparation.prepare(name, data_dir)}")
-
-
 def launch(
     command: tyro.conf.Positional[tuple[str, ...]],
     processes: int,

@@ -109,13 +109,19 @@ def take(examples: Any, indices: Int[np.ndarray, " examples"]) -> Any:
     return jax.tree.map(lambda x: x[indices], examples)
 
 
-def hold_out(data: Data, share: float) -> Data:
+def hold_out(data: Data, share: float, *, in_order: bool = False) -> Data:
     """Replace the test examples by a fixed share of the training examples, which training then leaves out.
+
+    Args:
+      data: training and test examples.
+      share: of the training examples.
+      in_order: whether the others stay in their order; otherwise they are shuffled.
 
     Raises:
       UsageError: if that leaves no example for training or for testing.
     """
     held, kept = held_and_kept(count(data.train), share)
+    kept = np.sort(kept) if in_order else kept
     if isinstance(data.train, Stream):
         return Data(Part(data.train, kept), Part(data.train, held))
     return Data(take(data.train, kept), take(data.train, held))

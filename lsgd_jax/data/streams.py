@@ -26,6 +26,9 @@ class BatchIndices:
     - "shards": every epoch is shuffled and split into disjoint shards, one per worker. An epoch has
       examples / (workers * batch size) steps, rounded down; leftover examples wait for another epoch.
     - "independent": every worker goes through all the data in its own order.
+    - "partitions": every worker keeps one of equal, contiguous parts of the data for the whole run, and shuffles it
+      every epoch. Where the data are sorted, workers see different distributions. When the number of workers changes,
+      they are dealt new parts and begin an epoch.
 
     Resuming needs only the step, unless the number of workers has changed: then pass the earlier steps to `after`. The
     epoch continues with the remaining examples in new shards, so that no example occurs twice in an epoch; once too few
@@ -46,7 +49,13 @@ class BatchIndices:
     """
 
     def __init__(
-        self, *, examples: int, workers: int, batch_size: int, sampling: Literal["shards", "independent"], seed: int
+        self,
+        *,
+        examples: int,
+        workers: int,
+        batch_size: int,
+        sampling: Literal["shards", "independent", "partitions"],
+        seed: int,
     ) -> None:
         """Plan the epochs.
 
@@ -54,7 +63,7 @@ class BatchIndices:
           examples: number of training examples.
           workers: number of workers in all groups.
           batch_size: examples per worker per step.
-          sampling: "shards" or "independent".
+          sampling: "shards", "independent" or "partitions".
           seed: random seed of the shuffles.
 
         Raises:
@@ -120,6 +129,8 @@ class BatchIndices:
                 stretch = stretch._replace(steps=steps + 1)
             self._taken += stretch.steps * needed
             self._parts.append(stretch)
+        if self._sampling == "partitions" and self._taken:
+            self._epoch, self._taken, self._parts = self._epoch + 1, 0, []
         self._steps = (self._examples - self._taken) // self._needed  # Remaining in the epoch.
 
     def _needed_by(self, workers: int, batch_size: int) -> int:
@@ -134,7 +145,7 @@ class BatchIndices:
 
     def _shards(self, workers: int) -> int:
         """Number of shards per order of the examples."""
-        return workers if self._sampling == "shards" else 1
+        return 1 if self._sampling == "independent" else workers
 
     def _position(self, step: int) -> tuple[int, int]:
         """Return the epoch of a step, and the step's number among the present workers' steps in it."""
@@ -147,18 +158,26 @@ class BatchIndices:
         return self._epoch + 1 + epochs, epoch_step
 
     def _deal(self, epoch: int) -> Int32[np.ndarray, "steps workers batch_size"]:
-        # Workers with shards share one order; independent workers have one each.
-        orders: list[list[int]] = [[]] if self._sampling == "shards" else [[i] for i in range(self._workers)]
-        shards = [self._dealt(self._left(epoch, *which), self._workers, self.batch_size) for which in orders]
+        if self._sampling == "shards":
+            shards = [self._dealt(self._left(epoch), self._workers, self.batch_size)]
+        elif self._sampling == "independent":
+            shards = [self._dealt(self._left(epoch, i), 1, self.batch_size) for i in range(self._workers)]
+        else:
+            size = self._examples // self._workers
+            parts = [i * size + self._rng(epoch, i).permutation(size) for i in range(self._workers)]
+            shards = [self._dealt(part, 1, self.batch_size) for part in parts]
         return np.concatenate(shards).swapaxes(0, 1).astype(np.int32)
 
     def _left(self, epoch: int, *which: int) -> np.ndarray:
         """Return an order of the examples, without those used by earlier workers."""
-        order = np.random.default_rng([self.seed, epoch, *which]).permutation(self._examples)
+        order = self._rng(epoch, *which).permutation(self._examples)
         for steps, workers, batch_size in self._parts if epoch == self._epoch else []:
             shards = self._dealt(order, workers, batch_size)
             order = np.append(shards[:, steps:], order[shards.size :])
         return order
+
+    def _rng(self, epoch: int, *which: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, *which])
 
     def _dealt(self, order: np.ndarray, workers: int, batch_size: int) -> np.ndarray:
         """Split an order into [shard, step, example]."""

@@ -12,6 +12,7 @@ from lsgd_jax.presets import (
     cnn7_mnist5k,
     diabetes,
     digits,
+    language,
     mnist1d,
     resnet20_cifar10,
     resnet50_imagenet,
@@ -27,6 +28,7 @@ PRESETS: dict[str, Config] = {
     **resnet20_cifar10.CONFIGS,
     **vgg16_cifar10.CONFIGS,
     **resnet50_imagenet.CONFIGS,
+    **language.CONFIGS,
 }
 OWN = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*)")
 """Name of a preset that does not come with the package: `package.module:preset` or `./file.py:preset`."""

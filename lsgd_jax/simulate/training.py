@@ -348,7 +348,7 @@ class Network:
         result = self._tests[count, has_center](TrainState(params, states[0].statistics, centers), self._shared)
         return result.center[self._config.task.headline.name], np.ravel(result.workers)
 
-    def _rate_factor(self, step: int, seconds: float) -> np.float32:
+    def _rate_factor(self, step: int, seconds: float) -> np.ndarray:
         return learning_rate_factor(self._config, step, self._feeds[0].epochs(step), seconds)
 
     def _placement(self, workers: int) -> Placement:

@@ -143,10 +143,10 @@ class RunFolder:
             if name not in olds or not (before.has_effect(name) and config.has_effect(name)):
                 continue
             old, new = olds[name], news[name]
-            by_fraction = config.learning_rate_drops and config.learning_rate_drops_in == "fractions"
-            may_change = name in MAY_CHANGE and not (name == "steps" and by_fraction)
+            depends = name == "steps" and config.rate_depends_on_steps
+            may_change = name in MAY_CHANGE and not depends
             if old != new and not may_change:
-                why = ", at fractions of which its learning rate drops" if name in MAY_CHANGE else ""
+                why = ", on which its learning rate depends" if name in MAY_CHANGE else ""
                 raise UsageError(
                     f"the run in {self.path} can't be resumed with another {name}{why}: {new!r}, not {old!r}."
                 )

@@ -23,13 +23,14 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import broadcast_from
 from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.independent import independent
+from lsgd_jax.optimizers import local_optimizer
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train.asynchronous_step import exchange_of_all, local_step
 from lsgd_jax.train.evaluate import evaluation
 from lsgd_jax.train.learning_rates import learning_rate_factor, rate_factors, scale_by_rate_factor
 from lsgd_jax.train.recorder import AsynchronousRecorder
-from lsgd_jax.train.setup import Prepared, local_optimizer, make_method, prepare, step_key
+from lsgd_jax.train.setup import Prepared, make_method, prepare, step_key
 from lsgd_jax.train.step import TrainState, init_state
 
 
@@ -171,7 +172,7 @@ class _Run:
         def coming_batch() -> Any:
             return jax.device_put(jax.tree.map(lambda x: x[0], next(batches, None)), device)
 
-        def rate_factor(step: int) -> np.float32:
+        def rate_factor(step: int) -> np.ndarray:
             factor = learning_rate_factor(config, step, self.feed.epochs(step), self.clock.seconds())
             if config.learning_rates != "equal":
                 factor *= rate_factors(config.learning_rates, self.placement.shape).flat[position]

@@ -5,11 +5,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 from jaxtyping import ArrayLike, Float
 
 from lsgd_jax.config import Config
 from lsgd_jax.exchange import AxisName, own_entry
+from lsgd_jax.optimizers import scheduled_factor
 
 
 def rate_factors(kind: Literal["linear", "powers"], workers: tuple[int, ...]) -> Float[np.ndarray, "..."]:
@@ -73,14 +75,21 @@ def scale_by_rate_factor() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def learning_rate_factor(config: Config, step: int, epochs: float, seconds: float) -> np.float32:
-    """The learning-rate factor: 0.1 to the power of the number of drops so far.
+def learning_rate_factor(
+    config: Config, step: npt.ArrayLike, epochs: float, seconds: float
+) -> Float[np.ndarray, "..."]:
+    """The learning-rate factor: of the schedule, times 0.1 for each drop so far.
 
     Args:
       config: of the run.
-      step: local steps taken.
+      step: local steps taken, or several numbers of them.
       epochs: over the data so far.
       seconds: of training so far.
+
+    Returns:
+      The factor at each of the steps.
     """
-    now = {"fractions": step / config.steps, "epochs": epochs, "seconds": seconds}
-    return np.float32(0.1 ** sum(now[config.learning_rate_drops_in] >= drop for drop in config.learning_rate_drops))
+    now: dict[str, npt.ArrayLike] = {"fractions": np.asarray(step) / config.steps, "epochs": epochs, "seconds": seconds}
+    reached = np.broadcast_to(now[config.learning_rate_drops_in], np.shape(step))
+    dropped = np.greater_equal.outer(reached, config.learning_rate_drops).sum(-1)
+    return np.asarray(0.1**dropped * scheduled_factor(config, config.steps, step), np.float32)

@@ -47,8 +47,8 @@ def train_and_evaluate(
 
     A run is saved and can stop at the ends of compiled programs (`steps_per_call`). Resumed from there, it ends with
     the same bits and the same metrics file, but for its seconds. It may resume with other workers, processes and
-    devices, as `lsgd_jax.train.resume` describes, and with more steps, unless its learning rate drops at fractions of
-    them.
+    devices, as `lsgd_jax.train.resume` describes, and with more steps, unless its learning rate depends on their
+    number.
 
     Args:
       config: everything that the result depends on.
@@ -139,7 +139,8 @@ class _Run:
         self.next_batch = next(self.batches)
         self.shared, self.key = placement.put(feed.shared, SHARED), step_key(config.seed)
         program = local_steps(config.task, model, optimizer, placement, feed)
-        arguments = state, self.shared, self.next_batch, np.int32(0), np.float32(1), self.key
+        factors = np.ones(self.steps_per_call, np.float32)
+        arguments = state, self.shared, self.next_batch, np.int32(0), factors, self.key
         self.program = program.lower(*arguments).compile()
         self.evaluate = evaluation(
             config.task,
@@ -185,10 +186,10 @@ class _Run:
         seconds = self.clock.seconds()
         if config.learning_rate_drops_in == "seconds":  # Drop the rates of all processes together.
             seconds = from_process_zero(seconds)
-        factor = learning_rate_factor(config, taken, self.feed.epochs(taken), seconds)
-        self.state, metrics = self.program(self.state, self.shared, self.next_batch, np.int32(taken), factor, self.key)
+        factors = learning_rate_factor(config, np.arange(taken, step), self.feed.epochs(taken), seconds)
+        self.state, metrics = self.program(self.state, self.shared, self.next_batch, np.int32(taken), factors, self.key)
         self.next_batch = next(self.batches, None)  # While the devices compute.
-        self.recorder.record(step, metrics, factor)
+        self.recorder.record(step, metrics, factors[-1])
 
     def pause(self, step: int) -> None:
         """Wait until everything up to this step is computed and recorded, and stop the clock."""

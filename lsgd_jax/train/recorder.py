@@ -119,7 +119,7 @@ class SynchronousRecorder(Recorder):
         Args:
           step: its last local step.
           metrics: what it returned, which may still be computed.
-          rate_factor: the learning-rate factor of its steps.
+          rate_factor: the learning-rate factor of its last step.
         """
         self._pending.append((step, metrics))
         self._rate_factor = rate_factor

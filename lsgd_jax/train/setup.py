@@ -18,6 +18,7 @@ from lsgd_jax.distributed import Placement, place
 from lsgd_jax.distributed.chips import shard_specs
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
+from lsgd_jax.optimizers import local_optimizer
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
 from lsgd_jax.train.task_checks import check_data, check_functions, check_network, raised_by
 
@@ -86,7 +87,7 @@ def feed_from(config: Config, data: Data, rows: Sequence[int] | None = None) -> 
     """The feed of a run from the data of its task; see `make_feed`."""
     check_data(config.task, data)
     if config.validation:
-        data = hold_out(data, config.validation)
+        data = hold_out(data, config.validation, in_order=config.sampling == "partitions")
     workers = config.groups * config.workers
     indices = BatchIndices(
         examples=count(data.train),
@@ -145,17 +146,6 @@ def make_method(
         workers=workers,
         shard_specs=placement.shard_specs if placement.chips > 1 else None,
     )
-
-
-def local_optimizer(config: Config) -> optax.GradientTransformation:
-    """Every worker's own optimizer, without per-worker learning-rate scaling and drops."""
-    rate = config.learning_rate
-    if config.local_optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=config.weight_decay)
-    if config.local_optimizer == "lars":
-        return optax.lars(rate, config.weight_decay, momentum=config.momentum)
-    decay = optax.add_decayed_weights(config.weight_decay)
-    return optax.chain(decay, optax.sgd(rate, config.momentum, nesterov=True))
 
 
 def steps_per_call(config: Config, first: int = 0) -> int:

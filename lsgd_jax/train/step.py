@@ -1,6 +1,6 @@
 """The compiled training step: local steps of all workers, with their exchanges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ def worker_step(
     graphdef = nnx.graphdef(in_mode(model, training=True))
 
     def step(
-        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
+        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: Sequence
     ) -> tuple[TrainState, Array]:
         number, batch = now
         examples, step_key = over_chips(feed.training(shared, batch)), jax.random.fold_in(key, number)
@@ -144,27 +144,27 @@ def local_steps(
         the feed's arrays on the devices,
         batches of the feed [group, worker, steps, ...],
         the number of the first step,
-        the learning-rate factor, and
+        the learning-rate factor, or one per step, and
         the random key of the steps, into which a worker's global index and then the number of the step are folded
       to the new state and the `StepMetrics`; these are replicated, so that every process has all of them.
     """
     step = worker_step(task, model, optimizer, feed)
 
-    def one_step(
-        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: tuple
-    ) -> tuple[TrainState, StepMetrics]:
-        state, loss = step(shared, rate_factor, key, state, now)
+    def one_step(shared: Any, key: PRNGKeyArray, state: TrainState, now: tuple) -> tuple[TrainState, StepMetrics]:
+        rate_factor, *number_and_batch = now
+        state, loss = step(shared, rate_factor, key, state, number_and_batch)
         return state, StepMetrics(loss, has_failed(state.params, state.optimizer), leaders_in(state.optimizer))
 
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
     ) -> tuple[TrainState, StepMetrics]:
-        take = partial(one_step, shared, rate_factor, jax.random.fold_in(key, worker_index(placement.axes)))
+        take = partial(one_step, shared, jax.random.fold_in(key, worker_index(placement.axes)))
         count = len(jax.tree.leaves(batches)[0])
+        rate_factors = jnp.broadcast_to(rate_factor, (count,))
         if count == 1:
-            return take(state, (first, jax.tree.map(lambda x: x[0], batches)))
+            return take(state, (rate_factors[0], first, jax.tree.map(lambda x: x[0], batches)))
         of_steps: StepMetrics
-        state, of_steps = lax.scan(take, state, (first + jnp.arange(count), batches))
+        state, of_steps = lax.scan(take, state, (rate_factors, first + jnp.arange(count), batches))
         last = jax.tree.map(lambda x: x[-1], of_steps)
         return state, last._replace(loss=of_steps.loss.mean(0))
 

@@ -1,4 +1,4 @@
-"""Small archives of made-up images in the formats in which the real data sets are published.
+"""Small archives of made-up images and texts in the formats in which the real data sets are published.
 
 Training images of a class share a colour, so that networks can learn them.
 """
@@ -83,6 +83,50 @@ def make_imagenet(
     return {"train": labels, "validation": dict(zip(names, published, strict=False))}
 
 
+def make_tiny_shakespeare(folder: Path, characters: int = 400, seed: int = 0) -> dict[str, list[str]]:
+    """Write input.txt; returns the documents, one per split."""
+    text = _text(np.random.default_rng(seed), characters)
+    (folder / "input.txt").write_text(text, "utf-8")
+    train, rest = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
+    return {"train": [train], "test": [rest[int(0.5 * len(rest)) :]]}
+
+
+def make_lm1b(folder: Path, train: int = 30, test: int = 8, seed: int = 0) -> dict[str, list[str]]:
+    """Write the archive of the One Billion Word Benchmark; returns the sentences of each split."""
+    rng = np.random.default_rng(seed)
+    splits = {"train": [_text(rng, 60) for _ in range(train)], "test": [_text(rng, 60) for _ in range(test)]}
+    shards = {
+        "training-monolingual.tokenized.shuffled/news.en-0000{}-of-00100": splits["train"],
+        "heldout-monolingual.tokenized.shuffled/news.en.heldout-0000{}-of-00050": splits["test"],
+    }
+    files = {"README": b"Not a sentence.\n"}
+    for name, sentences in shards.items():
+        for i in range(2):
+            files[name.format(i)] = "".join(f"{sentence}\n" for sentence in sentences[i::2]).encode()
+    name = "1-billion-word-language-modeling-benchmark-r13output"
+    _tar(folder / f"{name}.tar.gz", files, prefix=f"{name}/")
+    return splits
+
+
+def make_pg19(folder: Path, seed: int = 0) -> dict[str, list[str]]:
+    """Write the folder of PG-19's books; returns the books of each split."""
+    rng, books, rows = np.random.default_rng(seed), {}, []
+    for split, numbers in (("train", (10, 11, 123)), ("validation", (20,)), ("test", (30, 31))):
+        (folder / "deepmind-gutenberg" / split).mkdir(parents=True)
+        books[split] = [_text(rng, 300) for _ in numbers]
+        for number, text in zip(numbers, books[split], strict=True):
+            (folder / "deepmind-gutenberg" / split / f"{number}.txt").write_text(f"\n{text}\n\n", "utf-8")
+            rows.append(f"{number},Book {number},18{number % 100},http://www.gutenberg.org/ebooks/{number}\n")
+    (folder / "deepmind-gutenberg" / "metadata.csv").write_text("".join(rows))
+    return books
+
+
+def _text(rng: np.random.Generator, characters: int) -> str:
+    """Words of a small vocabulary, some in other scripts."""
+    words = rng.choice(["the", "cat", "Größe", "sat", "文字", "on", "a", "mat"], characters // 3)
+    return "".join(word + (" " if rng.random() < 0.9 else " / ") for word in words)[:characters].strip()
+
+
 def jpeg(rng: np.random.Generator, least: int = 40, most: int = 90) -> bytes:
     """A JPEG file of a smooth image whose sides are between these."""
     height, width = (int(side) for side in rng.integers(least, most + 1, 2))
@@ -94,9 +138,9 @@ def jpeg(rng: np.random.Generator, least: int = 40, most: int = 90) -> bytes:
 
 def accept(monkeypatch, name: str, folder: Path) -> None:
     """Have a data set's builder expect the archives that are in the folder in place of the published ones."""
-    from lsgd_jax.data import preparation
+    from lsgd_jax.data import builders
 
-    url_infos = preparation._BUILDERS[name].url_infos
+    url_infos = builders.BUILDERS[name].url_infos
     for url, info in url_infos.items():
         own = tfds.core.download.checksums.compute_url_info(folder / info.filename)
         monkeypatch.setitem(url_infos, url, own)

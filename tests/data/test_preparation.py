@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lsgd_jax.data import preparation
+from lsgd_jax.data import builders, preparation
 from lsgd_jax.errors import UsageError
 from tests.data import archives
 
@@ -112,13 +112,13 @@ def test_what_a_killed_preparation_has_left_is_removed(data_dir, monkeypatch):
 def test_a_preparation_under_way_is_not_removed(data_dir, monkeypatch):
     archives.make_cifar10(data_dir / "downloads" / "manual")
     archives.accept(monkeypatch, "cifar10", data_dir / "downloads" / "manual")
-    download = preparation._Cifar.download_and_prepare
+    download = builders.Cifar.download_and_prepare
 
     def meanwhile(builder, *arguments, **options):
         preparation._remove_left("cifar10", data_dir)
         download(builder, *arguments, **options)
 
-    monkeypatch.setattr(preparation._Cifar, "download_and_prepare", meanwhile)
+    monkeypatch.setattr(builders.Cifar, "download_and_prepare", meanwhile)
     assert preparation.prepare("cifar10", data_dir).is_dir()
 
 

@@ -32,7 +32,7 @@ def test_independent_workers_each_see_all_the_data():
     assert (epoch[0] != epoch[1]).any()
 
 
-@pytest.mark.parametrize("sampling", ["shards", "independent"])
+@pytest.mark.parametrize("sampling", ["shards", "independent", "partitions"])
 def test_a_step_depends_on_the_seed_and_itself_alone(sampling):
     make = {"examples": 100, "workers": 4, "batch_size": 5, "sampling": sampling}
     forward, anywhere = BatchIndices(**make, seed=3), BatchIndices(**make, seed=3)
@@ -108,6 +108,29 @@ def test_the_same_workers_go_on_as_if_they_had_not_stopped(sampling, step, cuts)
     if sum(cuts):
         with pytest.raises(ValueError, match="was taken by earlier workers"):
             resumed(sum(cuts) - 1)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 30), st.integers(0, 99))
+@settings(deadline=None, derandomize=True)
+def test_each_worker_keeps_its_part_of_the_data(workers, batch_size, spare, seed):
+    examples = workers * batch_size * 2 + spare
+    batches = BatchIndices(examples=examples, workers=workers, batch_size=batch_size, sampling="partitions", seed=seed)
+    size = examples // workers
+    for epoch in range(2):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        of_workers = np.stack([batches(step) for step in steps], axis=1).reshape(workers, -1)
+        np.testing.assert_array_equal(of_workers // size, np.arange(workers)[:, None].repeat(of_workers.shape[1], 1))
+        assert all(len(set(taken.tolist())) == of_workers.shape[1] > size - batch_size for taken in of_workers)
+
+
+def test_parts_are_shuffled_every_epoch_and_dealt_anew_to_other_workers():
+    batches = BatchIndices(examples=20, workers=2, batch_size=5, sampling="partitions", seed=0)
+    first, second = (np.concatenate([batches(2 * epoch), batches(2 * epoch + 1)], 1) for epoch in range(2))
+    assert (first != second).any()
+    others = BatchIndices(examples=20, workers=4, batch_size=5, sampling="partitions", seed=0)
+    others = others.after([Stretch(3, 2, 5)])
+    np.testing.assert_array_equal(others(3) // 5, np.arange(4)[:, None].repeat(5, 1))
+    assert [others.epochs(step) for step in (3, 4)] == [2, 3]
 
 
 def test_too_few_examples_are_one_sentence():

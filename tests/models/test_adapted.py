@@ -54,7 +54,6 @@ def test_they_are_called_as_their_libraries_call_them():
 
 
 @pytest.mark.parametrize("library", ["linen", "equinox", "haiku", "tree"])
-@pytest.mark.usefixtures("quick_compilation")
 def test_they_are_trained_and_loaded(library, tmp_path):
     config = Config(task=Sums(library), steps=8, learning_rate=0.05, momentum=0.0, groups=1, workers=2, eval_every=4)
     loss = train_and_evaluate(config, tmp_path / "run", lines=False)

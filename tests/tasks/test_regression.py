@@ -30,7 +30,6 @@ def test_a_network_that_tells_the_mean_leaves_all_of_the_variance():
     np.testing.assert_allclose(2 * measures["loss"], measures["unexplained_variance"])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_it_learns_as_much_as_a_linear_model(tmp_path):
     data = Regression().data()
     with_bias = [np.column_stack([part["x"], np.ones(len(part["x"]))]) for part in data]

@@ -93,7 +93,6 @@ def test_a_run_resumes_with_other_chips(config, spread, whole, tmp_path, capsys)
     np.testing.assert_allclose([entry["bytes_sent"] for entry in found[1]], [of_spread, of_spread + since])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_worker_may_span_processes(tmp_path):
     """Each of two processes has one of the worker's chips and saves its part; one process resumes from both."""
     config = dataclasses.replace(FOUR, workers=1, chips_per_worker=2, steps=8)
@@ -112,7 +111,6 @@ def compiled(config):
     return collectives(lowered.compile().as_text(), config.chips_per_worker), nnx.state(model, nnx.Param)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,0 +1,49 @@
+"""What tuning tries for each method: learning rates, and values of the method's own option."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
+
+RATES = (0.3, 1.0, 3.0)
+"""Learning rates in the tuning grid, as multiples of the preset's, for each value of the method's own option."""
+RATES_ALONE = (0.1, 0.3, 0.6, 1.0, 2.0, 3.0)
+"""Learning rates for methods without an option of their own, for an equally large grid."""
+
+
+def grid(config: Config) -> list[dict[str, Any]]:
+    """Return the hyperparameters in the tuning grid of a configuration's method.
+
+    By default, the grid has the same size for every method. A preset's own rates and periods are tried as given.
+    """
+    method = METHODS[config.method]
+    if config.tune_learning_rates:
+        periods: list[dict[str, Any]] = [{}]
+        if method.exchanges == "period":
+            periods = [dict(method.periods(every, config.groups)) for every in config.tune_periods] or [{}]
+        return [{"learning_rate": rate, **period} for rate in config.tune_learning_rates for period in periods]
+    rate = config.comparable_rate
+    if not method.grid:
+        return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
+    [(name, values)] = method.grid.items()
+    return [{"learning_rate": rate * factor, name: value} for factor in RATES for value in values]
+
+
+def check_grid(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise UsageError if an option is given that tuning chooses, or that does not fit what tuning tries.
+
+    Tuning may try multiples of a given learning rate.
+    """
+    for name in grid(config)[0]:
+        is_tried = name == "learning_rate" and not config.tune_learning_rates
+        is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
+        if is_own or (name in options and not is_tried):
+            raise UsageError(f"tuning chooses the {name} of {config.method} itself: leave it out, or do not tune.")
+    for values in grid(config):
+        try:
+            config.replace(**values)
+        except ValueError as error:
+            tried = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise UsageError(f"tuning tries {tried} with {config.method}, but {error}") from None
