@@ -113,7 +113,7 @@ def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
     """The ratios of a size."""
     size, tokens = SIZES[name], windows(SIZES[name])
     step, state = jax_step(network(size, unroll=True))
-    programs = {
+    programs: dict[str, Callable[[], Any]] = {
         "step": Running(step, state, [jnp.asarray(tokens)]),
         "control": Running(step, state, [jnp.asarray(tokens)]),
         "scanned blocks": Running(*jax_step(network(size, unroll=False)), [jnp.asarray(tokens)]),
