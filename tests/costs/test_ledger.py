@@ -27,7 +27,7 @@ def compiled_text(config):
     placement, feed, model, optimizer = prepare(config)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     batch = next(rounds(feed, placement, config.steps, steps_per_call(config)))
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     lowered = program.lower(state, shared, batch, np.int32(0), np.float32(1), step_key(0))
     return lowered.compile().as_text(), nnx.state(model, nnx.Param)
 

@@ -27,8 +27,8 @@ from lsgd_jax.train.step import init_state, local_steps, state_shapes
 from lsgd_jax.trained import load_trained
 from tests.reliability import commands, faults
 
-WHOLE = dataclasses.replace(
-    PRESETS["digits"], groups=2, workers=2, batch_size=8, width=0.5, steps=16, eval_every=8, period=2, global_period=4
+WHOLE = PRESETS["digits"].replace(
+    groups=2, workers=2, batch_size=8, width=0.5, steps=16, eval_every=8, period=2, global_period=4
 )
 SPREAD = dataclasses.replace(WHOLE, chips_per_worker=2)
 FOUR = dataclasses.replace(WHOLE, groups=1, global_period=None, chips_per_worker=4)
@@ -55,7 +55,7 @@ def spread(tmp_path_factory):
     """The folder of a run with workers of 2 chips, made from the command line, and what is in it."""
     folder = tmp_path_factory.mktemp("runs")
     names = ("groups", "workers", "chips_per_worker", "batch_size", "width", "steps", "eval_every", "period")
-    options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(SPREAD, name)))]
+    options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(SPREAD.flat[name]))]
     command = ["train", "digits", *options, "--global-period", "4", "--run-dir", "spread"]
     assert commands.done(*command, cwd=folder) == (0, ANY)
     path = folder / "spread"
@@ -106,7 +106,7 @@ def compiled(config):
     placement, feed, model, optimizer = setup.prepare(config)
     state, shared = init_state(model, optimizer, placement), placement.put(feed.shared, SHARED)
     batch = next(setup.rounds(feed, placement, config.steps, setup.steps_per_call(config)))
-    program = local_steps(model, optimizer, placement, feed)
+    program = local_steps(config.task, model, optimizer, placement, feed)
     lowered = program.lower(state, shared, batch, np.int32(0), np.float32(1), setup.step_key(0))
     return collectives(lowered.compile().as_text(), config.chips_per_worker), nnx.state(model, nnx.Param)
 
