@@ -120,10 +120,10 @@ def test_there_are_commands():
 @pytest.mark.parametrize("arguments", [a for program, a in ALL_COMMANDS if program == "lsgd"], ids=" ".join)
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
-    for name in ("train", "compare", "report", "figure", "data", "simulate", "info", "launch", "compile_ahead"):
-        function = getattr(cli.commands, name)
-        instead = functools.wraps(function)(lambda *_, **__: understood.append(True))
-        monkeypatch.setattr(cli.commands, name, instead)
+    names = ("train", "compare", "report", "figure", "simulate", "info", "launch", "compile_ahead")
+    for module, name in [(cli.preparation, "data"), *((cli.commands, name) for name in names)]:
+        instead = functools.wraps(getattr(module, name))(lambda *_, **__: understood.append(True))
+        monkeypatch.setattr(module, name, instead)
     assert cli.main(list(arguments)) == 0
     assert understood == [True]
 
