@@ -103,12 +103,13 @@ def _tragedies() -> Corpus:
 
 def _file(path: Path) -> Corpus:
     size = path.stat().st_size
-    train = size - round(TEST_SHARE * size)
+    first = size - round(TEST_SHARE * size)
     try:
-        parts = [np.memmap(path, np.uint8, "r", first, (end - first,)) for first, end in ((0, train), (train, size))]
+        train = np.memmap(path, np.uint8, "r", 0, (first,))
+        test = np.memmap(path, np.uint8, "r", first, (size - first,))
     except (OSError, ValueError) as error:  # A part without a byte can't be mapped.
         raise UsageError(f"the text {path} of {size} bytes can't be read ({error}).") from None
-    return Corpus(*parts, vocabulary=_vocabulary(parts))
+    return Corpus(train, test, _vocabulary((train, test)))
 
 
 def _folder(folder: Path) -> Corpus:
