@@ -33,7 +33,7 @@ _SMALL = Config(
     groups=1,
     workers=4,
     period=16,
-    pull=0.3,
+    pull=0.25,
     tune_learning_rates=(0.003, 0.01, 0.03),
     eval_every=80,
 )

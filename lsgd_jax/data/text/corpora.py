@@ -103,13 +103,13 @@ def _tragedies() -> Corpus:
 
 def _file(path: Path) -> Corpus:
     size = path.stat().st_size
-    train = size - round(TEST_SHARE * size)
+    first = size - round(TEST_SHARE * size)
     try:
-        first = np.memmap(path, np.uint8, "r", 0, (train,))
-        rest = np.memmap(path, np.uint8, "r", train, (size - train,))
+        train = np.memmap(path, np.uint8, "r", 0, (first,))
+        test = np.memmap(path, np.uint8, "r", first, (size - first,))
     except (OSError, ValueError) as error:  # A part without a byte can't be mapped.
         raise UsageError(f"the text {path} of {size} bytes can't be read ({error}).") from None
-    return Corpus(first, rest, _vocabulary([first, rest]))
+    return Corpus(train, test, _vocabulary((train, test)))
 
 
 def _folder(folder: Path) -> Corpus:
