@@ -22,9 +22,9 @@ from lsgd_jax import cli
 
 base = ["train", "digits", "--groups", "1", "--workers", "2", "--steps", "4", "--checkpoint-every", "0"]
 for options in (
-    ["--method", "soft_averaging", "--mixing", "0.3", "--run-dir", "run"],
-    ["--method", "soft_averaging", "--mixing", "2"],
-    ["--method", "local_sgd", "--mixing", "0.3"],
+    ["--method", "soft_averaging", "--blend", "0.3", "--run-dir", "run"],
+    ["--method", "soft_averaging", "--blend", "2"],
+    ["--method", "local_sgd", "--blend", "0.3"],
     ["--help"],
 ):
     try:
@@ -37,7 +37,7 @@ for options in (
 def test_the_example_method_works():
     module: dict = {}
     exec(MODULE, module)
-    tx = module["soft_averaging"](optax.sgd(0.0), axis_name="worker", period=1, mixing=0.5)
+    tx = module["soft_averaging"](optax.sgd(0.0), axis_name="worker", period=1, blend=0.5)
     x = jnp.array([0.0, 4.0, 8.0])
     updates, _ = jax.vmap(lambda x: tx.update(x, tx.init(x), x), axis_name="worker")(x)
     np.testing.assert_array_equal(x + updates, [2, 4, 6])
@@ -47,7 +47,7 @@ def test_one_file_and_one_row_make_it_a_method_everywhere(tmp_path):
     """In a copy of the package, with an option that no other method has."""
     package, new = tmp_path / "lsgd_jax", re.search(r"`(lsgd_jax/methods/\w+\.py)`", TEXT)[1]
     shutil.copytree(ROOT / "lsgd_jax", package, ignore=shutil.ignore_patterns("__pycache__"))
-    assert not [path for path in package.rglob("*.py") if "mixing" in path.read_text()]
+    assert not [path for path in package.rglob("*.py") if "blend" in path.read_text()]
     (tmp_path / new).write_text(MODULE)
     table = package / "methods" / "__init__.py"
     (line, row), text = ROW.strip().split("\n\n"), table.read_text()
@@ -66,9 +66,9 @@ def test_one_file_and_one_row_make_it_a_method_everywhere(tmp_path):
     )
     assert re.findall(r"exit code (\d)", done.stdout) == ["0", "2", "2"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["method"], config["mixing"], "pull" in config) == ("soft_averaging", 0.3, False)
-    assert "lsgd: mixing must be in [0, 1], got 2.0.\n" in done.stderr
-    assert "lsgd: mixing has no effect with local_sgd: it is an option of soft_averaging.\n" in done.stderr
+    assert (config["method"], config["blend"], "pull" in config) == ("soft_averaging", 0.3, False)
+    assert "lsgd: blend must be in [0, 1], got 2.0.\n" in done.stderr
+    assert "lsgd: blend has no effect with local_sgd: it is an option of soft_averaging.\n" in done.stderr
     help_text = " ".join(done.stdout.replace("\u2502", " ").split())
-    assert "--mixing {None}|FLOAT" in help_text
+    assert "--blend {None}|FLOAT" in help_text
     assert "soft_averaging: how far each worker goes towards the mean, in [0, 1] (default 0.5)." in help_text

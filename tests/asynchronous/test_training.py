@@ -301,7 +301,7 @@ def test_other_commands_refuse_it(command, capsys):
         ({"slowdowns": (0.0,), "min_step_seconds": 1.0}, r"slowdowns must be positive, got \(0.0,\)."),
         ({"slowdowns": (1.0,) * 5, "min_step_seconds": 1.0}, "slowdowns must be at most 4, one per worker, got"),
         (
-            {"model": "resnet20", "batch_statistics": "leader"},
+            {"task": dataclasses.replace(SMALL.task, model="resnet20"), "batch_statistics": "leader"},
             "batch_statistics must be own, mean or reestimate with posted, got leader.",
         ),
     ],

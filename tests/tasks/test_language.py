@@ -12,7 +12,7 @@ from flax import nnx
 
 from lsgd_jax.data.text import load
 from lsgd_jax.errors import UsageError
-from lsgd_jax.presets import PRESETS
+from lsgd_jax.presets import PRESETS, language
 from lsgd_jax.tasks.language import DIALECTS, Language
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
@@ -122,3 +122,8 @@ def test_two_processes_train_it_without_waiting_for_each_other(tmp_path):
     lsgd("launch", "--processes", 2, "--", "train", "tragedies", *of_run)
     first, *_, last = losses(tmp_path / "run")
     assert last < first
+
+
+def test_the_docstring_of_the_presets_tells_the_best_loss_of_the_dialects():
+    best = DIALECTS.best_loss(PRESETS["dialects"].task.data().test)
+    assert f"the best possible predictor is {best:.4f} nats" in language.__doc__
