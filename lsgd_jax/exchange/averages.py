@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lsgd_jax.exchange.axes import AxisName, axis_names, check_bound, worker_count
-from lsgd_jax.exchange.trees import wide
+from lsgd_jax.exchange.trees import nearest, wide
 
 Tree = TypeVar("Tree")
 
@@ -68,7 +68,7 @@ def rounded_mean(tree: Tree, center: Tree, axis_name: AxisName) -> Tree:
     def rounded(x: Array, c: Array) -> list[Array]:
         apart = wide(x) - wide(c)
         parts = [apart.real, apart.imag] if jnp.iscomplexobj(apart) else [apart]
-        return [part.astype(jnp.bfloat16) for part in parts]
+        return [nearest(part, jnp.bfloat16).astype(jnp.bfloat16) for part in parts]
 
     def moved(c: Array, parts: list[Array]) -> Array:
         real = [part.astype(jnp.finfo(c.dtype).dtype if c.dtype.itemsize > 2 else jnp.float32) for part in parts]

@@ -250,7 +250,7 @@ def moved(updates: optax.Updates, params: optax.Params, move: optax.Updates, ste
             results.append((u + m).astype(u.dtype))
             continue
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
-        arrival = _rounded(_nearest(wide(p + u), p.dtype) + wide(m), p.dtype, key)
+        arrival = _rounded(nearest(wide(p + u), p.dtype) + wide(m), p.dtype, key)
         results.append((wide(arrival) - wide(p)).astype(u.dtype))
     return jax.tree.unflatten(treedef, results)
 
@@ -272,16 +272,16 @@ def wide(x: Array) -> Array:
 
 def _rounded(x: Float[Array, "*shape"], dtype: Any, key: PRNGKeyArray) -> Float[Array, "*shape"]:
     """Round to one of the two neighbors in a narrower dtype, so that the mean over keys is x."""
-    nearest = _nearest(x, dtype)
-    error = x - nearest
-    other = jnp.nextafter(nearest.astype(dtype), jnp.copysign(jnp.inf, error).astype(dtype))
-    gap = jnp.abs(wide(other) - nearest)
-    return jnp.where(jax.random.uniform(key, x.shape) * gap < jnp.abs(error), other, nearest.astype(dtype))
+    middle = nearest(x, dtype)
+    error = x - middle
+    other = jnp.nextafter(middle.astype(dtype), jnp.copysign(jnp.inf, error).astype(dtype))
+    gap = jnp.abs(wide(other) - middle)
+    return jnp.where(jax.random.uniform(key, x.shape) * gap < jnp.abs(error), other, middle.astype(dtype))
 
 
-def _nearest(x: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
+def nearest(x: Float[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
     """The nearest value of a narrower dtype, in the dtype of x."""
-    # On GPUs XLA takes x.astype(dtype).astype(x.dtype) for x; it keeps this, which takes what is subnormal for zero.
+    # XLA may take x.astype(dtype).astype(x.dtype) for x; it keeps this, which takes what is subnormal for zero.
     about = jnp.finfo(dtype)
     normal = lax.reduce_precision(x, about.nexp, about.nmant)
     if about.nexp == jnp.finfo(x.dtype).nexp:

@@ -318,7 +318,7 @@ def test_the_nearest_value_is_that_of_numpy(dtype):
     x = np.concatenate([values[np.isfinite(values)] * np.float32(scale) for scale in (0.999, 1, 1.0007)])
     x = x[(x == 0) | (np.abs(x) >= np.finfo(np.float32).tiny)]  # CPUs take others for zero.
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(trees._nearest(jnp.asarray(x), dtype), x.astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(trees.nearest(jnp.asarray(x), dtype), x.astype(dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -375,7 +375,8 @@ def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
         if case.fails and vectors(case, path, 1):
             assert all(np.isfinite(x).all() for x in vectors(case, path, 1))
             for flags in revived:
-                assert {tuple(worker) for *worker, _ in np.argwhere(flags)} == {FAILURE[:2]}
+                found = {tuple(worker) for *worker, _ in np.argwhere(flags)}
+                assert found == {FAILURE[:2]} or (not found and is_on_its_way(case, path))
         else:
             check_values(case, start, gradients, losses, path, center)
         for i, level in enumerate(kept):
@@ -385,6 +386,15 @@ def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
     record_property("trees tried", 1)
     if seed % 25 == 24:
         jax.clear_caches()  # The programs of a soak would fill the memory.
+
+
+def is_on_its_way(case: Case, path: Any) -> bool:
+    """Whether the failed worker was sent to a leader so near to zero that in 16 bits it comes there an exchange later."""
+    own = [points[FAILURE[:2]] for points in vectors(case, path, more=1)]
+    moved = any((points[-1] != points[FAILURE[2]]).any() for points in own)
+    return moved and all(
+        jnp.dtype(leaf.dtype).itemsize == 2 for leaf in jax.tree.leaves(case.tree) if leaf.is_exchanged
+    )
 
 
 def check_values(case: Case, start: Any, gradients: Any, losses: np.ndarray, path: Any, center: Any) -> None:
