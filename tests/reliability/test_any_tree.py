@@ -389,7 +389,7 @@ def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
 
 
 def is_on_its_way(case: Case, path: Any) -> bool:
-    """Whether the failed worker was sent to a leader so near to zero that in 16 bits it comes there an exchange later."""
+    """Whether the failed worker has been sent to its leader, so near to zero that 16 bits take another exchange."""
     own = [points[FAILURE[:2]] for points in vectors(case, path, more=1)]
     moved = any((points[-1] != points[FAILURE[2]]).any() for points in own)
     return moved and all(
