@@ -105,3 +105,11 @@ def test_blank_examples_take_no_memory():
 def test_what_are_no_examples_is_one_sentence(examples):
     with pytest.raises(UsageError, match=r"^examples must be arrays with one number of examples, at least 1, got \["):
         count(examples)
+
+
+def test_what_is_not_held_out_can_stay_in_its_order():
+    data = Data(np.arange(50), np.arange(3))
+    shuffled, in_order = (hold_out(data, 0.2, in_order=in_order) for in_order in (False, True))
+    np.testing.assert_array_equal(in_order.train, np.sort(shuffled.train))
+    np.testing.assert_array_equal(in_order.test, shuffled.test)
+    assert (shuffled.train != in_order.train).any()
