@@ -17,7 +17,6 @@ from lsgd_jax.data.feeds import batch_of
 from lsgd_jax.distributed import SHARED, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tasks import Regression
 from lsgd_jax.train.compile_ahead import blank_feed, lowered_steps, parameter_shapes, spread
 from lsgd_jax.train.setup import prepare, rounds, step_key
 from lsgd_jax.train.step import init_state, local_steps
@@ -234,7 +233,7 @@ def test_the_blank_feed_of_every_preset_takes_no_memory(name):
     config = PRESETS[name]
     feed = blank_feed(config)
     for x in jax.tree.leaves(feed.shared):
-        assert set(x.strides) == {0} or config.task == Regression()  # Whose data come with a package.
+        assert set(x.strides) == {0} or name in ("diabetes", "tragedies", "dialects")  # Whose data are small, and here.
     examples = jax.eval_shape(feed.training, feed.shared, feed.batch)
     assert examples == batch_of(feed.example, config.worker_batch_size)
     [batch] = feed.batches(0, 1) if not config.task.is_streamed else [feed.batch]
