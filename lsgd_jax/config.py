@@ -119,6 +119,12 @@ class Config(OptimizerOptions):
         divisible = self.batch == "per_worker" or self.batch_size % workers == 0
         self._check("batch_size", divisible, f"a multiple of the {workers} workers, if it is global")
         self._check("chips_per_worker", self.chips_per_worker == 1 or self.asynchronous is None, "1 if asynchronous")
+        examples = self.worker_batch_size
+        self._check(
+            "chips_per_worker",
+            examples % self.chips_per_worker == 0,
+            f"a divisor of the {examples} examples of a worker",
+        )
         self._check("min_step_seconds", 0 <= self.min_step_seconds < float("inf"), "at least 0")
         self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
         self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one per worker")

@@ -192,7 +192,7 @@ class Task:
         name, kind = fields.get("class"), named(fields.get("class"))
         if not (isinstance(kind, type) and issubclass(kind, Task)):
             raise ValueError(f"{name!r} is not a subclass of Task.")
-        values = {name: tuple(of) if isinstance(of, list) else of for name, of in fields.items() if name != "class"}
+        values = {name: _as_tuples(of) for name, of in fields.items() if name != "class"}
         if unknown := values.keys() - {field.name for field in dataclasses.fields(kind)}:
             raise ValueError(f"unknown fields of the task {name!r}: {', '.join(sorted(unknown))}.")
         task = kind(**values)
@@ -214,7 +214,17 @@ def check_fields(task: Task, taken: Collection[str] = ()) -> None:
             raise ValueError(f"the fields of a task must have other names than those of Config, got {name}.")
         if is_checkable(hints[name]):
             check_type(name, value, hints[name])
+        try:
+            hash(value), json.dumps(value)
+        except TypeError as error:
+            demand = "a number, a text or a tuple of these"
+            raise ValueError(f"the field {name} of the task {kind.__name__} must be {demand} ({error}).") from None
     task.check()
+
+
+def _as_tuples(value: Any) -> Any:
+    """A value that was read from JSON, whose lists were tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def of_earlier_version(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def check_grid(config: Config, options: Mapping[str, Any]) -> None:
     """
     for name in grid(config)[0]:
         is_tried = name == "learning_rate" and not config.tune_learning_rates
-        is_own = name in METHODS[config.method].grid and getattr(config, name) is not None
-        if is_own or (name in options and not is_tried):
+        if name in options and not is_tried:
             raise UsageError(f"tuning chooses the {name} of {config.method} itself: leave it out, or do not tune.")
     for values in grid(config):
         try:

@@ -46,7 +46,7 @@ def lsgd(*arguments, cwd, **environment):
         (["compare", "digits", "--target", "5"], "target must be in [0, 1], got 5.0."),
         (["figure", "F99"], "invalid choice 'F99'"),
         (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
-        (["compile", "digits", "--topology", "v5e:2x4", "--text", "no/file"], "no/file can't be written (No such file"),
+        (["compile", "digits", "--topology", "v5e:2x4", "--hlo", "no/file"], "no/file can't be written (No such file"),
         (["train", "digits", "--wire", "int4"], "invalid choice 'int4'"),
         (["trian"], "Unrecognized options: trian"),
         ([], "Missing subcommand"),

@@ -16,6 +16,7 @@ from lsgd_jax.figures import comparison
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import read_metrics
+from lsgd_jax.tuning import check_grid
 from tests.reliability import faults
 
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
@@ -187,7 +188,6 @@ def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
     for message, arguments in {
         "each method can be named once": {"methods": ("lsgd", "lsgd")},
         "there is no method 'adam'": {"methods": ("adam",)},
-        "tuning chooses the pull of lsgd itself": {"config": dataclasses.replace(FAST, pull=0.77), "tune": True},
         "asynchronous is for train": {"config": dataclasses.replace(FAST, asynchronous="posted"), "methods": ("lsgd",)},
     }.items():
         with pytest.raises(UsageError, match=message):
@@ -195,9 +195,19 @@ def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
     for name, value in {"learning_rate": 0.2, "period": 8}.items():
         with pytest.raises(UsageError, match=f"tuning chooses the {name} of lsgd itself"):
             compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={name: value})
+    with pytest.raises(UsageError, match="tuning chooses the pull of lsgd itself"):
+        compare.compare(FAST, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={"pull": 0.77})
     with pytest.raises(UsageError, match="NUL"):
         run(str(tmp_path / "a\0b"))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_tuned_with_every_method(name):
+    for method in METHODS:
+        config = PRESETS[name].replace(method=method)
+        check_grid(config, {})
+        assert all(config.replace(**values) for values in compare.grid(config))
 
 
 def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):

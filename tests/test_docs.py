@@ -72,7 +72,10 @@ def commands(text):
             yield program, tuple(arguments[arguments.index("--") + 1 :])
 
 
-ALL_COMMANDS = sorted({command for page in PAGES for command in commands(page.read_text())})
+OF_PRESETS = [module.read_text().split('"""')[1] for module in (ROOT / "lsgd_jax" / "presets").glob("*.py")]
+ALL_COMMANDS = sorted(
+    {command for text in [*(p.read_text() for p in PAGES), *OF_PRESETS] for command in commands(text)}
+)
 
 
 def anchors(path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax import cli, distributed
+from lsgd_jax.cli.options import own_preset
 from lsgd_jax.config import Config
 from lsgd_jax.presets import find
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -130,6 +131,12 @@ def test_it_is_launched_in_several_processes(tmp_path):
             "the preset own:preset can't be imported: ValueError in line 4 of ",
         ),
         (
+            "from mine import *\n@dataclasses.dataclass(frozen=True)\nclass Own(Sine):\n    resume: int = 3\n"
+            "preset = preset.replace(task=Own())",
+            "./own.py:preset",
+            "the field resume of the task Own has the name of an option of the command: rename it.",
+        ),
+        (
             "from mine import *\n@dataclasses.dataclass(frozen=True)\nclass Own(Sine):\n"
             "    def measures(self, network, examples):\n        return {'lost': examples[0]}\n"
             "preset = preset.replace(task=Own())",
@@ -152,6 +159,19 @@ def test_a_mistake_is_one_sentence(content, preset, message, folder, capsys):
     assert said.startswith(f"lsgd: {message}")
     assert said.count("\n") == 1
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        (["train", "./mine.py:preset", "--dataset", "digits"], "./mine.py:preset"),
+        (["train", "--dataset", "digits", "mine:preset", "--run-dir", "mnist1d"], "mine:preset"),
+        (["compare", "digits", "--out", "./mine.py:preset"], None),
+        (["report", "mine:preset"], None),
+    ],
+)
+def test_a_preset_is_found_among_the_arguments(arguments, own):
+    assert own_preset(arguments) == own
 
 
 def test_a_file_of_another_module_s_name_is_one_sentence(folder, capsys):

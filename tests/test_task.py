@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import re
 import sys
 import types
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -65,6 +66,25 @@ class Bare(Task):
 @dataclasses.dataclass(frozen=True)
 class Headless(Task):
     headline = "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loose(Task):
+    sizes: Any = ()
+
+
+def test_tuples_in_tuples_survive_a_file():
+    config = CONFIG.replace(task=Loose(((1, 2), (3,))))
+    assert Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [([1], "unhashable type: 'list'"), (1j, "Object of type complex is not JSON")]
+)
+def test_a_field_that_no_file_can_hold_is_one_sentence(value, why):
+    demand = f"the field sizes of the task Loose must be a number, a text or a tuple of these ({why}"
+    with pytest.raises(ValueError, match=re.escape(demand)):
+        CONFIG.replace(task=Loose(value))
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def info(
     print(table(config, parameter_shapes(config)))
 
 
-def compile_ahead(options: UnplacedOptions, topology: str, text: Path | None = None) -> None:
+def compile_ahead(options: UnplacedOptions, topology: str, hlo: Path | None = None) -> None:
     """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
 
     It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
@@ -347,7 +347,7 @@ def compile_ahead(options: UnplacedOptions, topology: str, text: Path | None = N
     Args:
       options: preset and overrides; each device has one worker, or --chips-per-worker devices have.
       topology: TPU kind and number of chips along each axis, like v5e:16x16.
-      text: output file for the text of the compiled program (HLO).
+      hlo: output file for the text of the compiled program (HLO).
     """
     from lsgd_jax.train import compile_ahead
     from lsgd_jax.train.setup import place_workers
@@ -356,10 +356,10 @@ def compile_ahead(options: UnplacedOptions, topology: str, text: Path | None = N
         raise UsageError("compile supports only synchronous training: asynchronous is for train.")
     options.refuse((*TUNING, *CHECKPOINTS), "in compile")
     try:
-        if text is not None:
-            text.touch()  # Before the compilation, which takes minutes.
+        if hlo is not None:
+            hlo.touch()  # Before the compilation, which takes minutes.
     except OSError as error:
-        raise UsageError(f"{text} can't be written ({error.strerror}): name another file with --text.") from None
+        raise UsageError(f"{hlo} can't be written ({error.strerror}): name another file with --hlo.") from None
     devices = compile_ahead.described_devices(topology)
     chips = options.chips_per_worker
     if chips < 1:
@@ -368,10 +368,10 @@ def compile_ahead(options: UnplacedOptions, topology: str, text: Path | None = N
     placed = options.checked(groups=groups, workers=workers)
     compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, place_workers(placed, devices)))
     try:
-        if text is not None:
-            text.write_text(compiled.as_text() or "")
+        if hlo is not None:
+            hlo.write_text(compiled.as_text() or "")
     except OSError as error:
-        raise UsageError(f"{text} can't be written ({error.strerror}).") from None
+        raise UsageError(f"{hlo} can't be written ({error.strerror}).") from None
     steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
     print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
     print(f"groups: {groups}, workers in each: {workers}" + (f", chips of each worker: {chips}" if chips > 1 else ""))

@@ -5,13 +5,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
 from lsgd_jax import presets
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
+from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.task import Headline
 
 TUNING = ("tune_learning_rates", "tune_periods")
@@ -19,7 +20,7 @@ CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
 COSTS = (
     *("groups", "workers", "chips_per_worker", "steps", "seed", "period", "global_period", "broadcast", "wire"),
-    "fragments",
+    *("fragments", "overlap"),
 )
 """Options that affect the costs of a simulation, besides the parameters."""
 
@@ -86,10 +87,11 @@ def own_preset(arguments: Sequence[str]) -> str | None:
     """Return the preset in a command line that does not come with the package, if there is one."""
     if arguments[:1] not in (["train"], ["compare"], ["simulate"], ["compile"]):
         return None
-    places = [i for i, argument in enumerate(arguments) if i and presets.OWN.fullmatch(argument)]
-    if not places or any(argument in presets.PRESETS for argument in arguments):
+    places = [i for i, x in enumerate(arguments) if i and (x in presets.PRESETS or presets.OWN.fullmatch(x))]
+    if not places:
         return None
-    return arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
+    found = arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
+    return None if found in presets.PRESETS else found
 
 
 def with_presets(command: Callable, own: str | None) -> Callable:
@@ -108,10 +110,23 @@ def with_presets(command: Callable, own: str | None) -> Callable:
         return command(*arguments, **options)
 
     vars(chosen).pop("__wrapped__")  # Else its annotations would be found.
-    subcommands = _subcommands(kind, own, presets.find(own) if own else None)
+    config = presets.find(own) if own else None
+    if config:
+        _check_names(command, config)
+    subcommands = _subcommands(kind, own, config)
     chosen.__annotations__ = command.__annotations__ | {"options": subcommands}
     vars(chosen)["__signature__"] = inspect.signature(command)
     return chosen
+
+
+def _check_names(command: Callable, config: Config) -> None:
+    """Raise UsageError if a field of a task is named like an option of the command."""
+    names = set(inspect.signature(command).parameters)
+    for argument in get_type_hints(command).values():
+        names |= {field.name for field in dataclasses.fields(argument)} if argument is Cluster else set()
+    for name in sorted(config.task.fields.keys() & names):
+        kind = type(config.task).__name__
+        raise UsageError(f"the field {name} of the task {kind} has the name of an option of the command: rename it.")
 
 
 @functools.cache

@@ -148,7 +148,13 @@ def table(config: Config, params: Any) -> str:
     for method in METHODS:
         # A few methods refuse these two options, which do not affect communication.
         statistics = "own" if config.batch_statistics == "leader" else config.batch_statistics
-        method_config = config.replace(method=method, batch_statistics=statistics, learning_rates="equal")
+        try:
+            method_config = config.replace(
+                method=method, batch_statistics=statistics, learning_rates="equal", asynchronous=None
+            )
+        except ValueError as error:
+            rows.append((method, f"not with this configuration: {error}", ""))
+            continue
         found = exchanges(method_config, params)
         texts = [f"{each.bytes_sent:,.0f} every {each.period}" for each in found]
         rows.append((method, ", ".join(texts), f"{sum(each.bytes_sent / each.period for each in found):,.0f}"))

@@ -80,8 +80,9 @@ def make(
             f"parameters must be a multiple of chips_per_worker, {config.chips_per_worker}, got {parameters}."
         )
     else:
-        fragments = max(of.options.get("fragments", 1) for of in configs.values())
-        params = [jax.ShapeDtypeStruct(((parameters + i) // fragments,), np.float32) for i in range(fragments)]
+        fragments, chips = max(of.options.get("fragments", 1) for of in configs.values()), config.chips_per_worker
+        sizes = [(parameters // chips + i) // fragments * chips for i in range(fragments)]
+        params = [jax.ShapeDtypeStruct((size,), np.float32) for size in sizes]
     logs: dict[str, EventLog] = {}
     histories: dict[str, History] = {}
     sums: dict[str, Totals] = {}

@@ -113,12 +113,8 @@ def make_model(config: Config) -> nnx.Module:
 
 
 def check_shards(config: Config, params: Any) -> None:
-    """Raise UsageError unless a worker's batches and parameters, whose shapes suffice, can lie over its chips."""
+    """Raise UsageError unless a worker's parameters, whose shapes suffice, can lie over its chips."""
     specs, chips = shard_specs(config)(params), config.chips_per_worker
-    if config.worker_batch_size % chips:
-        raise UsageError(
-            f"chips_per_worker must divide the {config.worker_batch_size} examples of a worker's batch, got {chips}."
-        )
     if chips > 1 and not any(len(spec) for spec in jax.tree.leaves(specs)):
         raise UsageError(f"chips_per_worker must divide an axis of some parameter of the network, got {chips}.")
 

@@ -182,10 +182,6 @@ def test_a_configuration_that_no_run_can_have(changes, message):
             "4 workers of 4 chips each need 16 devices, but there are 8: lower",
         ),
         (
-            {"chips_per_worker": 2, "batch_size": 7},
-            "must divide the 7 examples of a worker's batch, got 2",
-        ),
-        (
             {"chips_per_worker": 7, "groups": 1, "workers": 1, "batch_size": 7},
             "must divide an axis of some",
         ),
@@ -194,6 +190,11 @@ def test_a_configuration_that_no_run_can_have(changes, message):
 def test_what_does_not_fit_is_one_sentence(changes, message):
     with pytest.raises(UsageError, match=message):
         setup.prepare(WHOLE.replace(**changes))
+
+
+def test_the_chips_of_a_worker_divide_its_batch():
+    with pytest.raises(ValueError, match="chips_per_worker must be a divisor of the 7 examples of a worker, got 2"):
+        WHOLE.replace(chips_per_worker=2, batch_size=7)
 
 
 def test_a_worker_lies_in_whole_processes_or_processes_in_whole_workers():

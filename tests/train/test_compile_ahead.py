@@ -54,7 +54,7 @@ def compiled(libtpu, tmp_path):
     def compiled(topology, *arguments):
         small = [option for name, value in SMALL.items() for option in (f"--{name.replace('_', '-')}", str(value))]
         text = tmp_path / "hlo.txt"
-        done = lsgd_compile("mnist1d", *small, "--topology", topology, "--text", str(text), *arguments, path=libtpu)
+        done = lsgd_compile("mnist1d", *small, "--topology", topology, "--hlo", str(text), *arguments, path=libtpu)
         assert done.returncode == 0, done.stderr
         found = collectives(text.read_text())
         # The metrics, that every process has all of them: of a worker no more than the loss, whether it has failed and,
@@ -131,7 +131,7 @@ def test_what_is_printed(compiled):
 
 def test_each_chip_of_a_worker_sends_its_share(libtpu, tmp_path):
     text = tmp_path / "hlo.txt"
-    arguments = ["--width", "0.25", "--batch-size", "8", "--chips-per-worker", "4", "--text", str(text)]
+    arguments = ["--width", "0.25", "--batch-size", "8", "--chips-per-worker", "4", "--hlo", str(text)]
     done = lsgd_compile("mnist1d", *arguments, "--topology", "v5e:4x4", path=libtpu)
     assert done.returncode == 0, done.stderr
     assert "groups: 1, workers in each: 4, chips of each worker: 4\n" in done.stdout
