@@ -15,7 +15,8 @@ from lsgd_jax import broadcast_from, leader_pull, leader_sgd
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.costs.ledger import rounded_collectives
 from lsgd_jax.exchange import broadcast_rounded, largest_axis, sending
-from lsgd_jax.methods import METHODS
+from lsgd_jax.methods import METHODS, mean_of_workers
+from lsgd_jax.methods.independent import center, independent
 from lsgd_jax.variants import links
 
 AXES, MODEL = ("group", "worker"), "model"
@@ -323,6 +324,22 @@ def test_workers_spread_over_manual_axes_have_the_norms_of_all_their_parts(check
     found = jax.jit(program)(x, gradients, losses)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected["lsgd"][0]))
     assert_close(found, expected)
+
+
+def test_a_worker_of_whom_one_part_is_not_finite_is_not_reported_where_all_axes_are_manual():
+    x = np.arange(24, dtype=np.float32).reshape(3, 8)
+    x[0, 5] = np.nan  # In the second device's part, of the worker with the lowest score.
+    start = independent(optax.sgd(0.1), axis_name="worker").init(x[0])
+    mesh = jax.make_mesh((3, 2), ("worker", MODEL), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:6])
+
+    def centers(x, score):
+        mean = mean_of_workers(x[0], None, "worker", MODEL)
+        return mean, center(x[0], start._replace(score=score[0]), "worker", MODEL)
+
+    program = jax.shard_map(centers, mesh=mesh, in_specs=(P("worker", MODEL), P("worker")), out_specs=P(MODEL))
+    mean, best = jax.jit(program)(x, np.array([1, 3, 2], np.float32))
+    np.testing.assert_array_equal(mean, (x[1] + x[2]) / 2)
+    np.testing.assert_array_equal(best, x[2])
 
 
 def test_the_largest_axis_that_devices_divide():

@@ -57,13 +57,21 @@ def rounded_mean_of(axis_name: AxisName) -> Attractor:
     return Attractor(center_of_start, locate)
 
 
-def mean_of_workers(params: optax.Params, state: Any, axis_name: AxisName) -> optax.Params:
+def mean_of_workers(
+    params: optax.Params, state: Any, axis_name: AxisName, model_axis_name: AxisName | None = None
+) -> optax.Params:
     """The model that methods without a center variable report: the mean of the workers that are all finite.
 
     Workers that have failed and wait for their revival are left out. Integers, booleans and PRNG keys, which are not
     exchanged, are the worker's own.
+
+    Args:
+      params: one worker's; no worker axis.
+      state: the optimizer's, or None.
+      axis_name: the axis, or the axes, on which the workers lie.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread, as for `leader_pull`.
     """
-    floats, counts = inexact(params), ~has_failed(params, state)
+    floats, counts = inexact(params), ~has_failed(params, state, model_axis_name)
     number = total(counts.astype(int), axis_name)
     sums = total(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_name)
     return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)

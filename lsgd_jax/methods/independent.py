@@ -62,7 +62,16 @@ def independent(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def center(params: optax.Params, state: IndependentState, axis_name: AxisName) -> optax.Params:
-    """The parameters of the best worker who is finite; the first worker's if nobody is."""
-    best = elect(state.score, axis_name, eligible=all_finite(params))
+def center(
+    params: optax.Params, state: IndependentState, axis_name: AxisName, model_axis_name: AxisName | None = None
+) -> optax.Params:
+    """The parameters of the best worker who is finite; the first worker's if nobody is.
+
+    Args:
+      params: one worker's; no worker axis.
+      state: the worker's.
+      axis_name: the axis, or the axes, on which the workers lie.
+      model_axis_name: the manual axis, or the axes, over which a worker itself is spread, as for `leader_pull`.
+    """
+    best = elect(state.score, axis_name, eligible=all_finite(params, model_axis_name))
     return merged(broadcast_from(inexact(params), jnp.maximum(best, 0), axis_name, method="all_reduce"), params)
