@@ -215,9 +215,9 @@ def check_fields(task: Task, taken: Collection[str] = ()) -> None:
         if is_checkable(hints[name]):
             check_type(name, value, hints[name])
         try:
-            hash(value), json.dumps(value)
+            hash(value)
         except TypeError as error:
-            demand = "a number, a text or a tuple of these"
+            demand = "hashable, such as a tuple in place of a list"
             raise ValueError(f"the field {name} of the task {kind.__name__} must be {demand} ({error}).") from None
     task.check()
 

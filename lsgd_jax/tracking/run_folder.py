@@ -109,8 +109,12 @@ class RunFolder:
 
     def _begin(self) -> None:
         """Write the first files, or none of them: an empty folder can be used again once there is room."""
+        try:
+            config = self._config.to_json()
+        except ValueError as error:  # A task that no file can hold.
+            raise UsageError(str(error)) from None
         contents = {
-            "config.json": self._config.to_json() + "\n",
+            "config.json": config + "\n",
             "environment.json": json.dumps(environment(), indent=2) + "\n",
             "metrics.jsonl": "",
         }
