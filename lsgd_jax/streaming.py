@@ -42,7 +42,7 @@ class Streaming(NamedTuple):
     """How exchanges are spread over their period."""
 
     fragments: int | None = None
-    """Into how many parts the parameters are cut, of whole arrays in their order; None: 1."""
+    """Number of parts into which the parameters are cut, of whole arrays in their order; None: 1."""
     overlap: int | None = None
     """Updates between sending a fragment and applying what is received; None: 0."""
     election: Election = "per_round"
@@ -150,7 +150,7 @@ def streamed(
                 before = sending[k]
             updates = merged(moves, updates)
         # A next level may send other arrays in the same update. Exchanges that share no value could come in any order,
-        # and processes wait for each other for ever: so all updates depend on all exchanges, by what is always true.
+        # and processes wait for each other forever: so all updates depend on all exchanges, by what is always true.
         done = jnp.all(jnp.stack([each.exchanges for each in sending]) >= 0)
         moves = jax.tree.map(lambda u: jnp.where(done, u, jnp.zeros_like(u)), like(exchanged, updates))
         return merged(moves, updates), Streamed(tuple(sending), tuple(applying))
@@ -159,7 +159,7 @@ def streamed(
 
 
 def schedule(fragments: int, period: int) -> list[int]:
-    """After how many updates of a period each fragment is sent; the last at its end."""
+    """Updates of a period after which each fragment is sent; the last at its end."""
     return [k * period // fragments for k in range(1, fragments + 1)]
 
 

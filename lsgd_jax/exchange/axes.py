@@ -65,7 +65,7 @@ def when(due: Bool[Array, ""], exchange: Callable[[Tree], Tree], tree: Tree, axi
     A real branch, so that nothing is sent in between; a select only where `due` is batched by `jax.vmap`.
 
     Args:
-      due: whether the workers exchange now; the same on all workers, or they wait for each other for ever.
+      due: whether the workers exchange now; the same on all workers, or they wait for each other forever.
       exchange: takes the tree to one of the same shapes and dtypes; it may call collectives.
       tree: what an exchange changes; no worker axis.
       axis_name: all axes on which workers lie.

@@ -52,7 +52,7 @@ class Shard:
     """Which part of one of a worker's arrays a device has."""
 
     shape: tuple[int, ...]
-    """Of the whole array."""
+    """Shape of the whole array."""
     spec: PartitionSpec
     """How it lies over the inner axes."""
 

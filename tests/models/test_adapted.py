@@ -26,13 +26,13 @@ X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Sums(Task):
-    library: str = "linen"
+    kind: str = "linen"
 
     def data(self, data_dir=None):
         return Data((X, np.sin(X).sum(1)), (X[:16], np.sin(X[:16]).sum(1)))
 
     def network(self, rngs):
-        return MAKERS[self.library](rngs)
+        return MAKERS[self.kind](rngs)
 
     def measures(self, network, examples):
         x, y = examples
