@@ -32,4 +32,4 @@ class Sine(Task):
         return {"loss": (network(x[:, None])[:, 0] - y) ** 2}
 
 
-preset = Config(task=Sine(), steps=400, learning_rate=0.05, batch_size=16, groups=1, workers=4)
+preset = Config(task=Sine(), steps=400, learning_rate=0.02, batch_size=16, groups=1, workers=4)

@@ -39,6 +39,11 @@ def test_the_file_is_short():
     assert len(EXAMPLE.read_text().splitlines()) <= 40
 
 
+def test_it_learns_as_it_is(folder):
+    assert cli.main(["train", "./mine.py:preset", "--run-dir", "run", "--checkpoint-every", "0"]) == 0
+    assert read_metrics(folder / "run", "evaluation")[-1]["center_loss"] < 0.1  # The variance of sin is 0.5.
+
+
 def test_it_goes_through_every_command(folder, capsys):
     run = ["train", "./mine.py:preset", *TINY]
     assert cli.main([*run, "--run-dir", "run", "--tensorboard"]) == 0
