@@ -36,8 +36,8 @@ def _run(arguments: list[str]) -> int | None:
     import tyro  # Here, since they import JAX: an overview is printed without.
 
     from lsgd_jax import distributed
-    from lsgd_jax.cli import commands, preparation
-    from lsgd_jax.cli.options import check_spelling, own_preset, with_presets
+    from lsgd_jax.cli import commands, help, preparation
+    from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
 
     try:
         if (here := os.getcwd()) not in sys.path:  # As python -m has it: modules of tasks may be here.
@@ -54,7 +54,11 @@ def _run(arguments: list[str]) -> int | None:
             "launch": commands.launch,
             "compile": commands.compile_ahead,
         }
-        check_spelling(arguments, by_name[arguments[0]], own)
+        name, command = arguments[0], by_name[arguments[0]]
+        check_spelling(arguments, command, own)
+        if not {"-h", "--help"}.isdisjoint(arguments):
+            print(help.show(name, command, arguments[1:], own, REFUSED.get(name, ())))
+            return None
         return tyro.extras.subcommand_cli_from_dict(
             {name: with_presets(command, own) for name, command in by_name.items()},
             prog="lsgd",

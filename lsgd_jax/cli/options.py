@@ -19,6 +19,13 @@ from lsgd_jax.task import Headline
 TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
+REFUSED = {
+    "train": TUNING,
+    "compare": (*CHECKPOINTS, "method", "seed", "validation"),
+    "simulate": (*TUNING, *CHECKPOINTS, *ASYNCHRONOUS, "method", "revive"),
+    "compile": (*TUNING, *CHECKPOINTS, "asynchronous"),
+}
+"""Fields of a configuration that a command does not take."""
 COSTS = (
     *("groups", "workers", "chips_per_worker", "steps", "seed", "period", "global_period", "broadcast", "wire"),
     *("fragments", "overlap"),
