@@ -253,6 +253,14 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
     assert done.stdout.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], done.stderr
 
 
+def test_info_tells_what_devices_hold(tmp_path):
+    done = lsgd("info", "--memory", "digits", cwd=tmp_path)
+    assert done.stdout.splitlines()[1].split() == ["lsgd", "35,880", "0", "35,880", "130", "71,890"], done.stderr
+    done = lsgd("info", "--chips-per-worker", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "lsgd: chips_per_worker has no effect without --memory.\n"
+
+
 def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):
     @functools.wraps(commands.info)
     def broken(*_, **__):

@@ -319,12 +319,30 @@ def launch(
 
 def info(
     bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
+    memory: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
+    chips_per_worker: int | None = None,
 ) -> None:
-    """Print versions and devices, or the communication cost of a preset.
+    """Print versions and devices, or the communication cost or the memory of a preset.
 
     Args:
       bytes: preset, or one of your own, for which to print the bytes per worker per exchange and per step, by method.
+      memory: preset, or one of your own, for which to print the bytes that each device holds of a worker's state, by
+        method and option.
+      chips_per_worker: with --memory, devices of each worker; by default those of the preset.
     """
+    if chips_per_worker is not None and memory is None:
+        raise UsageError("chips_per_worker has no effect without --memory.")
+    if memory is not None:
+        from lsgd_jax.costs.memory import table as memory_table
+
+        config = find(memory)
+        try:
+            config = config.replace(chips_per_worker=chips_per_worker or config.chips_per_worker)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
+        print(memory_table(config))
+        return
     if bytes is None:
         from lsgd_jax.tracking.run_folder import environment
 

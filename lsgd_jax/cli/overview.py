@@ -15,7 +15,7 @@ COMMANDS = {
     "data": "Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.",
     "report": "Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.",
     "simulate": "Simulate methods in virtual time, with heterogeneous workers and network costs.",
-    "info": "Print versions and devices, or the communication cost of a preset.",
+    "info": "Print versions and devices, or the communication cost or the memory of a preset.",
     "launch": "Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train "
     "mnist1d.",
     "compile": "Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU "
