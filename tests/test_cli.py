@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lsgd_jax import cli, distributed
-from lsgd_jax.cli import commands, overview, preparation
+from lsgd_jax.cli import commands, costs, overview, preparation
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 
@@ -92,7 +92,7 @@ def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
     assert cli.main([]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    functions = {"compile": commands.compile_ahead, "data": preparation.data}
+    functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
     for name, summary in overview.COMMANDS.items():
         function = functions.get(name) or getattr(commands, name)
         assert " ".join(function.__doc__.split("\n\n")[0].split()) == summary
@@ -262,11 +262,11 @@ def test_info_tells_what_devices_hold(tmp_path):
 
 
 def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):
-    @functools.wraps(commands.info)
+    @functools.wraps(costs.info)
     def broken(*_, **__):
         raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7071")
 
-    monkeypatch.setattr(commands, "info", broken)
+    monkeypatch.setattr(costs, "info", broken)
     monkeypatch.setattr(distributed, "process_count", lambda: 2)
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):

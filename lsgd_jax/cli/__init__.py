@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> int | None:
     import tyro  # Here, since they import JAX: an overview is printed without.
 
     from lsgd_jax import distributed
-    from lsgd_jax.cli import commands, help, preparation
+    from lsgd_jax.cli import commands, costs, help, preparation
     from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
 
     try:
@@ -50,9 +50,9 @@ def _run(arguments: list[str]) -> int | None:
             "data": preparation.data,
             "report": commands.report,
             "simulate": commands.simulate,
-            "info": commands.info,
+            "info": costs.info,
             "launch": commands.launch,
-            "compile": commands.compile_ahead,
+            "compile": costs.compile_ahead,
         }
         name, command = arguments[0], by_name[arguments[0]]
         check_spelling(arguments, command, own)

@@ -4,11 +4,13 @@ Its checkpoints are written by `lsgd_jax.train.checkpoint`.
 """
 
 import contextlib
+import datetime
 import io
 import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -277,6 +279,8 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "command": _command(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": {package: installed_version(package) for package in packages},
         "system": f"{platform.system()} {platform.machine()}",
@@ -285,6 +289,18 @@ def environment() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
     }
+
+
+def _commit() -> str:
+    """The git commit of the package's source tree, if it is used from a clone."""
+    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        if (root / ".git").exists():
+            return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return "unknown"
 
 
 def installed_version(package: str) -> str:
