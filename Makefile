@@ -13,7 +13,7 @@ WHEELS_PYTHON ?= 3.12
 # Not --quiet, which hides warnings from --strict, too. The variable silences what Material announces about its future.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: install tpu docs demo comparison figures notebooks test soak package lint types benchmark gpu wheels lock clean
+.PHONY: install tpu docs serve demo comparison figures notebooks test soak package lint types benchmark gpu wheels lock clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,9 @@ docs: $(MKDOCS) ## The documentation, as a site in site/; a warning is an error,
 	echo '{INHERIT: mkdocs.yml, hooks: [docs/dead_links.py, docs/hooks.py]}' | \
 	  $(BUILD_SITE) --config-file - --site-dir $(VENV)/site-with-dead-links 2>&1 | grep -q "Aborted with 2 warnings" || \
 	  { echo "two planted dead links did not fail the build of the site"; exit 1; }
+
+serve: $(MKDOCS) ## The documentation in a browser, built again when a page changes.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 demo: $(RUNTIME) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
