@@ -1,7 +1,7 @@
 """One look per method in all figures: Okabe-Ito colors, which color-blind readers tell apart, dashes, and names."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, YELLOW, GRAY = (
     *("#0072B2", "#56B4E9", "#009E73", "#E69F00"),
@@ -18,10 +18,17 @@ class Look(NamedTuple):
     dashes: tuple[int, ...] = ()
     """Lengths of dashes and gaps in points; empty for a solid line."""
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """What Matplotlib's `plot` takes for it."""
+        return {"color": self.color, "linestyle": (0, self.dashes) if self.dashes else "-", "label": self.name}
+
 
 _DASHED, _DOTTED = (6, 3), (2, 2)
 _LOOKS = {
     "lsgd": Look("LSGD", VERMILION),
+    "lsgd-joined": Look("LSGD, joined", VERMILION, _DASHED),
+    "lsgd-posted": Look("LSGD, posted", VERMILION, _DOTTED),
     "easgd": Look("EASGD", BLUE),
     "downpour": Look("DOWNPOUR", BLUE, _DOTTED),
     "local_sgd": Look("local SGD", SKY),

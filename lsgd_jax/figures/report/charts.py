@@ -9,6 +9,7 @@ from scipy import stats
 
 from lsgd_jax.figures.palette import look, looks
 from lsgd_jax.figures.report.reading import Run
+from lsgd_jax.figures.run import mean_loss
 
 MOST_POINTS = 1000
 """Points per line and steps per band; beyond, lines are thinned out and neighboring steps merged."""
@@ -25,7 +26,9 @@ def shared_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         headline = run.config.task.headline
         key = f"{capital(headline.title)} of the evaluated model", f"{headline.title}{headline.unit}"
         measures.setdefault(key, []).append((i, headline.scale * run.curves.center))
-        measures.setdefault(("Training loss, mean of the workers", "training loss"), []).append((i, _mean_loss(run)))
+        measures.setdefault(("Training loss, mean of the workers", "training loss"), []).append(
+            (i, mean_loss(run.losses))
+        )
         measures.setdefault(("Throughput", "steps/s per worker"), []).append((i, _throughput(run)))
         measures.setdefault(("Communication", "MB sent per worker"), []).append((i, run.bytes_sent / 1e6))
     of_run = dict(tested)
@@ -57,7 +60,7 @@ def charts_of(run: Run) -> Iterator[dict[str, Any]]:
             lines.append({"name": "leader", "color": "#0072B2", "y": _numbers(leader)})
         lines.append({"name": "evaluated model", "color": "#D55E00", "width": 2, "y": _numbers(center)})
         yield {"title": capital(headline.title), "label": label, **axes, "lines": lines}
-        mean = {"name": "mean", "color": "#D55E00", "width": 2, "y": _numbers(_mean_loss(run))}
+        mean = {"name": "mean", "color": "#D55E00", "width": 2, "y": _numbers(mean_loss(run.losses))}
         losses = [*_of_workers(run.losses), mean]
         yield {"title": "Training loss since the last evaluation", "label": "training loss", **axes, "lines": losses}
         if run.worker_steps.size:
@@ -171,11 +174,6 @@ def _strips(steps: np.ndarray, leaders: np.ndarray, workers: int, title: str) ->
     there = np.isin(steps, distinct)
     rows[group[there], np.searchsorted(distinct, steps[there])] = leaders[there]
     return {"steps": distinct.tolist(), "leaders": rows.tolist()}
-
-
-def _mean_loss(run: Run) -> np.ndarray:
-    there = np.isfinite(run.losses)
-    return np.where(there, run.losses, 0).sum(1) / np.where(there.any(1), there.sum(1), np.nan)
 
 
 def _throughput(run: Run) -> np.ndarray:
