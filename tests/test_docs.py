@@ -15,6 +15,8 @@ import optax
 import pytest
 
 from lsgd_jax import cli, leader_pull
+from lsgd_jax.cli import commands as cli_commands
+from lsgd_jax.cli import preparation
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -124,7 +126,7 @@ def test_there_are_commands():
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
     names = ("train", "compare", "report", "figure", "simulate", "info", "launch", "compile_ahead")
-    for module, name in [(cli.preparation, "data"), *((cli.commands, name) for name in names)]:
+    for module, name in [(preparation, "data"), *((cli_commands, name) for name in names)]:
         instead = functools.wraps(getattr(module, name))(lambda *_, **__: understood.append(True))
         monkeypatch.setattr(module, name, instead)
     assert cli.main(list(arguments)) == 0
