@@ -70,4 +70,4 @@ def test_one_file_and_one_row_make_it_a_method_everywhere(tmp_path):
     assert "lsgd: blend must be in [0, 1], got 2.0.\n" in done.stderr
     assert "lsgd: blend has no effect with local_sgd: it is an option of soft_averaging.\n" in done.stderr
     help_text = " ".join(done.stdout.split())
-    assert "--blend 0.5 How far each worker goes towards the mean, in [0, 1]." in help_text
+    assert "--blend 0.5 How far each worker moves towards the mean, in [0, 1]." in help_text
