@@ -14,13 +14,20 @@ from jax.sharding import SingleDeviceSharding
 from lsgd_jax.errors import UsageError
 
 
+class Gone(Exception):  # noqa: N818 - the worker is, and nothing is wrong here.
+    """A worker's parameters can't be had: its process has ended, hangs, or can't be reached."""
+
+
 class Post(NamedTuple):
     """What a worker shows the others."""
 
+    life: int
+    """The worker's, from 1; it has one more after each replacement."""
     step: int
-    """Local steps that the worker had taken when it posted."""
+    """Local steps that the worker had taken when it posted, in all its lives."""
     score: float
-    finite: bool
+    eligible: bool
+    """Whether it can be elected: all its parameters are finite, and its window of losses is full in this life."""
     params: optax.Params | None
     """Those of its `Model`, by reference; None if they are in another process."""
 
@@ -28,31 +35,39 @@ class Post(NamedTuple):
 class Board:
     """The board of one process: nothing is copied until a worker fetches its leader's parameters."""
 
-    def __init__(self, workers: int) -> None:
-        """Start with an empty board.
+    life = 1
+    """Of the workers of this process."""
 
-        Args:
-          workers: their number.
-        """
+    def __init__(self) -> None:
+        """Start with an empty board."""
         self._lock = threading.Lock()
-        self._posts: list[Post | None] = [None] * workers
-        self._steps = [0] * workers
+        self._posts: dict[int, Post] = {}
+        self._steps: dict[int, int] = {}
 
     def write(self, position: int, step: int, post: Post | None) -> None:
-        """Write a worker's steps so far, and replace its last post unless `post` is None."""
+        """Write a worker's steps in all its lives, and replace its last post unless `post` is None."""
         with self._lock:
             self._steps[position] = step
             if post is not None:
                 self._posts[position] = post
 
-    def read(self) -> tuple[list[Post | None], list[int]]:
-        """Every worker's last post, and the steps that every worker has taken."""
+    def read(self) -> tuple[dict[int, Post], dict[int, int]]:
+        """The last posts of the workers that are alive, and the steps of all workers that have ever written any."""
         with self._lock:
-            return list(self._posts), list(self._steps)
+            return dict(self._posts), dict(self._steps)
 
-    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
-        """The parameters that a worker has posted, on a device."""
-        return jax.device_put(post.params, device)
+    def take(self, position: int, post: Post, device: jax.Device) -> tuple[optax.Params, Post]:
+        """The newest parameters of a worker, on a device, and the post that they are of.
+
+        Args:
+          position: of the worker.
+          post: its post, as read.
+          device: where the parameters are to be.
+
+        Raises:
+          Gone: if they can't be had.
+        """
+        return jax.device_put(post.params, device), post
 
     def close(self) -> None:
         """Serve no more requests."""
@@ -78,7 +93,7 @@ class SharedBoard(Board):
         Raises:
           UsageError: if this JAX can't send arrays from one process to another.
         """
-        super().__init__(len(owners))
+        super().__init__()
         assert global_state.client is not None  # Where there are several processes, they are connected.
         self._store = global_state.client
         self._owners, self._like, self._own = owners, like, global_state.process_id
@@ -100,11 +115,11 @@ class SharedBoard(Board):
     def write(self, position: int, step: int, post: Post | None) -> None:
         """Write as in one process; costs one message."""
         super().write(position, step, post)
-        last = self._posts[position]
-        posted = "" if last is None else f" {last.step} {last.score!r} {int(last.finite)}"
+        last = self._posts.get(position)
+        posted = "" if last is None else f" {last.step} {last.score!r} {int(last.eligible)}"
         self._store.key_value_set(f"{self._name}/posts/{position}", f"{step}{posted}", allow_overwrite=True)
 
-    def read(self) -> tuple[list[Post | None], list[int]]:
+    def read(self) -> tuple[dict[int, Post], dict[int, int]]:
         """Read as in one process; costs one message."""
         posts, steps = super().read()
         for key, value in self._store.key_value_dir_get(f"{self._name}/posts/"):
@@ -113,10 +128,10 @@ class SharedBoard(Board):
                 step, *posted = value.split()
                 steps[position] = int(step)
                 if posted:
-                    posts[position] = Post(int(posted[0]), float(posted[1]), posted[2] == "1", None)
+                    posts[position] = Post(1, int(posted[0]), float(posted[1]), posted[2] == "1", None)
         return posts, steps
 
-    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
+    def take(self, position: int, post: Post, device: jax.Device) -> tuple[optax.Params, Post]:
         """A worker's parameters on a device; from another process, the newest that the worker has posted."""
         if post.params is not None:
             return super().take(position, post, device)
@@ -124,7 +139,7 @@ class SharedBoard(Board):
         number = self._ask(owner, str(position))
         sharding = SingleDeviceSharding(device)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._like)
-        return self._connection(owner).pull(number, shapes)
+        return self._connection(owner).pull(number, shapes), post
 
     def close(self) -> None:
         """Serve no more requests; call it when no worker of any process fetches any more."""
@@ -151,9 +166,7 @@ class SharedBoard(Board):
             if not position:
                 return
             self._store.key_value_delete(key)
-            post = super().read()[0][int(position)]
-            assert post is not None  # Others have seen it posted.
-            self._server.await_pull(number, post.params)
+            self._server.await_pull(number, super().read()[0][int(position)].params)
 
     def _wanted(self, key: str) -> str:
         while True:

@@ -138,14 +138,14 @@ class Posted:
         for i, level in enumerate(self._levels):
             if due[i] == done[i]:
                 continue
-            name = "local_" if level.workers < len(posts) else ""
+            name = "local_" if level.workers < len(self._exchanges) else ""
             first = worker.position - worker.position % level.workers  # Of the group, or of all.
-            leader = self._elect(worker, posts[first : first + level.workers])
+            leader = self._elect(worker, [posts.get(first + index) for index in range(level.workers)])
             found |= {f"{name}leader": leader, f"{name}staleness": 0, f"{name}distance": 0.0}
-            post = posts[first + leader]
-            if leader != NOBODY and first + leader != worker.position and post is not None:
+            if leader != NOBODY and first + leader != worker.position:
+                post = posts[first + leader]
                 found[f"{name}staleness"] = steps[first + leader] - post.step
-                params = self._board.take(first + leader, post, _device(worker))
+                params, _ = self._board.take(first + leader, post, _device(worker))
                 follows[name] = params, np.float32(level.pull)
         if follows:
             params, distances = _pulled_towards(
@@ -158,12 +158,14 @@ class Posted:
         yield None
 
     def _write(self, worker: Worker, *, posting: bool) -> None:
-        post = Post(worker.step, worker.score, worker.finite, worker.model.params) if posting else None
+        post = None
+        if posting:
+            post = Post(self._board.life, worker.step, worker.score, worker.finite, worker.model.params)
         self._board.write(worker.position, worker.step, post)
 
     def _elect(self, worker: Worker, among: Sequence[Post | None]) -> int:
         scores = np.array([math.inf if post is None else post.score for post in among], np.float32)
-        eligible = np.array([post is not None and post.finite for post in among])
+        eligible = np.array([post is not None and post.eligible for post in among])
         return int(_elected(*jax.device_put((scores, eligible), _device(worker))))
 
 

@@ -343,6 +343,6 @@ def board_of(prepared: Prepared) -> Board:
     """The board of all workers, possibly of several processes."""
     owners = [device.process_index for device in prepared.placement.mesh.devices.flat]
     if process_count() == 1:
-        return Board(len(owners))
+        return Board()
     params = nnx.state(prepared.model, nnx.Param)
     return SharedBoard(owners, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape), x.dtype), params))

@@ -71,19 +71,19 @@ def params(value):
 
 def test_the_other_end_sees_posts_and_takes_the_newest_parameters(ends):
     _, (first, second) = ends
-    assert second.read() == ([None] * 3, [0] * 3)
-    first.write(1, 4, Post(4, 0.1 + 0.2, True, params(1.5)))
-    first.write(0, 2, Post(2, math.inf, False, params(0.0)))
+    assert second.read() == ({}, {})
+    first.write(1, 4, Post(1, 4, 0.1 + 0.2, True, params(1.5)))
+    first.write(0, 2, Post(1, 2, math.inf, False, params(0.0)))
     first.write(1, 5, None)  # A step without a post.
     posts, steps = second.read()
-    assert posts == [Post(2, math.inf, False, None), Post(4, 0.1 + 0.2, True, None), None]
-    assert steps == [2, 5, 0]
+    assert posts == {0: Post(1, 2, math.inf, False, None), 1: Post(1, 4, 0.1 + 0.2, True, None)}
+    assert steps == {0: 2, 1: 5}
     device = jax.devices()[1]
-    taken = second.take(1, posts[1], device)
+    taken, _ = second.take(1, posts[1], device)
     np.testing.assert_array_equal(taken["w"], params(1.5)["w"])
     assert taken["w"].devices() == {device}
-    first.write(1, 6, Post(6, 0.2, True, params(2.5)))
-    np.testing.assert_array_equal(second.take(1, posts[1], device)["w"], params(2.5)["w"])
+    first.write(1, 6, Post(1, 6, 0.2, True, params(2.5)))
+    np.testing.assert_array_equal(second.take(1, posts[1], device)[0]["w"], params(2.5)["w"])
 
 
 def test_where_arrays_can_not_be_sent_it_is_one_sentence(monkeypatch):

@@ -61,7 +61,7 @@ def test_posted_workers_never_follow_who_is_not_finite_or_too_old():
         board = Posted(
             count,
             levels[:groups],
-            Board(int(size)),
+            Board(),
             workers=int(size),
             staleness=staleness,
             log=lambda name, events=events, **values: events.append(values),
@@ -91,7 +91,7 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
         worker.move(jax.device_put(np.full((1, 1), 10.0 * i, np.float32)))
     events, count = [], StepCount()
     board = Posted(
-        count, [Level(3, 3, 0.5)], Board(3), workers=3, staleness=1, log=lambda name, **values: events.append(values)
+        count, [Level(3, 3, 0.5)], Board(), workers=3, staleness=1, log=lambda name, **values: events.append(values)
     )
     for _ in range(3):  # First, nobody has posted but worker 0 itself; then worker 1 has, and then made a step more.
         for worker in workers:
@@ -110,7 +110,7 @@ def test_a_worker_who_has_missed_exchanges_is_pulled_once():
     workers = [scripted(0, 9, lambda step: StepReport(1.0, 1.0, True)), scripted(1, 9)]
     workers[0].move(jax.device_put(np.full((1, 1), 8.0, np.float32)))
     events, count = [], StepCount()
-    board = Posted(count, [Level(2, 2, 0.5)], Board(2), workers=2, log=lambda name, **values: events.append(values))
+    board = Posted(count, [Level(2, 2, 0.5)], Board(), workers=2, log=lambda name, **values: events.append(values))
     for _ in range(7):
         workers[1].take_step()
         board.after_step(workers[1])

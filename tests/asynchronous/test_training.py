@@ -43,7 +43,7 @@ DEADLINE = 60
 
 
 def run_of(config, folder):
-    posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
+    posted = partial(loop._PostedRun, board=Board())
     kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
     display = RunProgress(config.steps, log=folder.log, lines=False)
     return kind(config, setup.prepare(config), AsynchronousRecorder(config, folder, display))
