@@ -86,15 +86,21 @@ class GossipBoard(Board):
         self._heard: dict[int, int] = {}
         """Own beat at which each worker's newest version came."""
         self._unreachable: set[str] = set()
-        self._alive: dict[int, int] = {}
-        """Life of each worker that was last taken to be alive."""
+        """Addresses that have refused connections, or not sent parameters in time, and have not answered since."""
+        self._alive: dict[int, tuple[int, str]] = {}
+        """Life and address of each worker of other processes that was alive at the last beat."""
         self._beat, self._contacts = 0, dict[str, asyncio.Task]()
         self._fetches: dict[str, set[asyncio.Task]] = {}
         self._endpoint = Endpoint(self._answer, secret=secret, host=host, faults=faults, closed=self._contact, log=log)
         self.address = self._endpoint.address
+        """host:port, at which others reach this process."""
         self._since = time.time()
-        self.life = _claim(self._folder, self._own, self.address)
-        self._endpoint.start(self._learn()).result()
+        try:
+            self.life = _claim(self._folder, self._own, self.address)
+            self._endpoint.start(self._learn()).result()
+        except BaseException:
+            self._endpoint.close()
+            raise
         self.steps = {position: self._view[position].step if position in self._view else 0 for position in self._own}
         """Steps of this process's workers in their earlier lives."""
         self._steps |= self.steps
@@ -197,13 +203,12 @@ class GossipBoard(Board):
 
     async def _exchange(self, address: str) -> None:
         try:
-            answer = await self._endpoint.ask(address, {"view": membership.dump(self._view)})
-            self._hear(membership.parse(answer))
+            self._hear(membership.parse(await self._endpoint.ask(address, {"view": membership.dump(self._view)})))
             self._unreachable.discard(address)
+        except TimeoutError:
+            pass  # Silence tells, and on a loaded machine there may be none.
         except (OSError, ValueError):
             self._unreachable.add(address)
-            for fetch in self._fetches.get(address, ()):
-                fetch.cancel()
         finally:
             del self._contacts[address]
 
@@ -225,15 +230,19 @@ class GossipBoard(Board):
         return self._silence(position) <= SILENCE and entry.address not in self._unreachable
 
     def _note_lives(self) -> None:
-        """Log who has died, and who lives."""
+        """Log who has died and who lives, and give up what is being fetched from the dead."""
         view = self._view
         alive = {
-            position: e.life for position, e in view.items() if position not in self._own and self._lives(position, e)
+            position: (entry.life, entry.address)
+            for position, entry in view.items()
+            if position not in self._own and self._lives(position, entry)
         }
-        for name, some, others in (("dead", self._alive, alive), ("alive", alive, self._alive)):
-            for position, life in some.items():
-                if others.get(position) != life:
-                    self._log(name, worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+        for position, (life, address) in self._alive.items() - alive.items():
+            for fetch in self._fetches.get(address, ()):
+                fetch.cancel()
+            self._log("dead", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+        for position, (life, _) in alive.items() - self._alive.items():
+            self._log("alive", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         self._alive = alive
 
     async def _answer(self, request: Any) -> tuple[Any, Sequence[Any]]:
@@ -266,10 +275,13 @@ class GossipBoard(Board):
                     return arrays, Post(life, step, score, eligible, None)
             raise ConnectionError("it has not posted any")
         except OSError:
+            self._unreachable.add(entry.address)
             self._contact(entry.address)
             raise
         finally:
             fetches.discard(task)
+            if not fetches:
+                self._fetches.pop(entry.address, None)
 
 
 def _told(post: Post) -> tuple[int, float, bool]:

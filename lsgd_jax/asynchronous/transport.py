@@ -247,15 +247,18 @@ class Endpoint:
                 await asyncio.sleep(0.1)
                 continue
             if len(self._served) >= MOST_CONNECTIONS:
-                self._drop(connection, peer, f"there are {MOST_CONNECTIONS} connections already")
+                connection.close()
+                self._note_dropped(peer, f"there are {MOST_CONNECTIONS} connections already")
                 continue
             if len(self._strangers) >= MOST_STRANGERS:
-                next(iter(self._strangers)).cancel("others have come since")
+                next(iter(self._strangers)).cancel()
+                self._note_dropped(peer, f"there are {MOST_STRANGERS} strangers already; the first of them goes")
             task = self._loop.create_task(self._serve(connection, peer))
             self._strangers[task] = None
-            task.add_done_callback(self._forget)
+            task.add_done_callback(partial(self._forget, connection))
 
-    def _forget(self, task: asyncio.Task) -> None:
+    def _forget(self, connection: socket.socket, task: asyncio.Task) -> None:
+        connection.close()
         self._strangers.pop(task, None)
         self._served.discard(task)
 
@@ -276,14 +279,8 @@ class Endpoint:
                 size = sum(memoryview(array).nbytes for array in arrays)
                 async with asyncio.timeout(seconds_for(size)):
                     await self._send(connection, answer, arrays)
-        except asyncio.CancelledError as error:
-            if error.args:
-                self._drop(connection, peer, *error.args)
-            raise
         except (OSError, ValueError) as error:
-            self._drop(connection, peer, str(error) or type(error).__name__)
-        finally:
-            connection.close()
+            self._note_dropped(peer, str(error) or type(error).__name__)
 
     async def _welcome(self, connection: socket.socket) -> None:
         own = secrets.token_bytes(_CHALLENGE)
@@ -294,8 +291,8 @@ class Endpoint:
             raise ConnectionError("a wrong secret")
         await self._loop.sock_sendall(connection, self._proof("answers", self.address, own, theirs))
 
-    def _drop(self, connection: socket.socket, peer: Any, why: str) -> None:
-        connection.close()
+    def _note_dropped(self, peer: Any, why: str) -> None:
+        """Log that a connection was dropped, unless that was just done."""
         self._dropped += 1
         if (now := time.monotonic()) >= self._log_at:
             self._log("dropped", peer=str(peer[0]), why=why, connections=self._dropped)
