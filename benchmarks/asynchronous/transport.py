@@ -38,7 +38,7 @@ PLAIN = "plain socket"
 def received(connection: socket.socket, size: int) -> np.ndarray:
     """Receive an array through a plain socket."""
     array = np.empty(size, np.uint8)
-    view = memoryview(array)
+    view = array.data
     while view:
         view = view[connection.recv_into(view) :]
     return array
@@ -50,16 +50,16 @@ def serve(pipe: Connection) -> None:
 
     arrays = {size: np.random.default_rng(0).integers(0, 256, size, np.uint8) for size in SIZES.values()}
 
-    async def answer(size: Any) -> tuple[Any, list[np.ndarray]]:
+    async def answer(size: Any, _: Any) -> tuple[Any, list[np.ndarray]]:
         return None, [arrays[size]]
 
     def plain(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         while request := connection.recv(8, socket.MSG_WAITALL):
-            connection.sendall(arrays[int.from_bytes(request)])
+            connection.sendall(arrays[int.from_bytes(request)].data)
 
     def chunks(request: bytes, _: Any) -> Any:
-        view = memoryview(arrays[int.from_bytes(request)])
+        view = arrays[int.from_bytes(request)].data
         return (bytes(view[start : start + CHUNK]) for start in range(0, len(view), CHUNK))
 
     def whole(request: bytes, _: Any) -> bytes:
@@ -90,7 +90,7 @@ def transports(addresses: tuple) -> dict[str, Callable[[int], np.ndarray]]:
     channel = grpc.insecure_channel(grpc_address, options=UNLIMITED)
     stream, unary = channel.unary_stream("/board/chunks"), channel.unary_unary("/board/whole")
 
-    async def answer(_: Any) -> tuple[Any, list]:
+    async def answer(*_: Any) -> tuple[Any, list]:
         raise ValueError("nobody asks this end")
 
     endpoint = Endpoint(answer, secret=SECRET)
@@ -101,7 +101,7 @@ def transports(addresses: tuple) -> dict[str, Callable[[int], np.ndarray]]:
 
     def ours(size: int) -> np.ndarray:
         array = np.empty(size, np.uint8)
-        endpoint.start(endpoint.ask(endpoint_address, size, [array])).result()
+        endpoint.start(endpoint.ask(endpoint_address, size, into=[array])).result()
         return array
 
     def streamed(size: int) -> np.ndarray:

@@ -8,13 +8,11 @@ stay where they are until they are fetched from there.
 
 import asyncio
 import concurrent.futures
-import contextlib
 import itertools
 import math
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +23,8 @@ import optax
 from lsgd_jax.asynchronous import membership
 from lsgd_jax.asynchronous.board import Board, Gone, Post
 from lsgd_jax.asynchronous.membership import Entry, View
+from lsgd_jax.asynchronous.rendezvous import addresses_in, begin_life
 from lsgd_jax.asynchronous.transport import Endpoint, Faults
-from lsgd_jax.errors import UsageError
 
 BEAT = 0.1
 """Seconds between two beats."""
@@ -34,7 +32,6 @@ QUIET, SILENCE = 5, 12
 """Beats without news of a worker after which its process is asked directly, and after which it is taken for dead."""
 SEARCH = 20
 """Beats between two looks for new processes in the run's folder."""
-_CLAIM = re.compile(r"worker-(\d{1,9})-life-(\d{1,9})")
 
 
 class Member(NamedTuple):
@@ -80,8 +77,7 @@ class GossipBoard(Board):
         """
         super().__init__()
         self._folder, self._own, self._log = folder / "members", tuple(positions), log
-        leaves, self._structure = jax.tree.flatten(like)
-        self._like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
         self._view: View = {}
         self._heard: dict[int, int] = {}
         """Own beat at which each worker's newest version came."""
@@ -90,13 +86,17 @@ class GossipBoard(Board):
         self._alive: dict[int, tuple[int, str]] = {}
         """Life and address of each worker of other processes that was alive at the last beat."""
         self._beat, self._contacts = 0, dict[str, asyncio.Task]()
-        self._fetches: dict[str, set[asyncio.Task]] = {}
-        self._endpoint = Endpoint(self._answer, secret=secret, host=host, faults=faults, closed=self._contact, log=log)
+        self._asking: dict[str, set[asyncio.Task]] = {}
+        """Tasks that wait for arrays, by the address that they have asked."""
+        self._serving: tuple[Any, Callable[[Any], Any]] | None = None
+        self._endpoint = Endpoint(
+            self._answer, room=self._room, secret=secret, host=host, faults=faults, closed=self._contact, log=log
+        )
         self.address = self._endpoint.address
         """host:port, at which others reach this process."""
         self._since = time.time()
         try:
-            self.life = _claim(self._folder, self._own, self.address)
+            self.life = begin_life(self._folder, self._own, self.address)
             self._endpoint.start(self._learn()).result()
         except BaseException:
             self._endpoint.close()
@@ -145,11 +145,40 @@ class GossipBoard(Board):
         """
         if post.params is not None:
             return super().take(position, post, device)
+        params, taken = self._wait(f"worker {position}", self._fetch(position))
+        return jax.device_put(params, device), taken
+
+    def serve(self, function: Callable[[Any], Any], like: Any) -> None:
+        """Let others call a function here, in a thread of its own for each call.
+
+        Args:
+          function: from a tree of NumPy arrays to a tree of arrays like it.
+          like: such a tree, or its shapes and dtypes.
+        """
+        self._serving = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like), function
+
+    def call(self, address: str, tree: Any) -> Any:
+        """Call the function that a process serves.
+
+        Args:
+          address: of a member.
+          tree: arrays like those that it serves.
+
+        Returns:
+          Its result, in NumPy arrays.
+
+        Raises:
+          Gone: if it does not come within the deadline that its size is granted; the function may have been called.
+        """
+        if address == self.address and self._serving is not None:
+            return self._serving[1](tree)
+        return self._wait(address, self._call(address, tree))
+
+    def _wait(self, whom: str, coroutine: Coroutine) -> Any:
         try:
-            arrays, taken = self._endpoint.start(self._fetch(position)).result()
+            return self._endpoint.start(coroutine).result()
         except (OSError, ValueError, concurrent.futures.CancelledError) as error:
-            raise Gone(f"worker {position}: {str(error) or type(error).__name__}") from None
-        return jax.device_put(jax.tree.unflatten(self._structure, arrays), device), taken
+            raise Gone(f"{whom}: {str(error) or type(error).__name__}") from None
 
     def close(self) -> None:
         """Leave: others see this process as dead at once."""
@@ -159,7 +188,7 @@ class GossipBoard(Board):
 
     async def _learn(self) -> None:
         """Contact all processes in the folder."""
-        for address in _addresses(self._folder) - {self.address}:
+        for address in addresses_in(self._folder) - {self.address}:
             self._contact(address)
         await asyncio.gather(*self._contacts.values())
 
@@ -190,7 +219,7 @@ class GossipBoard(Board):
             if position not in self._own and self._silence(position) > QUIET
         }
         if self._beat % SEARCH == 0:
-            due |= _addresses(self._folder) - others
+            due |= addresses_in(self._folder) - others
         for addresses in (others - self._unreachable, others & self._unreachable):
             if addresses:
                 due.add(random.choice(sorted(addresses)))
@@ -238,14 +267,19 @@ class GossipBoard(Board):
             if position not in self._own and self._lives(position, entry)
         }
         for position, (life, address) in self._alive.items() - alive.items():
-            for fetch in self._fetches.get(address, ()):
-                fetch.cancel()
+            for task in self._asking.get(address, ()):
+                task.cancel()
             self._log("dead", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         for position, (life, _) in alive.items() - self._alive.items():
             self._log("alive", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         self._alive = alive
 
-    async def _answer(self, request: Any) -> tuple[Any, Sequence[Any]]:
+    def _room(self, request: Any) -> list[np.ndarray]:
+        if request != "call" or self._serving is None:
+            raise ValueError("nothing here takes arrays")
+        return _bytes_of(_aligned(self._serving[0]))
+
+    async def _answer(self, request: Any, arrays: Sequence[np.ndarray]) -> tuple[Any, Sequence[np.ndarray]]:
         match request:
             case {"view": view}:
                 self._hear(membership.parse(view))
@@ -255,33 +289,42 @@ class GossipBoard(Board):
                     post = self._posts.get(position)
                 if post is None:
                     return None, ()
-                return [post.life, *_told(post)], _bytes_of(post.params)
+                return [post.life, *_told(post)], await asyncio.to_thread(_bytes_of, post.params)
+            case "call" if arrays and self._serving is not None:
+                like, function = self._serving
+                return None, await asyncio.to_thread(lambda: _bytes_of(function(_of_bytes(arrays, like))))
         raise ValueError(f"not a request: {str(request)[:200]}")
 
-    async def _fetch(self, position: int) -> tuple[list[np.ndarray], Post]:
-        entry = self._view.get(position)
-        if entry is None:
+    async def _fetch(self, position: int) -> tuple[optax.Params, Post]:
+        if (entry := self._view.get(position)) is None:
             raise ConnectionError("nobody knows it")
+        params = _aligned(self._like)
+        match await self._ask(entry.address, {"take": position}, (), _bytes_of(params)):
+            case [int(life), int(step), float(score), bool(eligible)]:
+                return params, Post(life, step, score, eligible, None)
+        raise ConnectionError("it has not posted any")
+
+    async def _call(self, address: str, tree: Any) -> Any:
+        result = _aligned(tree)
+        await self._ask(address, "call", await asyncio.to_thread(_bytes_of, tree), _bytes_of(result))
+        return result
+
+    async def _ask(self, address: str, request: Any, arrays: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> Any:
+        """Ask for arrays; cancelled when the process is seen dead."""
         task = asyncio.current_task()
         assert task is not None
-        fetches = self._fetches.setdefault(entry.address, set())
-        fetches.add(task)
+        asking = self._asking.setdefault(address, set())
+        asking.add(task)
         try:
-            arrays = _aligned(self._like)
-            match await self._endpoint.ask(
-                entry.address, {"take": position}, [x.reshape(-1).view(np.uint8) for x in arrays]
-            ):
-                case [int(life), int(step), float(score), bool(eligible)]:
-                    return arrays, Post(life, step, score, eligible, None)
-            raise ConnectionError("it has not posted any")
+            return await self._endpoint.ask(address, request, arrays, into)
         except OSError:
-            self._unreachable.add(entry.address)
-            self._contact(entry.address)
+            self._unreachable.add(address)
+            self._contact(address)
             raise
         finally:
-            fetches.discard(task)
-            if not fetches:
-                self._fetches.pop(entry.address, None)
+            asking.discard(task)
+            if not asking:
+                self._asking.pop(address, None)
 
 
 def _told(post: Post) -> tuple[int, float, bool]:
@@ -289,67 +332,22 @@ def _told(post: Post) -> tuple[int, float, bool]:
     return int(post.step), math.inf if math.isnan(post.score) else float(post.score), bool(post.eligible)
 
 
-def _bytes_of(params: optax.Params) -> list[np.ndarray]:
-    """Bytes of arrays, not copied on a CPU."""
-    return [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in jax.tree.leaves(params)]
+def _bytes_of(tree: Any) -> list[np.ndarray]:
+    """The bytes of arrays; on a CPU they are not copied."""
+    return [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in jax.tree.leaves(tree)]
 
 
-def _aligned(like: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
+def _of_bytes(arrays: Sequence[np.ndarray], like: Any) -> Any:
+    """Inverse of `_bytes_of`."""
+    leaves, structure = jax.tree.flatten(like)
+    views = [array.view(x.dtype).reshape(x.shape) for array, x in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(structure, views)
+
+
+def _aligned(like: Any) -> Any:
     """Uninitialized arrays at multiples of 64 bytes: JAX uses such an array on a CPU without copying it."""
-    sizes = [int(np.prod(x.shape)) * x.dtype.itemsize for x in like]
-    starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
+    sizes = [math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like)]
+    starts = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
     whole = np.empty(starts[-1] + 64, np.uint8)
     whole = whole[-whole.ctypes.data % 64 :]
-    return [
-        whole[start : start + size].view(x.dtype).reshape(x.shape)
-        for x, start, size in zip(like, starts, sizes, strict=False)
-    ]
-
-
-def _claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Position, life and file of every worker that has a file in the folder."""
-    for path in folder.iterdir():
-        if match := _CLAIM.fullmatch(path.name):
-            yield int(match[1]), int(match[2]), path
-
-
-def _claim(folder: Path, positions: Sequence[int], address: str) -> int:
-    """Begin the next life of some workers, by files that nobody else can create; returns the life."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            older = [(life, path) for position, life, path in _claims(folder) if position in positions]
-            life = 1 + max((life for life, _ in older), default=0)
-            created = []
-            try:
-                for position in positions:
-                    path = folder / f"worker-{position}-life-{life}"
-                    with path.open("x") as file:
-                        created.append(path)
-                        file.write(f"{address}\n")
-            except FileExistsError:  # Another process has been faster.
-                for path in created:
-                    path.unlink()
-                continue
-            for _, path in older:
-                path.unlink(missing_ok=True)
-            return life
-    except OSError as error:
-        raise UsageError(
-            f"{folder} can't be written ({error.strerror}): a process needs a file there to join."
-        ) from None
-
-
-def _addresses(folder: Path) -> set[str]:
-    """The addresses of the newest lives of all workers that have a file in the folder."""
-    newest: dict[int, tuple[int, Path]] = {}
-    addresses = set()
-    with contextlib.suppress(OSError):
-        for position, life, path in _claims(folder):
-            newest[position] = max(newest.get(position, (0, path)), (life, path))
-    for _, path in newest.values():
-        with contextlib.suppress(OSError, ValueError):
-            text = path.read_text()
-            if text.endswith("\n"):  # Else it is being written.
-                addresses.add(text.strip())
-    return addresses
+    return _of_bytes([whole[start : start + size] for start, size in zip(starts, sizes, strict=False)], like)

@@ -16,7 +16,6 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import secrets
 import socket
 import struct
@@ -24,7 +23,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from lsgd_jax.distributed.meeting import host_and_port
@@ -58,40 +56,15 @@ def seconds_for(nbytes: int) -> float:
     return PATIENCE + nbytes / SLOWEST
 
 
-def run_secret(path: Path) -> bytes:
-    """The secret of a run, from a file that only its owner can read; the first process to come makes it.
-
-    Raises:
-      UsageError: if the file can't be read or written, or others can read it.
-    """
-    try:
-        with contextlib.suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as file:
-            file.write(secrets.token_hex(32) + "\n")
-        end = time.monotonic() + PATIENCE
-        while True:
-            with path.open() as file:
-                mode, text = os.fstat(file.fileno()).st_mode, file.read(65)
-            if mode & 0o077:
-                raise UsageError(f"the run's secret {path} can be read by other users: chmod 600 it.")
-            if len(text) == 65:
-                return bytes.fromhex(text)
-            if time.monotonic() > end:
-                raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.")
-            time.sleep(0.01)  # Another process is writing it.
-    except OSError as error:
-        raise UsageError(f"the run's secret {path} can't be read or written ({error.strerror}).") from None
-    except ValueError:
-        raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.") from None
-
-
 class Endpoint:
     """One process's end of the connections among all processes of a run."""
 
     def __init__(
         self,
-        answer: Callable[[Any], Awaitable[tuple[Any, Sequence[Buffer]]]],
+        answer: Callable[[Any, Sequence[Buffer]], Awaitable[tuple[Any, Sequence[Buffer]]]],
         *,
         secret: bytes,
+        room: Callable[[Any], Sequence[Buffer]] = lambda request: (),
         host: str = "127.0.0.1",
         faults: Faults | None = None,
         closed: Callable[[str], None] = lambda address: None,
@@ -100,9 +73,10 @@ class Endpoint:
         """Start to listen, at a free port.
 
         Args:
-          answer: from a request to its answer and the arrays that go with it; called in the endpoint's thread, which it
-            must not block.
+          answer: from a request and its arrays to the answer and the arrays that go with it; called in the endpoint's
+            thread, which it must not block.
           secret: of the run.
+          room: from a request to the buffers for its arrays, of their exact sizes.
           host: where to listen, and where others reach this process: the address or name of one interface.
           faults: injected into requests; None: none.
           closed: told the address of a process that has closed an idle connection; called in the endpoint's thread.
@@ -111,7 +85,8 @@ class Endpoint:
         Raises:
           UsageError: if it can't listen there.
         """
-        self._answer, self._secret, self._faults, self._closed, self._log = answer, secret, faults, closed, log
+        self._answer, self._room, self._secret = answer, room, secret
+        self._faults, self._closed, self._log = faults, closed, log
         self._listener = _listen(host)
         port = self._listener.getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -137,13 +112,20 @@ class Endpoint:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def ask(
-        self, address: str, request: Any, into: Sequence[Buffer] = (), *, seconds: float | None = None
+        self,
+        address: str,
+        request: Any,
+        arrays: Sequence[Buffer] = (),
+        into: Sequence[Buffer] = (),
+        *,
+        seconds: float | None = None,
     ) -> Any:
         """Ask a process; to be awaited in the endpoint's thread.
 
         Args:
           address: of the process.
           request: a value for JSON.
+          arrays: that go with it.
           into: buffers for the arrays of the answer, of their exact sizes; they may be written even if it fails.
           seconds: deadline of all; None: what its size is granted.
 
@@ -153,13 +135,15 @@ class Endpoint:
         Raises:
           OSError: if it does not come in time, whatever the reason.
         """
-        size = sum(memoryview(buffer).nbytes for buffer in into)
-        async with asyncio.timeout(seconds_for(size) if seconds is None else seconds):
+        async with asyncio.timeout(seconds_for(_size(arrays) + _size(into)) if seconds is None else seconds):
             await self._suffer(address)
             while (idle := self._take_idle(address)) is not None:
-                with contextlib.suppress(ConnectionError):  # Closed just now.
-                    return await self._ask(address, idle, request, into)
-            return await self._ask(address, await self._connect(address), request, into)
+                try:
+                    return await self._ask(address, idle, request, arrays, into)
+                except ConnectionError:  # Closed just now: what only reads can be asked for again.
+                    if arrays:
+                        raise
+            return await self._ask(address, await self._connect(address), request, arrays, into)
 
     def close(self) -> None:
         """Close all connections and end the thread."""
@@ -189,10 +173,18 @@ class Endpoint:
         elif fault:
             await asyncio.sleep(fault)
 
-    async def _ask(self, address: str, connection: socket.socket, request: Any, into: Sequence[Buffer]) -> Any:
+    async def _ask(
+        self,
+        address: str,
+        connection: socket.socket,
+        request: Any,
+        arrays: Sequence[Buffer],
+        into: Sequence[Buffer],
+    ) -> Any:
         try:
-            await self._send(connection, request)
-            answer = await self._receive(connection, into)
+            await self._send(connection, request, arrays)
+            answer, size = await self._receive(connection)
+            await self._receive_arrays(connection, size, into)
         except BaseException:
             connection.close()
             raise
@@ -246,12 +238,15 @@ class Endpoint:
             except OSError:  # Such as too many open files.
                 await asyncio.sleep(0.1)
                 continue
+            await asyncio.sleep(0)  # However many come, the others have their turns.
             if len(self._served) >= MOST_CONNECTIONS:
                 connection.close()
                 self._note_dropped(peer, f"there are {MOST_CONNECTIONS} connections already")
                 continue
             if len(self._strangers) >= MOST_STRANGERS:
-                next(iter(self._strangers)).cancel()
+                first = next(iter(self._strangers))
+                del self._strangers[first]
+                first.cancel()
                 self._note_dropped(peer, f"there are {MOST_STRANGERS} strangers already; the first of them goes")
             task = self._loop.create_task(self._serve(connection, peer))
             self._strangers[task] = None
@@ -274,10 +269,12 @@ class Endpoint:
             self._served.add(task)
             while first := await self._loop.sock_recv(connection, 1):  # The next request may take any time to come.
                 async with asyncio.timeout(PATIENCE):
-                    request = await self._receive(connection, first=first)
-                    answer, arrays = await self._answer(request)
-                size = sum(memoryview(array).nbytes for array in arrays)
+                    request, size = await self._receive(connection, first)
                 async with asyncio.timeout(seconds_for(size)):
+                    buffers = self._room(request) if size else ()
+                    await self._receive_arrays(connection, size, buffers)
+                    answer, arrays = await self._answer(request, buffers)
+                async with asyncio.timeout(seconds_for(_size(arrays))):
                     await self._send(connection, answer, arrays)
         except (OSError, ValueError) as error:
             self._note_dropped(peer, str(error) or type(error).__name__)
@@ -303,28 +300,29 @@ class Endpoint:
     def _proof(self, role: str, address: str, *challenges: bytes) -> bytes:
         return hmac.digest(self._secret, b"\0".join((role.encode(), address.encode(), b"".join(challenges))), "sha256")
 
-    async def _send(self, connection: socket.socket, value: Any, arrays: Sequence[Buffer] = ()) -> None:
+    async def _send(self, connection: socket.socket, value: Any, arrays: Sequence[Buffer]) -> None:
         text = json.dumps(value, separators=(",", ":")).encode()
-        parts = [memoryview(array).cast("B") for array in arrays]
-        await self._loop.sock_sendall(connection, _LENGTHS.pack(len(text), sum(part.nbytes for part in parts)) + text)
-        for part in parts:
-            await self._loop.sock_sendall(connection, part)
+        await self._loop.sock_sendall(connection, _LENGTHS.pack(len(text), _size(arrays)) + text)
+        for array in arrays:
+            await self._loop.sock_sendall(connection, memoryview(array).cast("B"))
 
-    async def _receive(self, connection: socket.socket, into: Sequence[Buffer] = (), first: bytes = b"") -> Any:
-        lengths = first + await self._receive_bytes(connection, _LENGTHS.size - len(first))
-        text_size, size = _LENGTHS.unpack(lengths)
-        parts = [memoryview(buffer).cast("B") for buffer in into]
-        expected = sum(part.nbytes for part in parts)
-        if text_size > MOST_JSON or size not in (0, expected):
-            raise ConnectionError(f"a message of {text_size} and {size} bytes, {expected} expected")
+    async def _receive(self, connection: socket.socket, first: bytes = b"") -> tuple[Any, int]:
+        """A message, and the size of the arrays that follow it."""
+        text_size, size = _LENGTHS.unpack(first + await self._receive_bytes(connection, _LENGTHS.size - len(first)))
+        if text_size > MOST_JSON:
+            raise ConnectionError(f"a message of {text_size} bytes, more than {MOST_JSON}")
         try:
-            value = json.loads(await self._receive_bytes(connection, text_size))
+            return json.loads(await self._receive_bytes(connection, text_size)), size
         except (ValueError, RecursionError):
             raise ConnectionError("a message that is not JSON") from None
+
+    async def _receive_arrays(self, connection: socket.socket, size: int, into: Sequence[Buffer]) -> None:
+        """Fill the buffers if there are any arrays."""
+        if size not in (0, _size(into)):
+            raise ConnectionError(f"arrays of {size} bytes, not {_size(into)}")
         if size:
-            for part in parts:
-                await self._receive_into(connection, part)
-        return value
+            for buffer in into:
+                await self._receive_into(connection, memoryview(buffer).cast("B"))
 
     async def _receive_bytes(self, connection: socket.socket, count: int) -> bytes:
         buffer = bytearray(count)
@@ -336,6 +334,10 @@ class Endpoint:
             if not (count := await self._loop.sock_recv_into(connection, view)):
                 raise ConnectionError("closed in the middle of a message")
             view = view[count:]
+
+
+def _size(buffers: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
 def _listen(host: str) -> socket.socket:
