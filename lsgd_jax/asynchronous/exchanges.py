@@ -1,20 +1,22 @@
 """Exchanges of asynchronous workers: joined, posted, or with a center variable."""
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
-from lsgd_jax.asynchronous.board import Board, Post
+from lsgd_jax.asynchronous.board import Board, Gone, Post, ranked
 from lsgd_jax.asynchronous.workers import Worker
 from lsgd_jax.distributed import StepCount
-from lsgd_jax.exchange import NOBODY, elect
+from lsgd_jax.exchange import NOBODY
 from lsgd_jax.exchange.trees import distance
 from lsgd_jax.link import pulled
 
@@ -80,16 +82,33 @@ class Level(NamedTuple):
     pull: float
 
 
+class _Followed(NamedTuple):
+    """Whom a worker follows at one level."""
+
+    name: str
+    """What the level's values in an event start with: "local_", or nothing for all workers."""
+    pull: float
+    leader: int
+    """Its position; `NOBODY` if nobody could be elected."""
+    post: Post | None
+    """That its model is of."""
+    model: Any
+    """On the follower's device; None if it is not pulled: it leads, or nobody does."""
+
+
 class Posted:
     """A board on which workers post themselves and from which each fetches its leader when an exchange is due for it.
 
     However many exchanges have become due during a worker's step, it is pulled once: repeated pulls towards the same
-    post would amount to a stronger pull.
+    post would amount to a stronger pull. A leader in another process is fetched by a thread of its own: the worker goes
+    on and is pulled at its next boundary after the parameters have come. If they don't, the next best is fetched.
+
+    A worker posts before it is pulled, so that a life and a number of steps tell which parameters a post has: those
+    after so many steps, before any pull at that step.
     """
 
     def __init__(
         self,
-        count: StepCount,
         levels: Sequence[Level],
         board: Board,
         *,
@@ -100,81 +119,119 @@ class Posted:
         """Start before the first exchange.
 
         Args:
-          count: of all workers' steps.
           levels: local exchanges first.
-          board: of all workers.
+          board: of all workers; it also counts their steps.
           workers: their number.
           staleness: local steps that a worker may be ahead of its post: it posts every staleness + 1 steps.
           log: takes the name of an event and its values.
         """
-        self._count, self._levels, self._board, self._staleness, self._log = count, levels, board, staleness, log
-        self._exchanges = [[0] * len(levels) for _ in range(workers)]
+        self._levels, self._board, self._workers = levels, board, workers
+        self._staleness, self._log = staleness, log
+        self._exchanges = [self._due(board.read()[1])] * workers
+        self._fetching: dict[int, Future[list[_Followed]]] = {}
+        self._fetchers = ThreadPoolExecutor(thread_name_prefix="fetch")  # A thread for each worker who fetches.
         self.taken = [0] * workers
         """How often each worker has fetched a leader's parameters."""
 
     def compile(self, worker: Worker) -> None:
-        """Compile elections, and pulls towards one and two leaders."""
+        """Compile pulls towards one and two leaders."""
         x, pull = worker.model.params, np.float32(0)
-        for i, level in enumerate(self._levels):
-            self._elect(worker, [None] * level.workers)
+        for i in range(len(self._levels)):
             jax.block_until_ready(_pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
 
     def after_step(self, worker: Worker) -> None:
         """Post the worker if that is due, and count the step."""
         self._write(worker, posting=worker.step % (self._staleness + 1) == 0)
-        self._count.add()
 
     def exchange(self, worker: Worker) -> Iterator[None]:
         """Pull a worker towards the best of its group and then towards the best of all, as these are due."""
-        total, done = self._count.total, self._exchanges[worker.position]
-        due = [total // level.steps_between for level in self._levels]
+        fetching = self._fetching.get(worker.position)
+        if fetching is not None:
+            if fetching.done():
+                del self._fetching[worker.position]
+                self._pull(worker, fetching.result())
+                yield None
+            return
+        done, due = self._exchanges[worker.position], self._due(self._board.read()[1])
         if due == done:
             return
         self._exchanges[worker.position] = due
         self._write(worker, posting=True)  # It stands for election as it is now.
-        posts, steps = self._board.read()
-        found: dict[str, Any] = {}
-        follows: dict[str, tuple[optax.Params, np.float32]] = {}
-        for i, level in enumerate(self._levels):
-            if due[i] == done[i]:
-                continue
-            name = "local_" if level.workers < len(self._exchanges) else ""
-            first = worker.position - worker.position % level.workers  # Of the group, or of all.
-            leader = self._elect(worker, [posts.get(first + index) for index in range(level.workers)])
-            found |= {f"{name}leader": leader, f"{name}staleness": 0, f"{name}distance": 0.0}
-            if leader != NOBODY and first + leader != worker.position:
-                post = posts[first + leader]
-                found[f"{name}staleness"] = steps[first + leader] - post.step
-                params, _ = self._board.take(first + leader, post, _device(worker))
-                follows[name] = params, np.float32(level.pull)
-        if follows:
-            params, distances = _pulled_towards(
-                worker.model.params, *zip(*follows.values(), strict=True), np.int32(worker.step)
-            )
+        posts, _ = self._board.read()
+        rankings: list[tuple[Level, list[int]]] = []
+        for level, now, before in zip(self._levels, due, done, strict=True):
+            if now != before:
+                first = worker.position - worker.position % level.workers  # Of the group, or of all.
+                group = range(first, first + level.workers)
+                rankings.append((level, ranked({i: posts[i] for i in group if i in posts})))
+        follow = partial(self._follow, worker.position, _device(worker), rankings, posts)
+        best = [ranking[0] for _, ranking in rankings if ranking]
+        if all(i == worker.position or posts[i].params is not None for i in best):
+            self._pull(worker, follow())
+            yield None
+        else:
+            self._fetching[worker.position] = self._fetchers.submit(follow)
+
+    def _due(self, steps: Mapping[int, int]) -> list[int]:
+        """How many exchanges of each level are due after these steps of all workers."""
+        total = sum(steps.values())
+        return [total // level.steps_between for level in self._levels]
+
+    def _follow(
+        self,
+        position: int,
+        device: jax.Device,
+        rankings: Sequence[tuple[Level, list[int]]],
+        posts: Mapping[int, Post],
+    ) -> list[_Followed]:
+        """Whom a worker follows: at each level the best who can be had."""
+        found = []
+        for level, ranking in rankings:
+            name = "local_" if level.workers < self._workers else ""
+            followed = _Followed(name, level.pull, NOBODY, None, None)
+            for candidate in ranking:
+                if candidate == position:
+                    followed = followed._replace(leader=position, post=posts[position])
+                    break
+                with suppress(Gone):
+                    model, post = self._board.take(candidate, posts[candidate], device)
+                    if post.eligible:
+                        followed = followed._replace(leader=candidate, post=post, model=model)
+                        break
+            found.append(followed)
+        return found
+
+    def _pull(self, worker: Worker, followed: Sequence[_Followed]) -> None:
+        """Pull a worker to those that it follows, in turn."""
+        _, steps = self._board.read()
+        values: dict[str, Any] = {}
+        for name, _, leader, post, _ in followed:
+            first = worker.position - worker.position % self._levels[0].workers if name else 0
+            index = leader if leader == NOBODY else leader - first
+            values |= {f"{name}leader": index, f"{name}staleness": 0, f"{name}distance": 0.0}
+            if post is not None:
+                values |= {f"{name}leader_life": post.life, f"{name}leader_step": post.step}
+                values[f"{name}staleness"] = max(0, steps[leader] - post.step)
+        pulls = [(each.name, each.model.params, np.float32(each.pull)) for each in followed if each.model is not None]
+        if pulls:
+            names, leaders, strengths = zip(*pulls, strict=True)
+            params, distances = _pulled_towards(worker.model.params, leaders, strengths, np.int32(worker.step))
             worker.move(params)
-            found |= {f"{name}distance": float(apart) for name, apart in zip(follows, distances, strict=True)}
-            self.taken[worker.position] += len(follows)
-        self._log("exchange", worker=worker.position, worker_step=worker.step, count=total, **found)
-        yield None
+            values |= {f"{name}distance": float(apart) for name, apart in zip(names, distances, strict=True)}
+            self.taken[worker.position] += len(pulls)
+        self._log(
+            "exchange",
+            worker=worker.position,
+            life=self._board.life,
+            worker_step=worker.step,
+            count=sum(steps.values()),
+            **values,
+        )
 
     def _write(self, worker: Worker, *, posting: bool) -> None:
-        post = None
-        if posting:
-            post = Post(self._board.life, worker.step, worker.score, worker.finite, worker.model.params)
+        eligible = worker.finite and worker.step >= worker.eligible_from
+        post = Post(self._board.life, worker.step, worker.score, eligible, worker.model) if posting else None
         self._board.write(worker.position, worker.step, post)
-
-    def _elect(self, worker: Worker, among: Sequence[Post | None]) -> int:
-        scores = np.array([math.inf if post is None else post.score for post in among], np.float32)
-        eligible = np.array([post is not None and post.eligible for post in among])
-        return int(_elected(*jax.device_put((scores, eligible), _device(worker))))
-
-
-@jax.jit
-def _elected(scores: Float[Array, " workers"], eligible: Bool[Array, " workers"]) -> Int[Array, ""]:
-    def position(score: Array, eligible: Array) -> Array:
-        return elect(score, "worker", eligible=eligible)
-
-    return jax.vmap(position, axis_name="worker")(scores, eligible)[0]
 
 
 @jax.jit
@@ -195,7 +252,7 @@ class Centered:
 
     def __init__(
         self,
-        count: StepCount,
+        board: Board,
         start: optax.Params,
         meet: Callable[[optax.Params, optax.Params, optax.Params], tuple[optax.Params, optax.Params]],
         *,
@@ -206,7 +263,7 @@ class Centered:
         """Start with the center at the workers' start.
 
         Args:
-          count: of all workers' steps.
+          board: of all workers; it counts their steps.
           start: parameters of all workers at the start.
           meet: from a worker's parameters, the center and the worker's parameters after its last meeting (in DOWNPOUR
             the center of then), all on its device, to the worker's new parameters and the new center.
@@ -215,12 +272,13 @@ class Centered:
           log: takes the name of an event and its values.
         """
         self.center = start
-        self._count, self._period, self._log = count, period, log
+        self._board, self._period, self._log = board, period, log
         self._meet = jax.jit(meet)
         self._lock = threading.Lock()
         self._last_centers = [start] * workers
-        self.meetings = [0] * workers
-        """How often each worker has met the center."""
+        self._met = [0] * workers
+        self.taken = [0] * workers
+        """How often each worker has fetched the center, and the center a worker."""
 
     def compile(self, worker: Worker) -> None:
         """Compile the meeting."""
@@ -228,22 +286,25 @@ class Centered:
         jax.block_until_ready(self._meet(worker.model.params, center, worker.model.params))
 
     def after_step(self, worker: Worker) -> None:
-        """Count the step."""
-        self._count.add()
+        """Post the worker, for those who evaluate it, and count the step."""
+        post = Post(self._board.life, worker.step, worker.score, worker.finite, worker.model)
+        self._board.write(worker.position, worker.step, post)
 
     def exchange(self, worker: Worker) -> Iterator[None]:
         """Meet the center if that is due, under its lock."""
         i = worker.position
-        if worker.step // self._period == self.meetings[i]:
+        if worker.step // self._period == self._met[i]:
             return
-        self.meetings[i] += 1
+        self._met[i] = worker.step // self._period
         device = _device(worker)
         with self._lock:
             center, last_center = jax.device_put((self.center, self._last_centers[i]), device)
             params, self.center = jax.block_until_ready(self._meet(worker.model.params, center, last_center))
         self._last_centers[i] = params
+        self.taken[i] += 2
         worker.move(params)
-        self._log("exchange", worker=i, worker_step=worker.step, count=self._count.total)
+        total = sum(self._board.read()[1].values())
+        self._log("exchange", worker=i, life=self._board.life, worker_step=worker.step, count=total)
         yield None
 
 
