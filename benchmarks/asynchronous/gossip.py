@@ -80,10 +80,10 @@ class Members:
         """Collect what the processes send."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            for pipe in multiprocessing.connection.wait(list(self.pipes.values()), left):
-                position = next(p for p, own in self.pipes.items() if own is pipe)
+            ready = multiprocessing.connection.wait(list(self.pipes.values()), left)
+            for position, pipe in [item for item in self.pipes.items() if item[1] in ready]:
                 try:
-                    name, value = pipe.recv()  # type: ignore[union-attr]
+                    name, value = pipe.recv()
                 except (EOFError, ConnectionError):
                     del self.pipes[position]
                     continue

@@ -51,7 +51,7 @@ def serve(pipe: Connection) -> None:
     arrays = {size: np.random.default_rng(0).integers(0, 256, size, np.uint8) for size in SIZES.values()}
 
     async def answer(size: Any, _: Any) -> tuple[Any, list[np.ndarray]]:
-        return None, [arrays[size]]
+        return size, [arrays[size]]
 
     def plain(listener: socket.socket) -> None:
         connection, _ = listener.accept()

@@ -28,7 +28,7 @@ from lsgd_jax.asynchronous.transport import Endpoint, Faults
 
 BEAT = 0.1
 """Seconds between two beats."""
-QUIET, SILENCE = 5, 12
+QUIET, SILENCE = 5, 10
 """Beats without news of a worker after which its process is asked directly, and after which it is taken for dead."""
 SEARCH = 20
 """Beats between two looks for new processes in the run's folder."""
@@ -68,9 +68,10 @@ class GossipBoard(Board):
           secret: of the run.
           host: address or name of the network interface at which to listen, and at which others reach this process.
           faults: injected into requests; None: none.
-          log: takes the name of an event and its values, from any thread: "alive" and "dead" with a worker, its life,
-            the time in `seconds` since the epoch, and the first worker of this process (`seen_by`); "dropped" with what
-            came from a stranger.
+          log: takes the name of an event and its values, in a thread of the board's own: "alive" and "dead" with a
+            worker, its life, the time in `seconds` since the epoch, and the first worker of this process (`seen_by`);
+            "dropped" with where a connection came from and why it was dropped. All have the steps of all workers that
+            are known (`count`).
 
         Raises:
           UsageError: if it can't listen there, or the folder can't be written.
@@ -90,7 +91,7 @@ class GossipBoard(Board):
         """Tasks that wait for arrays, by the address that they have asked."""
         self._serving: tuple[Any, Callable[[Any], Any]] | None = None
         self._endpoint = Endpoint(
-            self._answer, room=self._room, secret=secret, host=host, faults=faults, closed=self._contact, log=log
+            self._answer, room=self._room, secret=secret, host=host, faults=faults, closed=self._contact, log=self._note
         )
         self.address = self._endpoint.address
         """host:port, at which others reach this process."""
@@ -187,13 +188,13 @@ class GossipBoard(Board):
     # What follows runs in the endpoint's thread.
 
     async def _learn(self) -> None:
-        """Contact all processes in the folder."""
-        for address in addresses_in(self._folder) - {self.address}:
-            self._contact(address)
+        """Hear from all processes in the folder."""
+        await self._search()
         await asyncio.gather(*self._contacts.values())
 
     async def _beats(self) -> None:
         """Exchange views forever."""
+        searching = asyncio.create_task(self._search())
         while True:
             self._beat += 1
             with self._lock:
@@ -202,7 +203,15 @@ class GossipBoard(Board):
             self._note_lives()
             for address in self._due():
                 self._contact(address)
+            if searching.done() and self._beat % SEARCH == 0:
+                searching = asyncio.create_task(self._search())
             await asyncio.sleep(BEAT)
+
+    async def _search(self) -> None:
+        """Contact the processes in the folder of whom nothing was heard yet; the file system may be slow."""
+        known = {entry.address for entry in self._view.values()} | {self.address}
+        for address in await asyncio.to_thread(addresses_in, self._folder) - known:
+            self._contact(address)
 
     def _entry(self, position: int) -> Entry:
         step, post = self._steps[position], self._posts.get(position)
@@ -218,8 +227,8 @@ class GossipBoard(Board):
             for position, entry in self._view.items()
             if position not in self._own and self._silence(position) > QUIET
         }
-        if self._beat % SEARCH == 0:
-            due |= addresses_in(self._folder) - others
+        if self._beat == 1:  # All are to know that this process lives.
+            due |= others
         for addresses in (others - self._unreachable, others & self._unreachable):
             if addresses:
                 due.add(random.choice(sorted(addresses)))
@@ -269,10 +278,16 @@ class GossipBoard(Board):
         for position, (life, address) in self._alive.items() - alive.items():
             for task in self._asking.get(address, ()):
                 task.cancel()
-            self._log("dead", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+            self._note("dead", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         for position, (life, _) in alive.items() - self._alive.items():
-            self._log("alive", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+            self._note("alive", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         self._alive = alive
+
+    def _note(self, event: str, **values: Any) -> None:
+        others = sum(entry.step for position, entry in self._view.items() if position not in self._own)
+        with self._lock:
+            count = others + sum(self._steps.values())
+        self._log(event, count=count, **values)
 
     def _room(self, request: Any) -> list[np.ndarray]:
         if request != "call" or self._serving is None:
@@ -292,7 +307,7 @@ class GossipBoard(Board):
                 return [post.life, *_told(post)], await asyncio.to_thread(_bytes_of, post.params)
             case "call" if arrays and self._serving is not None:
                 like, function = self._serving
-                return None, await asyncio.to_thread(lambda: _bytes_of(function(_of_bytes(arrays, like))))
+                return True, await asyncio.to_thread(lambda: _bytes_of(function(_of_bytes(arrays, like))))
         raise ValueError(f"not a request: {str(request)[:200]}")
 
     async def _fetch(self, position: int) -> tuple[optax.Params, Post]:
@@ -306,7 +321,8 @@ class GossipBoard(Board):
 
     async def _call(self, address: str, tree: Any) -> Any:
         result = _aligned(tree)
-        await self._ask(address, "call", await asyncio.to_thread(_bytes_of, tree), _bytes_of(result))
+        if await self._ask(address, "call", await asyncio.to_thread(_bytes_of, tree), _bytes_of(result)) is None:
+            raise ConnectionError("it has answered nothing")
         return result
 
     async def _ask(self, address: str, request: Any, arrays: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> Any:

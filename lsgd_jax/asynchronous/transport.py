@@ -32,12 +32,12 @@ PATIENCE = 1.0
 """Seconds in which a connection, a proof or a message without arrays must have come as a whole."""
 SLOWEST = 10e6
 """Bytes per second that arrays are granted on top of `PATIENCE`."""
-MOST_JSON = 2**23
+MOST_JSON = 2**24
 """Limit in bytes on a message without its arrays."""
 MOST_STRANGERS = 64
 """Limit on connections whose other end has yet to prove that it knows the secret: the oldest makes way for the next."""
 MOST_CONNECTIONS = 1024
-"""Limit on connections of processes that know the secret."""
+"""Limit on connections whose other end has proved it: the one that was not used for the longest time makes way."""
 LOG_EVERY = 10.0
 """Seconds between two log entries about what was dropped: hostile bytes must not fill the log."""
 
@@ -93,7 +93,7 @@ class Endpoint:
         """host:port, as others reach it."""
         self._idle: dict[str, list[socket.socket]] = {}
         self._strangers: dict[asyncio.Task, None] = {}
-        self._served: set[asyncio.Task] = set()
+        self._served: dict[asyncio.Task, None] = {}
         self._dropped, self._log_at = 0, 0.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
@@ -130,7 +130,7 @@ class Endpoint:
           seconds: deadline of all; None: what its size is granted.
 
         Returns:
-          The answer.
+          The answer; if it is None, there may be no arrays.
 
         Raises:
           OSError: if it does not come in time, whatever the reason.
@@ -184,7 +184,8 @@ class Endpoint:
         try:
             await self._send(connection, request, arrays)
             answer, size = await self._receive(connection)
-            await self._receive_arrays(connection, size, into)
+            if answer is not None or size:
+                await self._receive_arrays(connection, size, into)
         except BaseException:
             connection.close()
             raise
@@ -239,15 +240,8 @@ class Endpoint:
                 await asyncio.sleep(0.1)
                 continue
             await asyncio.sleep(0)  # However many come, the others have their turns.
-            if len(self._served) >= MOST_CONNECTIONS:
-                connection.close()
-                self._note_dropped(peer, f"there are {MOST_CONNECTIONS} connections already")
-                continue
             if len(self._strangers) >= MOST_STRANGERS:
-                first = next(iter(self._strangers))
-                del self._strangers[first]
-                first.cancel()
-                self._note_dropped(peer, f"there are {MOST_STRANGERS} strangers already; the first of them goes")
+                self._end_first(self._strangers, peer, f"there are {MOST_STRANGERS} connections of strangers already")
             task = self._loop.create_task(self._serve(connection, peer))
             self._strangers[task] = None
             task.add_done_callback(partial(self._forget, connection))
@@ -255,7 +249,13 @@ class Endpoint:
     def _forget(self, connection: socket.socket, task: asyncio.Task) -> None:
         connection.close()
         self._strangers.pop(task, None)
-        self._served.discard(task)
+        self._served.pop(task, None)
+
+    def _end_first(self, tasks: dict[asyncio.Task, None], peer: Any, why: str) -> None:
+        task = next(iter(tasks))
+        del tasks[task]
+        task.cancel()
+        self._note_dropped(peer, f"{why}: the oldest makes way")
 
     async def _serve(self, connection: socket.socket, peer: Any) -> None:
         """Answer the requests of one connection."""
@@ -266,8 +266,11 @@ class Endpoint:
             task = asyncio.current_task()
             assert task is not None
             self._strangers.pop(task, None)
-            self._served.add(task)
+            if len(self._served) >= MOST_CONNECTIONS:
+                self._end_first(self._served, peer, f"there are {MOST_CONNECTIONS} connections already")
+            self._served[task] = None
             while first := await self._loop.sock_recv(connection, 1):  # The next request may take any time to come.
+                self._served[task] = self._served.pop(task, None)  # Now the last that was used.
                 async with asyncio.timeout(PATIENCE):
                     request, size = await self._receive(connection, first)
                 async with asyncio.timeout(seconds_for(size)):
@@ -292,7 +295,8 @@ class Endpoint:
         """Log that a connection was dropped, unless that was just done."""
         self._dropped += 1
         if (now := time.monotonic()) >= self._log_at:
-            self._log("dropped", peer=str(peer[0]), why=why, connections=self._dropped)
+            # A log that fails must not end what it is about.
+            self._loop.call_soon(partial(self._log, "dropped", peer=str(peer[0]), why=why, connections=self._dropped))
             self._dropped, self._log_at = 0, now + LOG_EVERY
 
     # Messages
@@ -317,12 +321,10 @@ class Endpoint:
             raise ConnectionError("a message that is not JSON") from None
 
     async def _receive_arrays(self, connection: socket.socket, size: int, into: Sequence[Buffer]) -> None:
-        """Fill the buffers if there are any arrays."""
-        if size not in (0, _size(into)):
+        if size != _size(into):
             raise ConnectionError(f"arrays of {size} bytes, not {_size(into)}")
-        if size:
-            for buffer in into:
-                await self._receive_into(connection, memoryview(buffer).cast("B"))
+        for buffer in into:
+            await self._receive_into(connection, memoryview(buffer).cast("B"))
 
     async def _receive_bytes(self, connection: socket.socket, count: int) -> bytes:
         buffer = bytearray(count)
