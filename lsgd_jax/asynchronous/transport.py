@@ -234,12 +234,12 @@ class Endpoint:
 
     async def _accept(self) -> None:
         while True:
+            await asyncio.sleep(0)  # However many come, others have their turns.
             try:
                 connection, peer = await self._loop.sock_accept(self._listener)
             except OSError:  # Such as too many open files.
                 await asyncio.sleep(0.1)
                 continue
-            await asyncio.sleep(0)  # However many come, the others have their turns.
             if len(self._strangers) >= MOST_STRANGERS:
                 self._end_first(self._strangers, peer, f"there are {MOST_STRANGERS} connections of strangers already")
             task = self._loop.create_task(self._serve(connection, peer))
