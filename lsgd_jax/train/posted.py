@@ -15,7 +15,7 @@ from flax import nnx
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
 from lsgd_jax.asynchronous.board import Gone, Post, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
-from lsgd_jax.asynchronous.transport import run_secret
+from lsgd_jax.asynchronous.rendezvous import run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
@@ -179,8 +179,8 @@ class _Member:
             log=self._log_of_board,
         )
 
-    def _log_of_board(self, event: str, **values: Any) -> None:
-        self.folder.log(event, step=sum(self.board.read()[1].values()) // self.size, **values)
+    def _log_of_board(self, event: str, *, count: int, **values: Any) -> None:
+        self.folder.log(event, step=count // self.size, count=count, **values)
 
     def _make_exchanges(self) -> Any:
         config = self.config
