@@ -126,6 +126,15 @@ class GossipBoard(Board):
             members.append(Member(positions, entries[0].life, address, entries[0].since))
         return sorted(members, key=lambda member: (member.since, member.positions))
 
+    def living(self) -> set[int]:
+        """The positions of the workers whose processes are alive."""
+        return {position for member in self.members() for position in member.positions}
+
+    def oldest(self) -> str | None:
+        """The address of the living process that has been in the run for the longest time; None if it is this one."""
+        address = self.members()[0].address
+        return None if address == self.address else address
+
     def read(self) -> tuple[dict[int, Post], dict[int, int]]:
         """The last posts of the workers that are alive, and the steps of all workers ever known; asks nobody."""
         if self._beating.done() and not self._beating.cancelled():

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from lsgd_jax import distributed
-from lsgd_jax.cli import commands, preparation
+from lsgd_jax.cli import commands, launch, preparation
 from lsgd_jax.cli.options import own_preset, with_presets
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.output import Output
@@ -49,7 +49,8 @@ def _run(arguments: list[str] | None) -> int | None:
             "report": commands.report,
             "simulate": commands.simulate,
             "info": commands.info,
-            "launch": commands.launch,
+            "launch": launch.launch,
+            "join": launch.join,
             "compile": commands.compile_ahead,
         }
         return tyro.extras.subcommand_cli_from_dict(
