@@ -136,7 +136,7 @@ class _Member:
         self.size = config.groups * config.workers
         self.heartbeat = Heartbeat()
         self.is_alone = len(positions) == self.size
-        trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
+        self.trainers = trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
         self.board = self._make_board(trainers.starts[0].state, host)
         starts, origins = self._starts(trainers)
         self.workers = trainers.workers(starts)
@@ -332,10 +332,10 @@ class _Member:
 
     def _left(self, number: int) -> str:
         step = min(worker.step for worker in self.workers)
-        return (
-            f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}; to come back, run the"
-            f" same command with --run-dir {self.folder.path} --resume."
-        )
+        stopped = f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}"
+        if self.is_alone and not self.config.checkpoint_period:
+            return f"{stopped}; nothing was saved."
+        return f"{stopped}; to come back, run the same command with --run-dir {self.folder.path} --resume."
 
 
 def _put_like(like: Any, saved: Any) -> Any:
