@@ -22,7 +22,8 @@ from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.task import Headline
-from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
+from lsgd_jax.tracking.environment import environment
+from lsgd_jax.tracking.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare
 from lsgd_jax.tuning import check_grid, grid

@@ -16,7 +16,7 @@ import pytest
 
 from lsgd_jax import cli, leader_pull
 from lsgd_jax.cli import commands as commands_module
-from lsgd_jax.cli import costs, preparation
+from lsgd_jax.cli import costs, launch, preparation
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -126,8 +126,9 @@ def test_there_are_commands():
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
     places = {
-        commands_module: ("train", "compare", "report", "figure", "simulate", "launch"),
+        commands_module: ("train", "compare", "report", "figure", "simulate"),
         costs: ("info", "compile_ahead"),
+        launch: ("launch", "join"),
         preparation: ("data",),
     }
     for module, name in ((module, name) for module, names in places.items() for name in names):

@@ -57,7 +57,7 @@ def test_the_help_shows_the_values_that_a_run_has(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "simulate", "compile", "figure", "data", "report", "launch", "info"]
+    "command", ["train", "compare", "simulate", "compile", "figure", "data", "report", "launch", "join", "info"]
 )
 def test_the_help_of_a_command_fits_the_terminal(command, capsys, monkeypatch):
     for columns in (80, 120):

@@ -30,7 +30,7 @@ from lsgd_jax.figures.palette import look
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
 from lsgd_jax.simulate.training import Network, train_on
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results"

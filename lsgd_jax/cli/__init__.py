@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> int | None:
     import tyro  # Here, since they import JAX: an overview is printed without.
 
     from lsgd_jax import distributed
-    from lsgd_jax.cli import commands, costs, help, preparation
+    from lsgd_jax.cli import commands, costs, help, launch, preparation
     from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
 
     try:
@@ -51,7 +51,8 @@ def _run(arguments: list[str]) -> int | None:
             "report": commands.report,
             "simulate": commands.simulate,
             "info": costs.info,
-            "launch": commands.launch,
+            "launch": launch.launch,
+            "join": launch.join,
             "compile": costs.compile_ahead,
         }
         name, command = arguments[0], by_name[arguments[0]]

@@ -38,7 +38,7 @@ def info(
         print(memory_table(config))
         return
     if bytes is None:
-        from lsgd_jax.tracking.run_folder import environment
+        from lsgd_jax.tracking.environment import environment
 
         for name, value in environment().items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

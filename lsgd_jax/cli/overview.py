@@ -18,6 +18,7 @@ COMMANDS = {
     "info": "Print versions and devices, or the communication cost or the memory of a preset.",
     "launch": "Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train "
     "mnist1d.",
+    "join": "Add a process to a posted run, from any machine that sees its folder: lsgd join runs/a.",
     "compile": "Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU "
     "needed.",
 }
