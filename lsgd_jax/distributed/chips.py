@@ -4,12 +4,17 @@ The worker axes of the mesh are manual, and the axis of a worker's chips is left
 training step serves workers of one chip and of many. What the compiler is told is here.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr_consts, dce_rules
 from jax.sharding import PartitionSpec
+from jaxtyping import Array
 
 from lsgd_jax.config import Config
 from lsgd_jax.exchange import ShardSpecs, largest_axis
@@ -55,18 +60,70 @@ def over_chips(batch: Tree) -> Tree:
     return jax.lax.with_sharding_constraint(batch, PartitionSpec(CHIP)) if _has_chips() else batch
 
 
-def fully_sharded(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """A function of sharded parameters that computes with whole ones (FSDP); as it is for workers of one chip.
+def gathered(params: Tree) -> Tree:
+    """A worker's sharded parameters, each array whole where it is used; as they are for workers of one chip."""
+    return jax.lax.with_sharding_constraint(params, PartitionSpec()) if _has_chips() else params
 
-    Each array is gathered where it is used, and for the gradient again, so that no chip keeps all of them.
+
+def value_and_gradient(
+    function: Callable[[Tree], tuple[Array, Any]],
+) -> Callable[[Tree], tuple[tuple[Array, Any], Tree]]:
+    """`jax.value_and_grad` of a function with auxiliary data, for parameters that are sharded over chips (FSDP).
+
+    The function computes with gathered arrays. Residuals of the forward pass that depend on the parameters alone, as
+    gathered arrays and their casts do, are computed again for the backward pass, so that no chip keeps all of them.
+    All other residuals are those of the function itself, which may choose them with `jax.checkpoint`. (An outer
+    `jax.checkpoint` whose policy keeps all but the gathered arrays would override that choice.)
     """
     if not _has_chips():
-        return function
+        return jax.value_and_grad(function, has_aux=True)
 
-    def gathering(params: Any, *arguments: Any) -> Tree:
-        return function(jax.lax.with_sharding_constraint(params, PartitionSpec()), *arguments)
+    def forward(params: Tree) -> tuple:
+        loss, pullback, auxiliary = jax.vjp(lambda params: function(gathered(params)), params, has_aux=True)
+        return (loss, auxiliary), pullback
 
-    return jax.checkpoint(gathering, policy=lambda primitive, *_, **__: primitive.name != "sharding_constraint")
+    def loss_and_gradient(params: Tree) -> tuple[tuple[Array, Any], Tree]:
+        program, shapes = jax.make_jaxpr(forward, return_shape=True)(params)
+        outputs = jaxpr_as_fun(program)(*jax.tree.leaves(params))
+        results = len(jax.tree.leaves(shapes[0]))
+        again = [i for i, alone in enumerate(_of_arguments_alone(program)) if alone and i >= results]
+        # Without the barrier, which nothing passes before the forward pass is over, XLA would gather once and keep it.
+        kept = [None if i in again else output for i, output in enumerate(outputs)]
+        params, kept = jax.lax.optimization_barrier((params, kept))
+        for i, output in zip(again, jaxpr_as_fun(_pruned(program, again))(*jax.tree.leaves(params)), strict=True):
+            kept[i] = output
+        (loss, auxiliary), pullback = jax.tree.unflatten(jax.tree.structure(shapes), kept)
+        return (loss, auxiliary), pullback(jnp.ones_like(loss))[0]
+
+    return loss_and_gradient
+
+
+def _of_arguments_alone(program: ClosedJaxpr) -> list[bool]:
+    """For each output of a program, whether it depends on none of the traced values that the program closes over."""
+    closed_over = {
+        variable
+        for variable, value in zip(program.jaxpr.constvars, program.consts, strict=True)
+        if isinstance(value, jax.core.Tracer)
+    }
+
+    def depends(equation: JaxprEqn, output: int) -> bool:
+        used = [True] * len(equation.invars)
+        if rule := dce_rules.get(equation.primitive):  # Loops and calls do not need all inputs for each output.
+            used, _ = rule([i == output for i in range(len(equation.outvars))], equation)
+        inputs = itertools.compress(equation.invars, used)
+        return any(isinstance(variable, Var) and variable in closed_over for variable in inputs)
+
+    for equation in program.jaxpr.eqns:
+        closed_over.update([variable for i, variable in enumerate(equation.outvars) if depends(equation, i)])
+    return [not isinstance(variable, Var) or variable not in closed_over for variable in program.jaxpr.outvars]
+
+
+def _pruned(program: ClosedJaxpr, outputs: Sequence[int]) -> ClosedJaxpr:
+    """A program of some of a program's outputs; all arguments stay."""
+    wanted = [i in outputs for i in range(len(program.jaxpr.outvars))]
+    kept = [False] * len(program.consts) + [True] * len(program.jaxpr.invars)
+    jaxpr, used, _ = dce_jaxpr_consts(program.jaxpr, wanted, instantiate=kept)
+    return ClosedJaxpr(jaxpr, list(itertools.compress(program.consts, used)))
 
 
 def _has_chips() -> bool:
