@@ -1,7 +1,7 @@
 """A worker of several chips: its parameters and optimizer state are sharded over them, and so are its batches (FSDP).
 
 The worker axes of the mesh are manual, and the axis of a worker's chips is left to the compiler (Auto), so that one
-training step serves workers of one chip and of many. What the compiler is told is here.
+training step serves workers of one chip and of many. The constraints that the compiler needs are here.
 """
 
 import itertools
@@ -25,12 +25,12 @@ Tree = TypeVar("Tree")
 
 
 def shard_specs(config: Config) -> ShardSpecs:
-    """How a worker's parameters lie over its chips: each array along its largest axis that the chips divide."""
+    """Sharding of a worker's parameters over its chips: each array along its largest axis that the chips divide."""
     return partial(largest_axis, axis_name=CHIP, size=config.chips_per_worker)
 
 
 def specs_of_state(shard_specs: ShardSpecs, params: Any, state: Any) -> Any:
-    """How one worker's state lies over its chips: each array as the parameter that it belongs to, all others whole.
+    """Sharding of one worker's state over its chips: each array as the parameter it belongs to, all others replicated.
 
     An array belongs to the parameter of its shape whose path its own path ends with, as a momentum does.
 
