@@ -289,6 +289,8 @@ def launch(
     processes: int,
     devices_per_process: int | None = None,
     restarts: int = 0,
+    join_timeout: int | None = None,
+    heartbeat: int | None = None,
 ) -> int:
     """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
 
@@ -299,6 +301,9 @@ def launch(
       processes: number of processes.
       devices_per_process: simulated devices per process; by default one per worker.
       restarts: maximum number of restarts from the latest checkpoint after a process was killed or crashed.
+      join_timeout: seconds to wait for processes that are missing at the start; by default LSGD_JOIN_TIMEOUT or 300.
+      heartbeat: seconds without a heartbeat after which a process counts as dead and all end; by default LSGD_HEARTBEAT
+        or 100. The fewer, the sooner a process that hangs is noticed; too few end a run on a busy machine.
     """
     from lsgd_jax.distributed.launch import launch as run_processes
 
@@ -307,14 +312,18 @@ def launch(
             "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
             f" got {command[0] if command else 'no command'}."
         )
-    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
+    at_least_1 = {"processes": processes, "devices_per_process": devices_per_process}
+    at_least_1 |= {"join_timeout": join_timeout, "heartbeat": heartbeat}
+    for name, count in at_least_1.items():
         if count is not None and count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}.")
     if restarts < 0:
         raise UsageError(f"restarts must be at least 0, got {restarts}.")
     if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
         raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
-    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
+    train = [sys.executable, "-m", "lsgd_jax", *command]
+    times: dict[str, int | None] = {"join_timeout": join_timeout, "heartbeat": heartbeat}
+    return run_processes(train, processes, devices_per_process, restarts, **times)
 
 
 def info(

@@ -4,6 +4,8 @@ from lsgd_jax.distributed.chips import CHIP, gathered, over_chips, value_and_gra
 from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
 from lsgd_jax.distributed.processes import (
     COORDINATOR,
+    HEARTBEAT,
+    JOIN_TIMEOUT,
     LAUNCHER,
     PROCESS,
     PROCESSES,
@@ -21,6 +23,8 @@ from lsgd_jax.distributed.processes import (
 __all__ = [
     "CHIP",
     "COORDINATOR",
+    "HEARTBEAT",
+    "JOIN_TIMEOUT",
     "LAUNCHER",
     "PROCESS",
     "PROCESSES",

@@ -12,14 +12,22 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from lsgd_jax.distributed import COORDINATOR, LAUNCHER, PROCESS, PROCESSES
+from lsgd_jax.distributed import COORDINATOR, HEARTBEAT, JOIN_TIMEOUT, LAUNCHER, PROCESS, PROCESSES
 from lsgd_jax.distributed.interruption import stop_signals
 
 STOPPED = {code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for code in (128 + number, -number)}
 """Exit codes of a process that was stopped by a signal, whether or not it handled it."""
 
 
-def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
+def launch(
+    command: Sequence[str],
+    processes: int,
+    devices_per_process: int | None = None,
+    restarts: int = 0,
+    *,
+    join_timeout: int | None = None,
+    heartbeat: int | None = None,
+) -> int:
     """Run a command in several processes, which connect over loopback with `lsgd_jax.distributed.initialize`.
 
     Their output is forwarded, each line prefixed with the number of its process. When one process fails, all are
@@ -32,18 +40,24 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
       devices_per_process: CPU devices to simulate in each process; None: what the environment says.
       restarts: how often to restart all processes, with --resume, after one has failed; exit code 2, with which a
         process has said what is wrong, is not restarted.
+      join_timeout: seconds after which processes stop waiting for those that are missing at the start; None: what the
+        environment says.
+      heartbeat: seconds without a heartbeat after which a process counts as dead, and all others end; None: what the
+        environment says.
 
     Returns:
       0 if all processes ended with 0. Otherwise the exit code of the first that did not, which is 128 + signal if it
       was killed, or 128 + the signal that stopped the launcher or a process.
     """
-    code = _launch_once(command, processes, devices_per_process)
+    numbers = {"JAX_NUM_CPU_DEVICES": devices_per_process, JOIN_TIMEOUT: join_timeout, HEARTBEAT: heartbeat}
+    settings = {name: str(number) for name, number in numbers.items() if number is not None}
+    code = _launch_once(command, processes, settings)
     for restart in range(1, restarts + 1):
         if not code.failed:
             break
         print(f"lsgd: the run resumes from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
         again = command if "--resume" in command else [*command, "--resume"]
-        code = _launch_once(again, processes, devices_per_process)
+        code = _launch_once(again, processes, settings)
     return code.number
 
 
@@ -55,13 +69,11 @@ class _Code(NamedTuple):
     """Whether a process was killed or crashed."""
 
 
-def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
+def _launch_once(command: Sequence[str], processes: int, settings: dict[str, str]) -> _Code:
     address = f"127.0.0.1:{_free_port()}"
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ
     environment |= {COORDINATOR: address, "JAX_COORDINATOR_BIND_ADDRESS": address, PROCESSES: str(processes)}
-    environment |= {"PYTHONUNBUFFERED": "1"}
-    if devices_per_process is not None:
-        environment["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
+    environment |= settings | {"PYTHONUNBUFFERED": "1"}
     watched, held = os.pipe()  # Only the launcher holds it: the kernel closes it when the launcher ends.
     started: list[subprocess.Popen] = []
     ended: SimpleQueue[tuple[int, int]] = SimpleQueue()
