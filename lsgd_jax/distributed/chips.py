@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr_consts, dce_rules
 from jax.sharding import PartitionSpec
@@ -61,8 +62,19 @@ def over_chips(batch: Tree) -> Tree:
 
 
 def gathered(params: Tree) -> Tree:
-    """A worker's sharded parameters, each array whole where it is used; as they are for workers of one chip."""
-    return jax.lax.with_sharding_constraint(params, PartitionSpec()) if _has_chips() else params
+    """A worker's sharded parameters, each array whole where it is used; as they are for workers of one chip.
+
+    Parameters of all layers, stacked for a loop over the layers, would be whole all at once: an
+    `nnx.Param(x, stacked=True)` stays sharded here, and the network calls this function on a layer's in the loop.
+    """
+    if not _has_chips():
+        return params
+
+    def whole(part: Any) -> Any:
+        is_stacked = isinstance(part, nnx.Variable) and part.get_metadata().get("stacked")
+        return part if is_stacked else jax.lax.with_sharding_constraint(part, PartitionSpec())
+
+    return jax.tree.map(whole, params, is_leaf=lambda part: isinstance(part, nnx.Variable))
 
 
 def value_and_gradient(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from functools import partial
 from unittest.mock import ANY
 
 import jax
@@ -20,6 +21,8 @@ from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.costs.ledger import bytes_sent, exchanges, share_bytes, shares
 from lsgd_jax.distributed import CHIP, SHARED, over_chips, place, value_and_gradient
 from lsgd_jax.errors import UsageError
+from lsgd_jax.exchange import largest_axis
+from lsgd_jax.models.transformer import Transformer
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster, collective_costs, server_costs
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -194,6 +197,38 @@ def test_a_chip_keeps_neither_gathered_weights_nor_what_is_rematerialized():
     found = results["float32", "remat"][2]
     expected = jax.value_and_grad(loss_of(x, block, "float32"), has_aux=True)(weights)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("remat", [True, False])
+def test_stacked_layers_are_gathered_one_after_the_other(remat):
+    model = Transformer(16, width=32, depth=4, heads=2, remat=remat, unroll=False, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    tokens = np.random.default_rng(0).integers(16, size=(8, 6))
+
+    def loss(params, tokens):
+        logits = nnx.merge(graphdef, params)(tokens)
+        return jnp.mean(logits**2), logits[0, 0, 0]
+
+    mesh = jax.make_mesh((1, 2), ("worker", CHIP), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    sharded = jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, largest_axis(params, CHIP, 2)
+    )
+    program = jax.shard_map(
+        lambda params, tokens: value_and_gradient(lambda params: loss(params, over_chips(tokens)))(params),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+        axis_names={"worker"},
+    )
+    compiled = jax.jit(program).lower(sharded, tokens).compile()
+    gathered = [
+        each.bytes for each in collectives(compiled.as_text(), 2) if each.kind == "all-gather" and each.times > 1
+    ]
+    largest = params["blocks"]["up"][...].nbytes // 4
+    assert gathered.count(largest) >= (2 if remat else 1)  # Of the forward and of the backward pass.
+    assert max(gathered) == largest
+    expected = jax.value_and_grad(loss, has_aux=True)(params, tokens)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), compiled(sharded, tokens), expected)
 
 
 def test_the_simulator_sends_what_a_chip_holds():
