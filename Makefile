@@ -70,7 +70,7 @@ types: $(INSTALLED)
 benchmark: $(INSTALLED) ## What an exchange costs.
 	$(BIN)/python -m benchmarks.speed.exchange
 
-gpu: $(INSTALLED) ## What works and what it costs on one NVIDIA GPU, in less than ten minutes; see benchmarks/gpu/README.md.
+gpu: $(INSTALLED) ## What works and what it costs on one NVIDIA GPU, in 9.5 minutes at most; see benchmarks/gpu/README.md.
 	$(BIN)/python -m benchmarks.gpu
 
 wheels: $(INSTALLED) ## What the GPU check imports beyond JAX, Flax, optax and PyTorch, for a machine without a network.

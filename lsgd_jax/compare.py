@@ -132,8 +132,8 @@ def _compare(
                 measured = [
                     cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
-                told = {name: of.effective[name] for name in values}
-                tried[method].append({"values": told, f"validation_{headline.name}": _finite(np.mean(measured))})
+                shown = {name: of.effective[name] for name in values}
+                tried[method].append({"values": shown, f"validation_{headline.name}": _finite(np.mean(measured))})
             scores = [trial[f"validation_{headline.name}"] for trial in tried[method]]
             best = int(np.nanargmin([np.inf if score is None else score for score in scores]))
             chosen[method] = candidates[best]
@@ -354,7 +354,7 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
     half = None
     if len(values) > 1:
         half = _finite(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    median = np.median(np.nan_to_num(values, nan=np.inf))  # Of most seeds, if a few have failed.
+    median = np.median(np.nan_to_num(values, nan=np.inf))  # The median of most seeds stays finite if a few have failed.
     numbers = {"mean": _finite(values.mean()), "median": _finite(median), "half_width": half}
     return numbers | {"values": [_finite(value) for value in values]}
 
