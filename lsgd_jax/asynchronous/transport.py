@@ -95,6 +95,7 @@ class Endpoint:
         self._strangers: dict[asyncio.Task, None] = {}
         self._served: dict[asyncio.Task, None] = {}
         self._dropped, self._log_at = 0, 0.0
+        self._lock, self._is_closed = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
         self._loop.add_reader(self._listener, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
@@ -106,10 +107,11 @@ class Endpoint:
         Raises:
           ConnectionError: if the endpoint is closed.
         """
-        if self._loop.is_closed():
-            coroutine.close()
-            raise ConnectionError("closed")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise ConnectionError("closed")
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def ask(
         self,
@@ -146,23 +148,26 @@ class Endpoint:
             return await self._ask(address, await self._connect(address), request, arrays, into)
 
     def close(self) -> None:
-        """Close all connections and end the thread."""
-        if self._thread.is_alive():
-            self.start(self._close()).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Close all connections and end the thread; whatever waits for an answer is cancelled."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _close(self) -> None:
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for address in list(self._idle):
             while (idle := self._take_idle(address)) is not None:
                 idle.close()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # Asking
 
@@ -346,9 +351,8 @@ def _size(buffers: Sequence[Buffer]) -> int:
 
 
 def _listen(host: str) -> socket.socket:
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_unspecified:
-            raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
+    if _is_wildcard(host):
+        raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
     try:
         family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(place[:2], family=family, backlog=128)
@@ -358,3 +362,11 @@ def _listen(host: str) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def _is_wildcard(host: str) -> bool:
+    """Whether this stands for all addresses of a host."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return not host
