@@ -12,7 +12,6 @@ the one that asks.
 """
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
