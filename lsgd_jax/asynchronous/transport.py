@@ -1,14 +1,13 @@
 """Requests and answers between the processes of a run, over TCP.
 
-Who connects and who listens prove to each other that they know the run's secret before anything else is read: each
-sends a random challenge and receives its HMAC-SHA256, keyed by the secret, over both challenges, the address that was
-dialed and the role of the sender. So a recorded proof is worth nothing on another connection, nor is a proof that was
-made for another address or by the other role. What follows is neither encrypted nor signed.
+Both ends of a connection prove that they know the run's secret before anything else is read: each sends a random
+challenge and receives an HMAC-SHA256, keyed by the secret, of the sender's role, the address that was dialed and both
+challenges. A recorded proof is worth nothing on another connection, nor is a proof for another address or by the other
+role. What follows is neither encrypted nor signed.
 
-A message is a JSON value, with limited size, and possibly arrays as raw bytes, whose sizes the receiver must know.
-Everything has a deadline as a whole, however slowly it comes in pieces. All of it is done by one thread with an asyncio
-event loop: an `Endpoint` has as many connections as it needs, up to limits, and no thread waits for the network except
-the one that asks.
+A message is a JSON value of limited size, and possibly arrays as raw bytes, whose sizes the receiver knows. It has a
+deadline as a whole, however slowly its pieces come. One thread with an asyncio event loop does all of it: an `Endpoint`
+has as many connections as it needs, up to limits, and no thread waits for the network but the one that asks.
 """
 
 import asyncio
@@ -121,7 +120,7 @@ class Endpoint:
         *,
         seconds: float | None = None,
     ) -> Any:
-        """Ask a process; to be awaited in the endpoint's thread.
+        """Ask a process; call it in the endpoint's thread, such as by `start`.
 
         Args:
           address: of the process.
@@ -137,7 +136,7 @@ class Endpoint:
           OSError: if it does not come in time, whatever the reason.
         """
         async with asyncio.timeout(seconds_for(_size(arrays) + _size(into)) if seconds is None else seconds):
-            await self._suffer(address)
+            await self._inject_fault(address)
             while (idle := self._take_idle(address)) is not None:
                 try:
                     return await self._ask(address, idle, request, arrays, into)
@@ -170,8 +169,7 @@ class Endpoint:
 
     # Asking
 
-    async def _suffer(self, address: str) -> None:
-        """Inject a fault."""
+    async def _inject_fault(self, address: str) -> None:
         fault = self._faults(address) if self._faults is not None else 0.0
         if fault == "drop":
             await asyncio.Event().wait()  # Until the deadline.
