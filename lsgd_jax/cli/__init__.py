@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from lsgd_jax import distributed
-from lsgd_jax.cli import commands, preparation
+from lsgd_jax.cli import commands, faults, preparation
 from lsgd_jax.cli.options import own_preset, with_presets
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.output import Output
@@ -48,6 +48,7 @@ def _run(arguments: list[str] | None) -> int | None:
             "data": preparation.data,
             "report": commands.report,
             "simulate": commands.simulate,
+            "replay": faults.replay,
             "info": commands.info,
             "launch": commands.launch,
             "compile": commands.compile_ahead,
