@@ -265,11 +265,10 @@ class _Replayed:
                 return life.source
             self._begin(life)
         while life.step < end:
-            exchanges = life.pulls.get(life.step, [])
-            for pull in (pull for pulls in exchanges for pull in pulls):
+            for pull in (pull for pulls in life.pulls.get(life.step, []) for pull in pulls):
                 if pull.leader not in self._kept:
                     return pull.leader
-            for pulls in exchanges:
+            for pulls in life.pulls.pop(life.step, []):
                 self._pull(life, pulls)
             self._compare(life, pulled=True)
             if life.step == life.last:
@@ -329,7 +328,7 @@ class _Replayed:
 
     def _compare(self, life: _Life, *, pulled: bool) -> None:
         """Compare the worker's parameters where their checksum was recorded, and keep them if they were saved."""
-        recorded = life.checksums.get((life.step, pulled))
+        recorded = life.checksums.pop((life.step, pulled), None)
         if recorded is None:
             return
         assert life.state is not None

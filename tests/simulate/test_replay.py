@@ -1,15 +1,25 @@
 """A posted run and its replay from the events."""
 
 import json
+import random
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from lsgd_jax import train
+from lsgd_jax.asynchronous.exchanges import pulled_towards
+from lsgd_jax.distributed import place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.replay import replay
 from lsgd_jax.tracking.run_folder import read_metrics
+from lsgd_jax.train import setup
+from lsgd_jax.train.asynchronous_workers import Start, Trainers
+from lsgd_jax.train.recorder import Clock
+from lsgd_jax.train.saved_worker import checksum
+from lsgd_jax.train.step import TrainState
 from tests.mapping import need_devices
 
 SMALL = PRESETS["digits"].replace(
@@ -55,6 +65,106 @@ def test_a_run_is_replayed_to_the_bit(recorded):
         f"replayed 160 steps and {found.pulls} pulls of 4 lives: all distances and {found.checksums} checksums of"
         " parameters are equal to the bit"
     )
+
+
+ALONE = SMALL.replace(groups=1, workers=3, slowdowns=(), steps=200)
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    placement = place(1, 3, jax.devices()[:3])
+    feed, model = setup.make_feed(ALONE, rows=range(3)), setup.make_model(ALONE)
+    return Trainers(ALONE, range(3), placement, feed, model, Clock())
+
+
+class History:
+    """Three workers who take turns, die, come back and are pulled to each other, by chance; with what they record."""
+
+    def __init__(self, trainers, seed):
+        self.trainers, self.rng, self.events = trainers, random.Random(seed), []
+        self.posts, self.saves, self.workers, self.lives = {}, [{}, {}, {}], [None] * 3, [0] * 3
+        for i in range(3):
+            self.start(i, trainers.starts[i], None)
+
+    def log(self, event, **values):
+        self.events.append({"event": event, "step": 0} | values)
+
+    def start(self, i, start, source):
+        starts = [*self.trainers.starts]
+        starts[i] = start._replace(state=jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), start.state))
+        self.workers[i] = self.trainers.workers(starts)[i]
+        self.lives[i] += 1
+        self.log("start", worker=i, life=self.lives[i], step=start.step, **{"from": source})
+        self.post(i)
+
+    def post(self, i):
+        worker = self.workers[i]
+        self.posts[i, self.lives[i], worker.step] = worker.model
+
+    def save(self, i, *, pulled):
+        worker = self.workers[i]
+        self.saves[i][worker.step] = jax.device_get(TrainState(*worker.model, worker.optimizer))
+        values = {"sha256": checksum(worker.model.params), "pulled": pulled}
+        self.log("checksum", worker=i, life=self.lives[i], step=worker.step, **values)
+
+    def turn(self):
+        i = self.rng.randrange(3)
+        self.workers[i].take_step()
+        self.post(i)
+        if self.rng.random() < 0.1:
+            self.save(i, pulled=False)
+        if self.rng.random() < 0.3:
+            self.pull(i)
+        if self.rng.random() < 0.06:
+            self.replace(i)
+
+    def pull(self, i):
+        others = [post for post in self.posts if post[0] != i]
+        (j, life, step), worker = self.rng.choice(others[-20:]), self.workers[i]
+        params = jax.device_put(self.posts[j, life, step].params, self.trainers._device(i))
+        moved, [distance] = pulled_towards(
+            worker.model.params, (params,), (np.float32(ALONE.levels[0].pull),), np.int32(worker.step)
+        )
+        worker.move(moved)
+        leader = {"leader": j, "leader_life": life, "leader_step": step, "distance": float(distance)}
+        self.log("exchange", worker=i, life=self.lives[i], worker_step=worker.step, **leader)
+        if self.rng.random() < 0.2:
+            self.save(i, pulled=True)
+
+    def replace(self, i):
+        """By a life that starts from somebody's post, from what was saved last, or from the common start."""
+        step, common, saves = self.workers[i].step, self.trainers.starts[i], self.saves[i]
+        way = self.rng.choice(["leader", "saved", "common"])
+        if way == "leader":
+            j, life, of = self.rng.choice(list(self.posts))
+            model = jax.device_put(self.posts[j, life, of], self.trainers._device(i))
+            state = TrainState(*model, common.state.optimizer)
+            self.start(i, Start(state, step), {"worker": j, "life": life, "step": of})
+        elif way == "saved" and saves:
+            state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saves[max(saves)], common.state)
+            self.start(i, Start(state, max(saves)), {"saved": max(saves)})
+        else:
+            self.start(i, common._replace(step=step), None)
+
+    def write(self, path):
+        for i in range(3):
+            self.save(i, pulled=True)
+        self.rng.shuffle(self.events)
+        (path / "config.json").write_text(ALONE.to_json())
+        (path / "events-0.jsonl").write_text("".join(json.dumps(event) + "\n" for event in self.events))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lives_are_replayed_whoever_they_came_from(seed, trainers, tmp_path):
+    history = History(trainers, seed)
+    for _ in range(150):
+        history.turn()
+    history.write(tmp_path)
+    found = replay(tmp_path)
+    assert found.differences == []
+    assert found.lives == sum(history.lives) >= 6
+    assert found.pulls > 20
+    assert found.checksums >= 3
 
 
 def changed(recorded, path, change):
