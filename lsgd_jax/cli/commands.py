@@ -1,5 +1,6 @@
 """Commands of `lsgd`, one function per command; their arguments are its options."""
 
+import math
 import sys
 import time
 from collections.abc import Collection
@@ -20,6 +21,7 @@ from lsgd_jax.cli.options import (
     check_target,
     refuse,
 )
+from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
@@ -38,6 +40,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     processes: int | None = None,
+    host: str | None = None,
 ) -> int:
     """Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.
 
@@ -55,33 +58,64 @@ def train(
       tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
       processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
         trains in a single process, even in a SLURM job of several tasks.
+      host: with --asynchronous posted, the address or name of this machine's network interface at which processes on
+        other machines reach this one; by default only processes on this machine do.
     """
     if resume and run_dir is None:
         raise UsageError("a run is resumed in its folder: name it with --run-dir.")
     options.refuse(TUNING, "in train: it is for compare with --tune")
     config = options.checked()
+    if host is not None and config.asynchronous != "posted":
+        raise UsageError("host has no effect unless training is posted.")
     if run_dir is not None:
         check_path("run_dir", run_dir)
     run_dir = run_dir or Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     note = "nothing was saved"
-    if config.checkpoint_period and config.asynchronous is None:
+    if config.checkpoint_period and config.asynchronous != "joined":
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
     with stopped_at_once(note):
         from lsgd_jax.train import train_and_evaluate
+        from lsgd_jax.train.posted import LOOPBACK
 
-        distributed.initialize(processes)
-        distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
-        measured = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-        with distributed.failing_together():  # The others wait for the first until it has ended.
-            if distributed.process_index() == 0:
-                from lsgd_jax.figures import run
-
-                picture = run.draw(run_dir)
-        if distributed.process_index() == 0:
-            headline = config.task.headline
-            result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
-            print(f"{result}; see {picture}")
+        of_posted: dict[str, Any] = {}
+        if config.asynchronous == "posted":
+            place = distributed.posted_place(processes)
+            own = _own_workers(config, *place)
+            distributed.simulate_devices(len(own))
+            of_posted = {"positions": own, "host": host or LOOPBACK} if place[1] > 1 else {}
+        else:
+            distributed.initialize(processes)
+            distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
+        measured = train_and_evaluate(
+            config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard, **of_posted
+        )
+        if not (of_posted and math.isnan(measured)):  # Else another process has evaluated the end.
+            _report(config, run_dir, measured)
     return 0  # Even if the output was lost: the run is in its folder.
+
+
+def _own_workers(config: Config, process: int, processes: int) -> range:
+    """The workers of a process of a posted run."""
+    workers = config.groups * config.workers
+    if workers % processes:
+        raise UsageError(
+            f"{workers} workers can't be distributed evenly among {processes} processes: change groups or workers."
+        )
+    own = workers // processes
+    return range(process * own, (process + 1) * own)
+
+
+def _report(config: Config, run_dir: Path, measured: float) -> None:
+    """Draw a finished run and print its result, in the process that has evaluated it."""
+    with distributed.failing_together():  # The others wait for the first until it has ended.
+        if distributed.process_index() == 0:
+            from lsgd_jax.figures import run
+
+            picture = run.draw(run_dir)
+    if distributed.process_index() == 0:
+        headline = config.task.headline
+        result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
+        print(f"{result}; see {picture}")
 
 
 def compare(

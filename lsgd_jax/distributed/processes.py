@@ -50,14 +50,7 @@ def initialize(processes: int | None = None) -> None:
         _end_with_launcher(os.environ[LAUNCHER])
     # It would take every SIGTERM; `lsgd_jax.distributed.interruption` stops runs.
     jax.config.update("jax_enable_preemption_service", False)
-    address, count, number = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
-    if processes is not None:
-        if count not in ("", str(processes)):
-            raise UsageError(f"--processes {processes} contradicts {PROCESSES}={count}: leave out one of them.")
-        count = str(processes)
-    if count == "1" and number in ("", "0"):
-        return
-    place = _named_place(address, count, number) if address or count or number else _detected_place()
+    place = _place(processes)
     if place.processes == 1:
         return
     # The launcher's processes start together, but slowly where they share few cores.
@@ -78,6 +71,23 @@ def initialize(processes: int | None = None) -> None:
         _keep_collectives_on_loopback()
 
 
+def posted_place(processes: int | None = None) -> tuple[int, int]:
+    """The number of this process and that of all processes of a posted run, without connecting them.
+
+    The environment says it as for `initialize`, but for `COORDINATOR`, which is not needed.
+
+    Args:
+      processes: value for `PROCESSES`; None: that of the environment, or what JAX detects.
+
+    Raises:
+      UsageError: if some of the environment variables are missing or wrong.
+    """
+    if LAUNCHER in os.environ:
+        _end_with_launcher(os.environ[LAUNCHER])
+    place = _place(processes, needs_address=False)
+    return place.process, place.processes
+
+
 class _Place(NamedTuple):
     """A process's place among the processes of its run."""
 
@@ -88,6 +98,21 @@ class _Place(NamedTuple):
     listens_at: str
     """Address at which process 0 listens, host:port; the host [::] stands for all of its addresses."""
     is_detected: bool
+
+
+def _place(processes: int | None, *, needs_address: bool = True) -> _Place:
+    """The place according to the environment variables, or else in the cluster that JAX detects."""
+    address, count, number = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
+    if processes is not None:
+        if count not in ("", str(processes)):
+            raise UsageError(f"--processes {processes} contradicts {PROCESSES}={count}: leave out one of them.")
+        count = str(processes)
+    if count == "1" and number in ("", "0"):
+        return _Place("", 1, 0, "", is_detected=False)
+    if not needs_address:
+        address = address or "127.0.0.1:1"
+    named = count or number or (address and needs_address)
+    return _named_place(address, count, number) if named else _detected_place()
 
 
 def _named_place(address: str, count: str, number: str) -> _Place:

@@ -62,6 +62,7 @@ class MemberFolder(RunFolder):
             for position in self._positions:
                 self.of_worker(position).mkdir(parents=True, exist_ok=True)
                 self._owned.append(files.lock(self.of_worker(position), "leave this worker to it"))
+            self.members.mkdir(exist_ok=True)
             if resume and read_config(self.path).effective != self._config.effective:
                 files.write(self.path / "config.json", self._config.to_json() + "\n")
             self._complete_last_line()
@@ -88,6 +89,11 @@ class MemberFolder(RunFolder):
             events.seek(0)
             content = events.read() if length else b""
             events.truncate(content.rfind(b"\n") + 1)
+
+    @property
+    def members(self) -> Path:
+        """The folder by which the processes of the run find each other."""
+        return self.path / "members"
 
     def of_worker(self, position: int) -> Path:
         """The folder of a worker."""

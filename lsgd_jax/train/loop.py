@@ -39,6 +39,7 @@ def train_and_evaluate(
     tensorboard: bool = False,
     stop_if_all_fail: bool = True,
     positions: Sequence[int] | None = None,
+    host: str = posted.LOOPBACK,
 ) -> float:
     """Train a configuration and write the run folder; of several processes, the first writes it.
 
@@ -61,6 +62,8 @@ def train_and_evaluate(
       tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
       positions: with `posted`, the consecutive workers of this process, of those of all groups; None: all.
+      host: with `posted`, the address or name of this machine's network interface, at which other processes reach this
+        one.
 
     Returns:
       The last headline measure of the evaluated model, such as its test error in [0, 1]; NaN in a process of a posted
@@ -81,6 +84,7 @@ def train_and_evaluate(
             lines=lines,
             resume=resume,
             tensorboard=tensorboard,
+            host=host,
         )
     if config.asynchronous == "joined":
         if resume:

@@ -13,12 +13,14 @@ from flax import nnx
 
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
 from lsgd_jax.asynchronous.board import Gone, ranked
+from lsgd_jax.asynchronous.gossip import GossipBoard
+from lsgd_jax.asynchronous.transport import run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import Placement, place
 from lsgd_jax.distributed.interruption import deferred_signals
-from lsgd_jax.errors import Interrupted, UsageError
+from lsgd_jax.errors import Interrupted, RunFailed, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
@@ -32,6 +34,9 @@ from lsgd_jax.train.setup import make_feed, make_model
 from lsgd_jax.train.step import TrainState
 from lsgd_jax.train.task_checks import check_functions
 
+LOOPBACK = "127.0.0.1"
+"""The interface at which no other machine reaches a process."""
+
 
 def train_and_evaluate(
     config: Config,
@@ -42,6 +47,7 @@ def train_and_evaluate(
     lines: bool = True,
     resume: bool = False,
     tensorboard: bool = False,
+    host: str = LOOPBACK,
 ) -> float:
     """Train posted workers and write the run folder, as `lsgd_jax.train.train_and_evaluate` does.
 
@@ -71,6 +77,7 @@ def train_and_evaluate(
       resume: whether these workers may have trained before. If other processes are training, each starts from the
         leader; otherwise where it was saved last.
       tensorboard: whether to write event files for TensorBoard, too.
+      host: address or name of this machine's network interface, at which other processes reach this one.
 
     Returns:
       The headline measure of the evaluated model at the end, such as its test error in [0, 1]; NaN in a process of
@@ -79,8 +86,8 @@ def train_and_evaluate(
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it or can't be
         written.
-      RunFailed: if a worker fails; at the latest `lsgd_jax.asynchronous.workers.GRACE` seconds after it has failed or
-        the evaluation under way has ended. Other processes train on.
+      RunFailed: if a worker fails, at the latest `lsgd_jax.asynchronous.workers.GRACE` seconds after it has failed or
+        the evaluation under way has ended, or if its place has been taken by another process. Others train on.
       Interrupted: if SIGINT, SIGTERM or SIGHUP has stopped this process, after its workers were saved.
     """
     everybody = range(config.groups * config.workers)
@@ -97,7 +104,7 @@ def train_and_evaluate(
             display.message(f"the run has taken its {config.steps} steps already")
             return math.nan
         display.status("compiling")
-        member = _Member(config, positions, placement, feed, model, folder, display, resume=resume)
+        member = _Member(config, positions, placement, feed, model, folder, display, resume=resume, host=host)
         display.status("training")
         return member.train()
 
@@ -116,13 +123,15 @@ class _Member:
         display: RunProgress,
         *,
         resume: bool,
+        host: str,
     ) -> None:
         """Compile all programs and join the run."""
         self.config, self.positions, self.folder, self.display = config, positions, folder, display
         self.recorder = AsynchronousRecorder(config, folder, display)
         self.size = config.groups * config.workers
+        self.is_alone = len(positions) == self.size
         trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
-        self.board = Board(folder.next_life())
+        self.board = self._make_board(trainers.starts[0].state, host)
         starts, origins = self._starts(trainers, resume=resume)
         self.workers = trainers.workers(starts)
         for worker in self.workers:
@@ -137,7 +146,6 @@ class _Member:
             log=lambda worker, values: self._log("checksum", worker, **values),
             warn=display.message,
         )
-        alone = len(positions) == self.size
         center = METHODS[config.method].meeting is not None
         self.evaluations = Evaluations(
             config,
@@ -146,13 +154,28 @@ class _Member:
             self.board,
             self.workers,
             self.recorder,
-            shared=trainers.shared if alone else None,
+            shared=trainers.shared if self.is_alone else None,
             center=(lambda: self.exchanges.center) if center else None,
             bytes_sent=self._bytes_sent,
         )
         self.recorder.clock.start(time.time() - folder.begun())
         for worker, origin in zip(self.workers, origins, strict=True):
             self._log("start", worker, seconds=time.time(), **{"from": origin})
+
+    def _make_board(self, state: TrainState, host: str) -> Board:
+        if self.is_alone:
+            return Board(self.folder.next_life())
+        return GossipBoard(
+            self.folder.path,
+            self.positions,
+            Model(state.params, state.statistics),
+            secret=run_secret(self.folder.members / "secret"),
+            host=host,
+            log=self._log_of_board,
+        )
+
+    def _log_of_board(self, event: str, **values: Any) -> None:
+        self.folder.log(event, step=sum(self.board.read()[1].values()) // self.size, **values)
 
     def _make_exchanges(self) -> Any:
         config = self.config
@@ -225,17 +248,20 @@ class _Member:
             with Threads(self.workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
             measured = math.nan
-            if why == "finished" and self._is_oldest() and not self.folder.is_finished:
+            if why == "finished" and not self.folder.is_finished:
                 measured = self.evaluations.at_end()
                 self.folder.finish()
             for worker in self.workers:
-                self.saved.at_end(worker)
+                if why != "replaced":  # Else the file is the other process's.
+                    self.saved.at_end(worker)
                 self._log("end", worker, why=why)
             self.saved.close()
             self.evaluations.close()
             self.board.close()
         if number is not None:
             raise Interrupted(self._left(number), number)
+        if why == "replaced":
+            raise RunFailed("this process was stopped for so long that another has taken its place.")
         return measured
 
     def _until_end(self, threads: Threads, signal_to_stop: Callable[[], int | None]) -> tuple[str, int | None]:
@@ -244,7 +270,9 @@ class _Member:
             finished = threads.have_ended(NOTICE)
             if (number := signal_to_stop()) is not None:
                 return "left", number
-            if finished and self._is_over():
+            if self._is_replaced():
+                return "replaced", None
+            if finished and (self.folder.is_finished or (self._is_oldest() and self._have_finished())):
                 return "finished", None
             self.evaluations.if_due(here=self._is_oldest())
             if finished:
@@ -252,12 +280,18 @@ class _Member:
 
     def _is_oldest(self) -> bool:
         """Whether no other living process has been in the run for longer."""
-        return True
+        return not isinstance(self.board, GossipBoard) or self.board.members()[0].positions == tuple(self.positions)
 
-    def _is_over(self) -> bool:
-        """Whether all living workers have taken all their steps, or another process has said so."""
-        _, steps = self.board.read()
-        return self.folder.is_finished or all(steps[i] >= self.config.steps for i in self.positions)
+    def _is_replaced(self) -> bool:
+        """Whether another process has taken the place of this one, which was stopped."""
+        return isinstance(self.board, GossipBoard) and self.board.replaced
+
+    def _have_finished(self) -> bool:
+        """Whether all living workers have taken all their steps."""
+        members = self.board.members() if isinstance(self.board, GossipBoard) else []
+        living = {position for member in members for position in member.positions} | {*self.positions}
+        steps = self.board.read()[1]
+        return all(steps.get(position, 0) >= self.config.steps for position in living)
 
     def _bytes_sent(self) -> float:
         """Bytes that a worker of this process has fetched so far, the mean over them."""

@@ -1,0 +1,356 @@
+"""Requests and answers between the processes of a run, over TCP.
+
+Who connects and who listens prove to each other that they know the run's secret before anything else is read: each
+sends a random challenge and receives its HMAC-SHA256, keyed by the secret, over both challenges, the address that was
+dialed and the role of the sender. So a recorded proof is worth nothing on another connection, nor is a proof that was
+made for another address or by the other role. What follows is neither encrypted nor signed.
+
+A message is a JSON value, with limited size, and possibly arrays as raw bytes, whose sizes the receiver must know.
+Everything has a deadline as a whole, however slowly it comes in pieces. All of it is done by one thread with an asyncio
+event loop: an `Endpoint` has as many connections as it needs, up to limits, and no thread waits for the network except
+the one that asks.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lsgd_jax.distributed.meeting import host_and_port
+from lsgd_jax.errors import UsageError
+
+PATIENCE = 1.0
+"""Seconds in which a connection, a proof or a message without arrays must have come as a whole."""
+SLOWEST = 10e6
+"""Bytes per second that arrays are granted on top of `PATIENCE`."""
+MOST_JSON = 2**23
+"""Limit in bytes on a message without its arrays."""
+MOST_STRANGERS = 64
+"""Limit on connections whose other end has yet to prove that it knows the secret: the oldest makes way for the next."""
+MOST_CONNECTIONS = 1024
+"""Limit on connections of processes that know the secret."""
+LOG_EVERY = 10.0
+"""Seconds between two log entries about what was dropped: hostile bytes must not fill the log."""
+
+_LENGTHS = struct.Struct("<IQ")
+"""Bytes of JSON and of arrays in a message."""
+_CHALLENGE = _PROOF = 32
+
+Faults = Callable[[str], float | Literal["drop"]]
+"""Fault injection: from the address that is asked to seconds of delay before the request, or "drop" to lose it."""
+Buffer = Any
+"""A writable or readable buffer of bytes: a memoryview or an array of uint8."""
+
+
+def seconds_for(nbytes: int) -> float:
+    """The deadline of a message with arrays of this size."""
+    return PATIENCE + nbytes / SLOWEST
+
+
+def run_secret(path: Path) -> bytes:
+    """The secret of a run, from a file that only its owner can read; the first process to come makes it.
+
+    Raises:
+      UsageError: if the file can't be read or written, or others can read it.
+    """
+    try:
+        with contextlib.suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as file:
+            file.write(secrets.token_hex(32) + "\n")
+        end = time.monotonic() + PATIENCE
+        while True:
+            with path.open() as file:
+                mode, text = os.fstat(file.fileno()).st_mode, file.read(65)
+            if mode & 0o077:
+                raise UsageError(f"the run's secret {path} can be read by other users: chmod 600 it.")
+            if len(text) == 65:
+                return bytes.fromhex(text)
+            if time.monotonic() > end:
+                raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.")
+            time.sleep(0.01)  # Another process is writing it.
+    except OSError as error:
+        raise UsageError(f"the run's secret {path} can't be read or written ({error.strerror}).") from None
+    except ValueError:
+        raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.") from None
+
+
+class Endpoint:
+    """One process's end of the connections among all processes of a run."""
+
+    def __init__(
+        self,
+        answer: Callable[[Any], Awaitable[tuple[Any, Sequence[Buffer]]]],
+        *,
+        secret: bytes,
+        host: str = "127.0.0.1",
+        faults: Faults | None = None,
+        closed: Callable[[str], None] = lambda address: None,
+        log: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        """Start to listen, at a free port.
+
+        Args:
+          answer: from a request to its answer and the arrays that go with it; called in the endpoint's thread, which it
+            must not block.
+          secret: of the run.
+          host: where to listen, and where others reach this process: the address or name of one interface.
+          faults: injected into requests; None: none.
+          closed: told the address of a process that has closed an idle connection; called in the endpoint's thread.
+          log: takes the name of an event and its values.
+
+        Raises:
+          UsageError: if it can't listen there.
+        """
+        self._answer, self._secret, self._faults, self._closed, self._log = answer, secret, faults, closed, log
+        self._listener = _listen(host)
+        port = self._listener.getsockname()[1]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """host:port, as others reach it."""
+        self._idle: dict[str, list[socket.socket]] = {}
+        self._strangers: dict[asyncio.Task, None] = {}
+        self._served: set[asyncio.Task] = set()
+        self._dropped, self._log_at = 0, 0.0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
+        self._thread.start()
+        self._accepting = self.start(self._accept())
+
+    def start(self, coroutine: Coroutine) -> Any:
+        """Run a coroutine in the endpoint's thread; returns its `concurrent.futures.Future`.
+
+        Raises:
+          ConnectionError: if the endpoint is closed.
+        """
+        if self._loop.is_closed():
+            coroutine.close()
+            raise ConnectionError("closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def ask(
+        self, address: str, request: Any, into: Sequence[Buffer] = (), *, seconds: float | None = None
+    ) -> Any:
+        """Ask a process; to be awaited in the endpoint's thread.
+
+        Args:
+          address: of the process.
+          request: a value for JSON.
+          into: buffers for the arrays of the answer, of their exact sizes; they may be written even if it fails.
+          seconds: deadline of all; None: what its size is granted.
+
+        Returns:
+          The answer.
+
+        Raises:
+          OSError: if it does not come in time, whatever the reason.
+        """
+        size = sum(memoryview(buffer).nbytes for buffer in into)
+        async with asyncio.timeout(seconds_for(size) if seconds is None else seconds):
+            await self._suffer(address)
+            while (idle := self._take_idle(address)) is not None:
+                with contextlib.suppress(ConnectionError):  # Closed just now.
+                    return await self._ask(address, idle, request, into)
+            return await self._ask(address, await self._connect(address), request, into)
+
+    def close(self) -> None:
+        """Close all connections and end the thread."""
+        if self._thread.is_alive():
+            self.start(self._close()).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _close(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._listener.close()
+        for address in list(self._idle):
+            while (idle := self._take_idle(address)) is not None:
+                idle.close()
+
+    # Asking
+
+    async def _suffer(self, address: str) -> None:
+        """Inject a fault."""
+        fault = self._faults(address) if self._faults is not None else 0.0
+        if fault == "drop":
+            await asyncio.Event().wait()  # Until the deadline.
+        elif fault:
+            await asyncio.sleep(fault)
+
+    async def _ask(self, address: str, connection: socket.socket, request: Any, into: Sequence[Buffer]) -> Any:
+        try:
+            await self._send(connection, request)
+            answer = await self._receive(connection, into)
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.setdefault(address, []).append(connection)
+        # An idle connection has nothing to read before its other end is closed.
+        self._loop.add_reader(connection, self._drop_idle, address, connection)
+        return answer
+
+    async def _connect(self, address: str) -> socket.socket:
+        try:
+            host, port = host_and_port(address)
+            family, *_, place = (await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+        except ValueError as error:
+            raise ConnectionError(error) from None
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            await self._loop.sock_connect(connection, place)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            theirs, own = await self._receive_bytes(connection, _CHALLENGE), secrets.token_bytes(_CHALLENGE)
+            await self._loop.sock_sendall(connection, own + self._proof("asks", address, theirs, own))
+            if not hmac.compare_digest(
+                await self._receive_bytes(connection, _PROOF), self._proof("answers", address, theirs, own)
+            ):
+                raise ConnectionError("it does not know the run's secret")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _take_idle(self, address: str) -> socket.socket | None:
+        if not (connections := self._idle.get(address)):
+            self._idle.pop(address, None)
+            return None
+        connection = connections.pop()
+        self._loop.remove_reader(connection)
+        return connection
+
+    def _drop_idle(self, address: str, connection: socket.socket) -> None:
+        self._loop.remove_reader(connection)
+        self._idle[address].remove(connection)
+        connection.close()
+        self._closed(address)
+
+    # Answering
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, peer = await self._loop.sock_accept(self._listener)
+            except OSError:  # Such as too many open files.
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._served) >= MOST_CONNECTIONS:
+                self._drop(connection, peer, f"there are {MOST_CONNECTIONS} connections already")
+                continue
+            if len(self._strangers) >= MOST_STRANGERS:
+                next(iter(self._strangers)).cancel("others have come since")
+            task = self._loop.create_task(self._serve(connection, peer))
+            self._strangers[task] = None
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task) -> None:
+        self._strangers.pop(task, None)
+        self._served.discard(task)
+
+    async def _serve(self, connection: socket.socket, peer: Any) -> None:
+        """Answer the requests of one connection."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self._welcome(connection)
+            task = asyncio.current_task()
+            assert task is not None
+            self._strangers.pop(task, None)
+            self._served.add(task)
+            while first := await self._loop.sock_recv(connection, 1):  # The next request may take any time to come.
+                async with asyncio.timeout(PATIENCE):
+                    request = await self._receive(connection, first=first)
+                    answer, arrays = await self._answer(request)
+                size = sum(memoryview(array).nbytes for array in arrays)
+                async with asyncio.timeout(seconds_for(size)):
+                    await self._send(connection, answer, arrays)
+        except asyncio.CancelledError as error:
+            if error.args:
+                self._drop(connection, peer, *error.args)
+            raise
+        except (OSError, ValueError) as error:
+            self._drop(connection, peer, str(error) or type(error).__name__)
+        finally:
+            connection.close()
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        own = secrets.token_bytes(_CHALLENGE)
+        await self._loop.sock_sendall(connection, own)
+        answer = await self._receive_bytes(connection, _CHALLENGE + _PROOF)
+        theirs, proof = answer[:_CHALLENGE], answer[_CHALLENGE:]
+        if not hmac.compare_digest(proof, self._proof("asks", self.address, own, theirs)):
+            raise ConnectionError("a wrong secret")
+        await self._loop.sock_sendall(connection, self._proof("answers", self.address, own, theirs))
+
+    def _drop(self, connection: socket.socket, peer: Any, why: str) -> None:
+        connection.close()
+        self._dropped += 1
+        if (now := time.monotonic()) >= self._log_at:
+            self._log("dropped", peer=str(peer[0]), why=why, connections=self._dropped)
+            self._dropped, self._log_at = 0, now + LOG_EVERY
+
+    # Messages
+
+    def _proof(self, role: str, address: str, *challenges: bytes) -> bytes:
+        return hmac.digest(self._secret, b"\0".join((role.encode(), address.encode(), b"".join(challenges))), "sha256")
+
+    async def _send(self, connection: socket.socket, value: Any, arrays: Sequence[Buffer] = ()) -> None:
+        text = json.dumps(value, separators=(",", ":")).encode()
+        parts = [memoryview(array).cast("B") for array in arrays]
+        await self._loop.sock_sendall(connection, _LENGTHS.pack(len(text), sum(part.nbytes for part in parts)) + text)
+        for part in parts:
+            await self._loop.sock_sendall(connection, part)
+
+    async def _receive(self, connection: socket.socket, into: Sequence[Buffer] = (), first: bytes = b"") -> Any:
+        lengths = first + await self._receive_bytes(connection, _LENGTHS.size - len(first))
+        text_size, size = _LENGTHS.unpack(lengths)
+        parts = [memoryview(buffer).cast("B") for buffer in into]
+        expected = sum(part.nbytes for part in parts)
+        if text_size > MOST_JSON or size not in (0, expected):
+            raise ConnectionError(f"a message of {text_size} and {size} bytes, {expected} expected")
+        try:
+            value = json.loads(await self._receive_bytes(connection, text_size))
+        except (ValueError, RecursionError):
+            raise ConnectionError("a message that is not JSON") from None
+        if size:
+            for part in parts:
+                await self._receive_into(connection, part)
+        return value
+
+    async def _receive_bytes(self, connection: socket.socket, count: int) -> bytes:
+        buffer = bytearray(count)
+        await self._receive_into(connection, memoryview(buffer))
+        return bytes(buffer)
+
+    async def _receive_into(self, connection: socket.socket, view: memoryview) -> None:
+        while view:
+            if not (count := await self._loop.sock_recv_into(connection, view)):
+                raise ConnectionError("closed in the middle of a message")
+            view = view[count:]
+
+
+def _listen(host: str) -> socket.socket:
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_unspecified:
+            raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
+    try:
+        family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(place[:2], family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"this process can't listen at {host} ({error.strerror}): name an address of its host."
+        ) from None
+    listener.setblocking(False)
+    return listener
