@@ -294,7 +294,7 @@ def _aligned(like: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
     ]
 
 
-def _claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
+def claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
     """Position, life and file of every worker that has a file in the folder."""
     for path in folder.iterdir():
         if match := _CLAIM.fullmatch(path.name):
@@ -306,7 +306,7 @@ def _claim(folder: Path, positions: Sequence[int], address: str) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            older = [(life, path) for position, life, path in _claims(folder) if position in positions]
+            older = [(life, path) for position, life, path in claims(folder) if position in positions]
             life = 1 + max((life for life, _ in older), default=0)
             created = []
             try:
@@ -333,7 +333,7 @@ def _addresses(folder: Path) -> set[str]:
     newest: dict[int, tuple[int, Path]] = {}
     addresses = set()
     with contextlib.suppress(OSError):
-        for position, life, path in _claims(folder):
+        for position, life, path in claims(folder):
             newest[position] = max(newest.get(position, (0, path)), (life, path))
     for _, path in newest.values():
         with contextlib.suppress(OSError, ValueError):

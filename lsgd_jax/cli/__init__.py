@@ -49,6 +49,7 @@ def _run(arguments: list[str] | None) -> int | None:
             "report": commands.report,
             "simulate": commands.simulate,
             "replay": faults.replay,
+            "chaos": faults.chaos,
             "info": commands.info,
             "launch": commands.launch,
             "compile": commands.compile_ahead,

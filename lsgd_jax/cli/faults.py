@@ -1,10 +1,16 @@
 """The commands `lsgd chaos`, which injects faults into a run, and `lsgd replay`, which checks what came of it."""
 
+import math
+import sys
+import time
 from pathlib import Path
 
 import tyro
 
-from lsgd_jax import distributed
+from lsgd_jax import distributed, files
+from lsgd_jax.cli.options import TUNING, Options
+from lsgd_jax.distributed.interruption import stopped_at_once
+from lsgd_jax.errors import UsageError
 
 
 def replay(run: tyro.conf.Positional[Path], data_dir: Path | None = None) -> int:
@@ -22,3 +28,75 @@ def replay(run: tyro.conf.Positional[Path], data_dir: Path | None = None) -> int
     replayed = replay.replay(run, data_dir)
     print(replayed)
     return 1 if replayed.differences else 0
+
+
+def chaos(
+    options: Options,
+    minutes: float = 5.0,
+    faults_per_hour: float = 120.0,
+    processes: int | None = None,
+    plan: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """Train a preset with --asynchronous posted, inject faults into its processes, and sum up what they did.
+
+    For example: lsgd chaos digits --groups 1 --workers 4 --minutes 2 --min-step-seconds 0.02. Processes are killed,
+    stopped, cut off from each other, slowed down, and can't write files, on Linux. The first tenth of the time is
+    without faults, for comparison. In the end the run is replayed; the exit code is 1 if parameters differ, or if a
+    worker died although nothing was done to it. The seed determines the faults, too.
+
+    Args:
+      options: preset and overrides.
+      minutes: duration, after all processes have begun to train.
+      faults_per_hour: mean number of random faults per hour.
+      processes: number of processes; by default one per worker.
+      plan: file with the faults, in place of random ones. A line has the seconds since the start, the kind (kill, stop,
+        partition, slow or disk), the processes, and how many seconds it lasts: 12.5 kill leader, or 20 stop 0,3 2.5.
+      out: output folder: a new one, by default under runs/.
+    """
+    from lsgd_jax import chaos as room
+    from lsgd_jax.chaos import run
+
+    if options.asynchronous not in (None, "posted"):
+        raise UsageError(f"chaos supports only posted training, got {options.asynchronous}.")
+    options.refuse(TUNING, "in chaos")
+    given = options.given | {"asynchronous": "posted"}
+    if "steps" not in given and not options.base.rate_depends_on_steps:
+        given["steps"] = run.STEPS
+    try:
+        config = options.base.replace(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    workers = config.groups * config.workers
+    processes = workers if processes is None else processes
+    if not 2 <= processes <= workers or workers % processes:
+        raise UsageError(f"processes must be at least 2 and divide the {workers} workers, got {processes}.")
+    for name, value, least in (("minutes", minutes, 0.0), ("faults_per_hour", faults_per_hour, -1.0)):
+        if not least < value < math.inf:
+            raise UsageError(f"{name} must be {'positive' if least == 0 else 'at least 0'}, got {value}.")
+    seconds = 60 * minutes
+    quiet = seconds / 10
+    if plan is None:
+        faults = room.plan(processes, seconds=seconds, per_hour=faults_per_hour, quiet=quiet, seed=config.seed)
+    else:
+        faults = room.read_plan(plan, processes)
+        quiet = min([seconds, *(fault.at for fault in faults)])
+    out = out or Path("runs") / f"chaos-{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    files.check_writable(out)
+    if any(out.iterdir()):
+        raise UsageError(f"the folder {out} is not empty: name another with --out.")
+    with stopped_at_once("the run's processes were stopped"):
+        command = run.arguments_of(options.preset, given)
+        summary, replayed = run.chaos(
+            command,
+            config,
+            processes,
+            [fault for fault in faults if fault.at < seconds],
+            out,
+            seconds=seconds,
+            quiet=quiet,
+            message=lambda sentence: print(sentence, flush=True),
+        )
+    text = run.write(summary, replayed, config.task.headline.title, " ".join(["lsgd", *sys.argv[1:]]), out)
+    print(f"\n{text}see {out}")
+    return 0 if replayed.endswith("equal to the bit") and not summary.ended else 1

@@ -14,6 +14,7 @@ from flax import nnx
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
 from lsgd_jax.asynchronous.board import Gone, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
+from lsgd_jax.asynchronous.links import injected_faults
 from lsgd_jax.asynchronous.transport import run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
@@ -171,6 +172,7 @@ class _Member:
             Model(state.params, state.statistics),
             secret=run_secret(self.folder.members / "secret"),
             host=host,
+            faults=injected_faults(self.positions[0]),
             log=self._log_of_board,
         )
 
