@@ -16,7 +16,8 @@ from lsgd_jax.chaos.faults import Fault
 from lsgd_jax.chaos.injector import Injector
 from lsgd_jax.chaos.summary import Summary, summarize
 from lsgd_jax.config import Config
-from lsgd_jax.errors import RunFailed, UsageError
+from lsgd_jax.distributed.interruption import deferred_signals
+from lsgd_jax.errors import Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.run_folder import read_metrics
 
 STEPS = 10**8
@@ -58,6 +59,7 @@ def chaos(
 
     Raises:
       RunFailed: if not all workers begin to train, or the run ends before its time.
+      Interrupted: if SIGINT, SIGTERM or SIGHUP has stopped this process; the run is stopped, too.
     """
     run, workers = out / "run", config.groups * config.workers // processes
     own = [range(number * workers, (number + 1) * workers) for number in range(processes)]
@@ -65,7 +67,7 @@ def chaos(
     # A place whose process is killed over and over by faults is not given up.
     launch = [*lsgd, "launch", "--processes", str(processes), "--restarts", "1000", "--", *command]
     records: list[dict[str, Any]] = []
-    with (out / "output.txt").open("wb") as output:
+    with deferred_signals() as signal_to_stop, (out / "output.txt").open("wb") as output:
         launcher = subprocess.Popen(
             [*launch, "--run-dir", str(run)],
             env=os.environ | {LINKS: str(links.absolute())},
@@ -82,7 +84,9 @@ def chaos(
                 end = begun + (seconds if fault is None else fault.at)
                 while (now := time.monotonic()) < end and launcher.poll() is None:
                     injector.tick()
-                    time.sleep(min(TICK, max(0.0, end - now)))
+                    time.sleep(min(TICK, end - now))
+                    if number := signal_to_stop():
+                        raise Interrupted(f"stopped by {signal.Signals(number).name}, and with it the run.", number)
                 if launcher.poll() is not None:
                     raise RunFailed(f"the run has ended before its time: see {out / 'output.txt'}.")
                 if fault is not None:

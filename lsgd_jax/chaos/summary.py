@@ -12,9 +12,9 @@ MARGIN = 5.0
 
 
 class Span(NamedTuple):
-    """Seconds of one kind: how many there are of them, their median and the longest."""
+    """Seconds of one kind: how many times there are, their median and the longest."""
 
-    count: int
+    times: int
     median: float | None
     longest: float | None
 
@@ -225,4 +225,4 @@ def _living(
 def _text(span: Span) -> str:
     if span.median is None or span.longest is None:
         return "none"
-    return f"{span.median:.2f} s (median of {span.count}), at most {span.longest:.2f} s"
+    return f"{span.median:.2f} s (median of {span.times}), at most {span.longest:.2f} s"

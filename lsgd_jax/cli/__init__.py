@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from lsgd_jax import distributed
-from lsgd_jax.cli import commands, faults, preparation
+from lsgd_jax.cli import commands, faults, launch, preparation
 from lsgd_jax.cli.options import own_preset, with_presets
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.output import Output
@@ -51,7 +51,8 @@ def _run(arguments: list[str] | None) -> int | None:
             "replay": faults.replay,
             "chaos": faults.chaos,
             "info": commands.info,
-            "launch": commands.launch,
+            "launch": launch.launch,
+            "join": launch.join,
             "compile": commands.compile_ahead,
         }
         return tyro.extras.subcommand_cli_from_dict(

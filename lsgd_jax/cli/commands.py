@@ -1,7 +1,6 @@
 """Commands of `lsgd`, one function per command; their arguments are its options."""
 
 import math
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -69,7 +68,7 @@ def train(
         raise UsageError("host has no effect unless training is posted.")
     if run_dir is not None:
         check_path("run_dir", run_dir)
-    run_dir = run_dir or Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = run_dir or default_run_dir(config)
     note = "nothing was saved"
     if config.checkpoint_period and config.asynchronous != "joined":
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
@@ -90,8 +89,13 @@ def train(
             config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard, **of_posted
         )
         if not (of_posted and math.isnan(measured)):  # Else another process has evaluated the end.
-            _report(config, run_dir, measured)
+            report_result(config, run_dir, measured)
     return 0  # Even if the output was lost: the run is in its folder.
+
+
+def default_run_dir(config: Config) -> Path:
+    """A run folder named after the task and the time."""
+    return Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _own_workers(config: Config, process: int, processes: int) -> range:
@@ -105,7 +109,7 @@ def _own_workers(config: Config, process: int, processes: int) -> range:
     return range(process * own, (process + 1) * own)
 
 
-def _report(config: Config, run_dir: Path, measured: float) -> None:
+def report_result(config: Config, run_dir: Path, measured: float) -> None:
     """Draw a finished run and print its result, in the process that has evaluated it."""
     with distributed.failing_together():  # The others wait for the first until it has ended.
         if distributed.process_index() == 0:
@@ -316,39 +320,6 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("repor
 
     figure.write(list(runs), out)
     print(f"see {out}")
-
-
-def launch(
-    command: tyro.conf.Positional[tuple[str, ...]],
-    processes: int,
-    devices_per_process: int | None = None,
-    restarts: int = 0,
-) -> int:
-    """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
-
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops; a second signal stops it immediately.
-
-    Args:
-      command: train and its options, after two dashes.
-      processes: number of processes.
-      devices_per_process: simulated devices per process; by default one per worker.
-      restarts: maximum number of restarts from the latest checkpoint after a process was killed or crashed.
-    """
-    from lsgd_jax.distributed.launch import launch as run_processes
-
-    if command[:1] != ("train",):
-        raise UsageError(
-            "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
-            f" got {command[0] if command else 'no command'}."
-        )
-    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
-        if count is not None and count < 1:
-            raise UsageError(f"{name} must be at least 1, got {count}.")
-    if restarts < 0:
-        raise UsageError(f"restarts must be at least 0, got {restarts}.")
-    if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
-        raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
-    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
 
 
 def info(

@@ -9,7 +9,6 @@ import tyro
 
 from lsgd_jax import distributed, files
 from lsgd_jax.cli.options import TUNING, Options
-from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import UsageError
 
 
@@ -85,18 +84,16 @@ def chaos(
     files.check_writable(out)
     if any(out.iterdir()):
         raise UsageError(f"the folder {out} is not empty: name another with --out.")
-    with stopped_at_once("the run's processes were stopped"):
-        command = run.arguments_of(options.preset, given)
-        summary, replayed = run.chaos(
-            command,
-            config,
-            processes,
-            [fault for fault in faults if fault.at < seconds],
-            out,
-            seconds=seconds,
-            quiet=quiet,
-            message=lambda sentence: print(sentence, flush=True),
-        )
+    summary, replayed = run.chaos(
+        run.arguments_of(options.preset, given),
+        config,
+        processes,
+        [fault for fault in faults if fault.at < seconds],
+        out,
+        seconds=seconds,
+        quiet=quiet,
+        message=lambda sentence: print(sentence, flush=True),
+    )
     text = run.write(summary, replayed, config.task.headline.title, " ".join(["lsgd", *sys.argv[1:]]), out)
     print(f"\n{text}see {out}")
     return 0 if replayed.endswith("equal to the bit") and not summary.ended else 1

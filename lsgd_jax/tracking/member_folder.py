@@ -57,6 +57,7 @@ class MemberFolder(RunFolder):
             begun = any(self.of_worker(position).exists() for position in self._positions)
             if resume:
                 self._check_can_resume()
+                self._check_same_workers()
             elif begun or read_config(self.path).effective != self._config.effective:
                 raise self._not_empty()
             for position in self._positions:
@@ -66,6 +67,12 @@ class MemberFolder(RunFolder):
             if resume and read_config(self.path).effective != self._config.effective:
                 files.write(self.path / "config.json", self._config.to_json() + "\n")
             self._complete_last_line()
+
+    def _check_same_workers(self) -> None:
+        before, now = ((config.groups, config.workers) for config in (read_config(self.path), self._config))
+        if before != now:
+            shapes = "{} x {}, not {} x {}".format(*before, *now)
+            raise UsageError(f"the posted run in {self.path} can only be resumed with as many workers: {shapes}.")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

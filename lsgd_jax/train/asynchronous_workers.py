@@ -101,6 +101,16 @@ class Trainers:
         """The workers, at these starts."""
         return [self._worker(number, start) for number, start in enumerate(starts)]
 
+    def start_from(self, model: Model, step: int) -> Start:
+        """The start of a worker that replaces another, after so many steps of it: with a model and a new optimizer.
+
+        It may lead once its window of losses is full.
+        """
+        own = jax.tree.map(lambda x: x[0, 0], model)
+        state = TrainState(own.params, own.statistics, self.optimizer.init(own.params))
+        window = len(jax.tree.leaves(state.optimizer.losses)[0])
+        return Start(jax.tree.map(lambda x: x[None, None], state), step, step + window)
+
     def _compile(self, number: int) -> Compiled:
         model, optimizer = _parts(self.starts[number].state)
         on_device = SingleDeviceSharding(self._device(number))

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 from flax import nnx
 
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
-from lsgd_jax.asynchronous.board import Gone, ranked
+from lsgd_jax.asynchronous.board import Gone, Post, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
 from lsgd_jax.asynchronous.links import injected_faults
 from lsgd_jax.asynchronous.transport import run_secret
@@ -21,6 +22,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import Placement, place
 from lsgd_jax.distributed.interruption import deferred_signals
+from lsgd_jax.distributed.supervision import Heartbeat
 from lsgd_jax.errors import Interrupted, RunFailed, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.member_folder import MemberFolder
@@ -57,7 +59,8 @@ def train_and_evaluate(
     local steps of all workers together (`count`) and, as `step`, their mean:
 
     - "start": a worker begins a `life`, after `step` steps in earlier ones, `from` another worker (its life and its
-      step), from a state of its own that was saved after some steps ("saved"), or from the start of all (null).
+      step), from its own state that was "saved" after so many steps of a life, before or after it was pulled at that
+      step (`pulled`), or from the start of all (null).
     - "exchange": a worker has met its leader, or the center: the steps that the worker has taken (`worker_step`), the
       leader, and the life and the steps of the leader after which its parameters were posted, before any pull at that
       step; the distance to it, and the steps that it had taken since it posted (`staleness`).
@@ -76,7 +79,7 @@ def train_and_evaluate(
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
       lines: whether to print one line per evaluation where there is no terminal.
       resume: whether these workers may have trained before. If other processes are training, each starts from the
-        leader; otherwise where it was saved last.
+        leader, unless it was better when it was saved last.
       tensorboard: whether to write event files for TensorBoard, too.
       host: address or name of this machine's network interface, at which other processes reach this one.
 
@@ -130,6 +133,7 @@ class _Member:
         self.config, self.positions, self.folder, self.display = config, positions, folder, display
         self.recorder = AsynchronousRecorder(config, folder, display)
         self.size = config.groups * config.workers
+        self.heartbeat = Heartbeat()
         self.is_alone = len(positions) == self.size
         trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
         self.board = self._make_board(trainers.starts[0].state, host)
@@ -144,6 +148,7 @@ class _Member:
             self.exchanges,
             self._path,
             config.checkpoint_period,
+            life=self.board.life,
             log=lambda worker, values: self._log("checksum", worker, **values),
             warn=display.message,
         )
@@ -190,28 +195,31 @@ class _Member:
         return Centered(self.board, start, meet, workers=self.size, period=config.period, log=self.recorder.record)
 
     def _starts(self, trainers: Trainers, *, resume: bool) -> tuple[list[Start], list[Any]]:
-        """Where the workers start, and what from: each as it was saved, unless it has gone on without being saved."""
+        """Where the workers start, and what from, as a "start" event tells it.
+
+        Who has trained before goes on from the better of its own saved state and the leader's parameters, at the step
+        to which it is known to have come.
+        """
         if not resume:
             return trainers.starts, [None] * len(trainers.starts)
         known = self.board.read()[1]
         starts: list[Start] = []
         origins: list[Any] = []
         for position, common in zip(self.positions, trainers.starts, strict=True):
-            saved = self._saved(position, common.state)
-            step = known.get(position, 0)
-            if saved is not None and saved.step >= step:
+            saved, leader = self._saved(position, common.state), self._leader(common.state)
+            step = max(known.get(position, 0), 0 if saved is None else saved.step)
+            if saved is not None and (leader is None or saved.score <= leader[1].score):
                 state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saved.state, common.state)
-                starts.append(Start(state, saved.step, saved.eligible_from, saved.score))
-                origins.append({"saved": saved.step})
-                continue
-            device = next(iter(jax.tree.leaves(common.state.params)[0].devices()))
-            model, origin = self._of_leader(device) or (Model(*common.state[:2]), None)
-            own = jax.tree.map(lambda x: x[0, 0], model)
-            optimizer = jax.tree.map(lambda x: x[None, None], trainers.optimizer.init(own.params))
-            state = jax.device_put(TrainState(*model, optimizer), device)
-            window = self.config.options.get("window", 0)
-            starts.append(Start(state, step, step + window if step or origin else 0))
-            origins.append(origin)
+                window_left = max(0, saved.eligible_from - saved.step)
+                starts.append(Start(state, step, step + window_left, saved.score))
+                origins.append({"saved": saved.step, "life": saved.life, "pulled": saved.pulled})
+            elif leader is not None:
+                best, post, model = leader
+                starts.append(trainers.start_from(model, step))
+                origins.append({"worker": best, "life": post.life, "step": post.step})
+            else:
+                starts.append(common._replace(step=step))
+                origins.append(None)
         return starts, origins
 
     def _saved(self, position: int, like: TrainState) -> SavedWorker | None:
@@ -227,16 +235,15 @@ class _Member:
         """The file in which a worker is saved."""
         return self.folder.of_worker(position) / "state.npz"
 
-    def _of_leader(self, device: jax.Device) -> tuple[Model, dict[str, int]] | None:
-        """The model of the best worker who can be had, and whose it is."""
+    def _leader(self, like: TrainState) -> tuple[int, Post, Model] | None:
+        """The best worker who can be had: its position, and its model on the device of a worker, with its post."""
+        [device] = jax.tree.leaves(like.params)[0].devices()
         posts, _ = self.board.read()
         for position in ranked(posts):
-            try:
+            with suppress(Gone):
                 model, post = self.board.take(position, posts[position], device)
-            except Gone:
-                continue
-            if post.eligible:
-                return model, {"worker": position, "life": post.life, "step": post.step}
+                if post.eligible:
+                    return position, post, model
         return None
 
     def train(self) -> float:
@@ -246,13 +253,13 @@ class _Member:
           Interrupted: if a signal has asked this process to leave.
           RunFailed: if another process has taken the place of this one.
         """
+        self.heartbeat.beat()
         with deferred_signals() as signal_to_stop:
             with Threads(self.workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
             measured = math.nan
             if why == "finished" and not self.folder.is_finished:
-                measured = self.evaluations.at_end()
-                self.folder.finish()
+                measured = self._evaluate_end()
             for worker in self.workers:
                 if why != "replaced":  # Else the file is the other process's.
                     self.saved.at_end(worker)
@@ -260,6 +267,7 @@ class _Member:
             self.saved.close()
             self.evaluations.close()
             self.board.close()
+            self.heartbeat.end()
         if number is not None:
             raise Interrupted(self._left(number), number)
         if why == "replaced":
@@ -268,8 +276,11 @@ class _Member:
 
     def _until_end(self, threads: Threads, signal_to_stop: Callable[[], int | None]) -> tuple[str, int | None]:
         """Wait and evaluate while workers train; returns why that has ended, and the signal if there was one."""
+        taken = -1
         while True:
             finished = threads.have_ended(NOTICE)
+            if finished or taken != (taken := sum(worker.step for worker in self.workers)):
+                self.heartbeat.beat()
             if (number := signal_to_stop()) is not None:
                 return "left", number
             if self._is_replaced():
@@ -279,6 +290,15 @@ class _Member:
             self.evaluations.if_due(here=self._is_oldest())
             if finished:
                 time.sleep(NOTICE)
+
+    def _evaluate_end(self) -> float:
+        """Evaluate when all have finished, and tell the others that they may leave; returns the measure."""
+        running = self.evaluations.at_end()
+        while not running.done():
+            self.heartbeat.beat()
+            time.sleep(NOTICE)
+        self.folder.finish()
+        return running.result()
 
     def _is_oldest(self) -> bool:
         """Whether no other living process has been in the run for longer."""

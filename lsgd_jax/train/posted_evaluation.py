@@ -92,11 +92,9 @@ class Evaluations:
             if here:
                 self._running = self._thread.submit(self._run, self._recorder.clock.seconds())
 
-    def at_end(self) -> float:
-        """Evaluate all workers when they have finished; returns the headline measure of the evaluated model."""
-        seconds = self._recorder.clock.seconds()
-        self.close()
-        return self._run(seconds)
+    def at_end(self) -> Future[float]:
+        """Evaluate all workers when they have finished: the headline measure of the evaluated model."""
+        return self._thread.submit(self._run, self._recorder.clock.seconds())
 
     def close(self) -> None:
         """Wait for an evaluation that is under way."""

@@ -24,13 +24,16 @@ FORMAT = 1
 class SavedWorker(NamedTuple):
     """A worker as it was saved."""
 
+    life: int
     step: int
     """Steps that it had taken, in all its lives."""
+    pulled: bool
+    """Whether it had been pulled at that step, if it was."""
     eligible_from: int
     """Steps after which it may lead."""
     score: float
-    state: TrainState
-    """On the host, with the axes [group, worker] of size 1."""
+    state: Any
+    """Its `TrainState` on the host, with the axes [group, worker] of size 1."""
 
 
 def save(path: Path, saved: SavedWorker) -> None:
@@ -40,8 +43,7 @@ def save(path: Path, saved: SavedWorker) -> None:
       OSError: if it can't be written; what was saved before is kept.
     """
     leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(saved.state)]
-    fields: dict[str, Any] = {"format": FORMAT, "step": saved.step, "eligible_from": saved.eligible_from}
-    fields |= {"score": saved.score, "arrays": arrays_of(saved.state)}
+    fields = saved._replace(state=None)._asdict() | {"format": FORMAT, "arrays": arrays_of(saved.state)}
     with files.replacing(path) as file:
         np.savez(  # With checksums.
             file,
@@ -70,7 +72,8 @@ def restore(path: Path, like: TrainState) -> SavedWorker | None:
             raise ValueError("its arrays are not those of this run")
         values = [x[None, None] for _, x in Part(row, None).values(arrays)]
         state = jax.tree.unflatten(jax.tree.structure(like), values)
-        return SavedWorker(int(fields["step"]), int(fields["eligible_from"]), float(fields["score"]), state)
+        life, step, eligible_from = (int(fields[name]) for name in ("life", "step", "eligible_from"))
+        return SavedWorker(life, step, bool(fields["pulled"]), eligible_from, float(fields["score"]), state)
     except Exception as error:  # Whatever a damaged or foreign file makes of its readers.
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(f"the worker saved in {path} can't be read ({why})") from None
@@ -96,6 +99,7 @@ class Saved:
         path: Callable[[int], Path],
         every: int,
         *,
+        life: int,
         log: Callable[[Worker, dict[str, Any]], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -105,10 +109,12 @@ class Saved:
           exchanges: of the workers.
           path: from a worker's position to its file.
           every: steps of a worker between two saves; 0: never.
+          life: of the workers.
           log: takes a worker and values of its "checksum" event.
           warn: takes a sentence about a worker that can't be saved; what was saved before is kept.
         """
         self._exchanges, self._path, self._every, self._log, self._warn = exchanges, path, every, log, warn
+        self._life = life
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._writing: dict[int, Future[None]] = {}
 
@@ -139,7 +145,7 @@ class Saved:
         state = jax.device_get(TrainState(*worker.model, worker.optimizer))  # The next step donates the optimizer's.
         self._log(worker, {"sha256": checksum(state.params), "pulled": pulled})
         if self._every:
-            saved = SavedWorker(worker.step, worker.eligible_from, worker.score, state)
+            saved = SavedWorker(self._life, worker.step, pulled, worker.eligible_from, worker.score, state)
             self._writing[worker.position] = self._disk.submit(self._write, worker.position, saved)
 
     def _write(self, position: int, saved: SavedWorker) -> None:
