@@ -60,7 +60,10 @@ class Fault(NamedTuple):
         Raises:
           ValueError: if it is not one of such a run.
         """
-        at, kind, numbers, *lasts = line.split()
+        words = line.split()
+        if len(words) not in (3, 4):
+            raise ValueError("it has three words, and a fourth if it lasts")
+        at, kind, numbers, *lasts = words
         fault = Fault(
             float(at),
             kind,

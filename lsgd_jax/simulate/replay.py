@@ -152,10 +152,7 @@ def _lives(config: Config, events: Iterable[dict[str, Any]]) -> dict[tuple[int, 
     lives = {}
     for event in of_kind["start"]:
         start = Snapshot(event["worker"], event["life"], event["step"])
-        source = event["from"]
-        if source is not None:
-            source = SavedState(start.worker, 0, source["saved"], False) if "saved" in source else Snapshot(**source)
-        lives[start.worker, start.life] = _Life(start, source)
+        lives[start.worker, start.life] = _Life(start, _source(start.worker, event["from"]))
 
     def life_at(worker: int, life: int, step: int) -> _Life:
         found = lives.get((worker, life))
@@ -175,26 +172,18 @@ def _lives(config: Config, events: Iterable[dict[str, Any]]) -> dict[tuple[int, 
     for event in of_kind["end"]:
         life_at(event["worker"], event["life"], event["step"])
     for life in list(lives.values()):
-        if isinstance(life.source, SavedState):
-            life.source = _last_saved(lives, life)
-        elif life.source is not None:
-            life_at(*life.source)
+        if life.source is not None:
+            life_at(*life.source[:3])
     return lives
 
 
-def _last_saved(lives: dict[tuple[int, int], _Life], life: _Life) -> SavedState:
-    """The state from which a life has started: a worker's checksum is recorded whenever it is saved.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    worker, number, step = life.start
-    for earlier in range(number - 1, 0, -1):
-        saved = lives[worker, earlier].checksums if (worker, earlier) in lives else {}
-        for pulled in (True, False):
-            if (step, pulled) in saved:
-                return SavedState(worker, earlier, step, pulled)
-    raise ValueError(f"worker {worker} was not saved at step {step} before its life {number}")
+def _source(worker: int, source: dict[str, Any] | None) -> Snapshot | SavedState | None:
+    """What a worker has started from, by its event."""
+    if source is None:
+        return None
+    if "saved" in source:
+        return SavedState(worker, source["life"], source["saved"], source["pulled"])
+    return Snapshot(source["worker"], source["life"], source["step"])
 
 
 def _pulls(config: Config, event: dict[str, Any]) -> Iterator[_Pull]:
@@ -270,7 +259,7 @@ class _Replayed:
                     return pull.leader
             for pulls in life.pulls.pop(life.step, []):
                 self._pull(life, pulls)
-            self._compare(life, pulled=True)
+            self._check(life, pulled=True)
             if life.step == life.last:
                 return None
             self._take_step(life)
@@ -305,7 +294,7 @@ class _Replayed:
         snapshot = life.start._replace(step=life.step)
         if self._uses[snapshot]:
             self._kept[snapshot] = life.state._replace(optimizer=())
-        self._compare(life, pulled=False)
+        self._check(life, pulled=False)
 
     def _pull(self, life: _Life, pulls: Sequence[_Pull]) -> None:
         assert life.state is not None
@@ -326,18 +315,16 @@ class _Replayed:
                 )
                 self._note(life, f"{where}, after step {life.step}")
 
-    def _compare(self, life: _Life, *, pulled: bool) -> None:
-        """Compare the worker's parameters where their checksum was recorded, and keep them if they were saved."""
-        recorded = life.checksums.pop((life.step, pulled), None)
-        if recorded is None:
-            return
+    def _check(self, life: _Life, *, pulled: bool) -> None:
+        """Keep the worker as it was saved, if it will start from there, and compare it where its checksum was recorded."""
         assert life.state is not None
-        self._checksums += 1
-        if checksum(life.state.params) != recorded:
-            self._note(life, f"other parameters after step {life.step}")
         saved = SavedState(*life.start._replace(step=life.step), pulled)
-        if self._uses[saved]:
+        if self._uses[saved] and saved not in self._kept:
             self._kept[saved] = life.state._replace(optimizer=jax.tree.map(jnp.copy, life.state.optimizer))
+        if recorded := life.checksums.pop((life.step, pulled), None):
+            self._checksums += 1
+            if checksum(life.state.params) != recorded:
+                self._note(life, f"other parameters after step {life.step}")
 
     def _note(self, life: _Life, difference: str) -> None:
         life.difference = life.difference or f"worker {life.start.worker}, life {life.start.life}: {difference}"

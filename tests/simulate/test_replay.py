@@ -103,7 +103,7 @@ class History:
 
     def save(self, i, *, pulled):
         worker = self.workers[i]
-        self.saves[i][worker.step] = jax.device_get(TrainState(*worker.model, worker.optimizer))
+        self.saves[i][self.lives[i], worker.step, pulled] = jax.device_get(TrainState(*worker.model, worker.optimizer))
         values = {"sha256": checksum(worker.model.params), "pulled": pulled}
         self.log("checksum", worker=i, life=self.lives[i], step=worker.step, **values)
 
@@ -132,7 +132,7 @@ class History:
             self.save(i, pulled=True)
 
     def replace(self, i):
-        """By a life that starts from somebody's post, from what was saved last, or from the common start."""
+        """By a life that starts from somebody's post, from what was saved, or from the common start."""
         step, common, saves = self.workers[i].step, self.trainers.starts[i], self.saves[i]
         way = self.rng.choice(["leader", "saved", "common"])
         if way == "leader":
@@ -141,8 +141,10 @@ class History:
             state = TrainState(*model, common.state.optimizer)
             self.start(i, Start(state, step), {"worker": j, "life": life, "step": of})
         elif way == "saved" and saves:
-            state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saves[max(saves)], common.state)
-            self.start(i, Start(state, max(saves)), {"saved": max(saves)})
+            life, of, pulled = self.rng.choice(list(saves))
+            saved = saves[life, of, pulled]
+            state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saved, common.state)
+            self.start(i, Start(state, step), {"saved": of, "life": life, "pulled": pulled})
         else:
             self.start(i, common._replace(step=step), None)
 
