@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +64,39 @@ class Board:
           Gone: if it can't be had.
         """
         return jax.device_put(post.params, device), post
+
+    def living(self) -> set[int]:
+        """The positions of the workers whose processes are alive."""
+        return set(self.read()[1])
+
+    def oldest(self) -> str | None:
+        """The address of the living process that has been in the run for the longest time; None if it is this one."""
+        return None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a newer life of a worker of this process has begun elsewhere, so that this process has to end."""
+        return False
+
+    def serve(self, function: Callable[[Any], Any], like: Any) -> None:
+        """Let other processes call a function here.
+
+        Args:
+          function: from a tree of arrays to a tree of arrays like it.
+          like: such a tree, or its shapes and dtypes.
+        """
+
+    def call(self, address: str, tree: Any) -> Any:
+        """The result of the function that another process serves.
+
+        Args:
+          address: of the process.
+          tree: arrays like those that it serves.
+
+        Raises:
+          Gone: if it does not come in time; the function may have been called.
+        """
+        raise Gone(address)
 
     def close(self) -> None:
         """Serve no more requests."""

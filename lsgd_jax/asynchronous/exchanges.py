@@ -248,7 +248,13 @@ def pulled_towards(
 
 
 class Centered:
-    """A center variable that workers meet one at a time, each every `period` of its own steps."""
+    """A center variable that workers meet one at a time, each every `period` of its own steps.
+
+    It is that of the process that has been in the run for the longest time. Workers of other processes meet it there,
+    by a thread of their own: they go on and are moved, when the answer has come, by as much as the meeting has moved
+    them. With each answer comes a copy of the center, from which the next process goes on when that one has ended. A
+    meeting that fails is due again; if only its answer was lost, the center has met the worker twice.
+    """
 
     def __init__(
         self,
@@ -260,11 +266,11 @@ class Centered:
         period: int,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        """Start with the center at the workers' start.
+        """Start before the first meeting.
 
         Args:
           board: of all workers; it counts their steps.
-          start: parameters of all workers at the start.
+          start: the center at the start: the parameters of all workers then, or a copy from before.
           meet: from a worker's parameters, the center and the worker's parameters after its last meeting (in DOWNPOUR
             the center of then), all on its device, to the worker's new parameters and the new center.
           workers: their number.
@@ -272,18 +278,26 @@ class Centered:
           log: takes the name of an event and its values.
         """
         self.center = start
+        """The center, or the last copy of it."""
         self._board, self._period, self._log = board, period, log
         self._meet = jax.jit(meet)
         self._lock = threading.Lock()
-        self._last_centers = [start] * workers
-        self._met = [0] * workers
+        self._last_params: dict[int, optax.Params] = {}
+        """Parameters of each worker after its last meeting."""
+        self._met: dict[int, int] = {}
+        """Meetings that have been due for each worker."""
+        self._calling: dict[int, Future[tuple[optax.Params, optax.Params] | None]] = {}
+        self._callers = ThreadPoolExecutor(thread_name_prefix="meet")  # A thread for each worker who meets elsewhere.
         self.taken = [0] * workers
-        """How often each worker has fetched the center, and the center a worker."""
+        """How often each worker's parameters or the center have been sent for it."""
+        self._device = _device_of(start)
+        board.serve(self._answer, (start, start))
 
     def compile(self, worker: Worker) -> None:
         """Compile the meeting."""
-        center = jax.device_put(self.center, _device(worker))
-        jax.block_until_ready(self._meet(worker.model.params, center, worker.model.params))
+        x, device = worker.model.params, _device(worker)
+        center = jax.device_put(self.center, device)
+        jax.block_until_ready((self._meet(x, center, x), _moved(x, x, x)))
 
     def after_step(self, worker: Worker) -> None:
         """Post the worker, for those who evaluate it, and count the step."""
@@ -291,23 +305,67 @@ class Centered:
         self._board.write(worker.position, worker.step, post)
 
     def exchange(self, worker: Worker) -> Iterator[None]:
-        """Meet the center if that is due, under its lock."""
-        i = worker.position
-        if worker.step // self._period == self._met[i]:
-            return
-        self._met[i] = worker.step // self._period
-        device = _device(worker)
-        with self._lock:
-            center, last_center = jax.device_put((self.center, self._last_centers[i]), device)
-            params, self.center = jax.block_until_ready(self._meet(worker.model.params, center, last_center))
-        self._last_centers[i] = params
-        self.taken[i] += 2
-        worker.move(params)
+        """Meet the center if that is due."""
+        i, x = worker.position, worker.model.params
+        last, due = self._last_params.setdefault(i, x), worker.step // self._period
+        if (calling := self._calling.get(i)) is not None:
+            if calling.done():
+                del self._calling[i]
+                if (met := calling.result()) is not None:
+                    self._met[i] = due
+                    self._end_meeting(worker, *met, sent=4)
+                    yield None
+        elif due != self._met.setdefault(i, due):
+            if (owner := self._board.oldest()) is not None:
+                self._calling[i] = self._callers.submit(self._call, owner, x, last)
+            else:
+                self._met[i] = due
+                self._end_meeting(worker, x, self._meet_here(x, last, _device(worker))[0], sent=2)
+                yield None
+
+    def _end_meeting(self, worker: Worker, before: optax.Params, after: optax.Params, *, sent: int) -> None:
+        """Move a worker as a meeting has moved the parameters that it had then."""
+        i, x = worker.position, worker.model.params
+        worker.move(after if x is before else _moved(x, before, after))
+        self._last_params[i] = after
+        self.taken[i] += sent
         total = sum(self._board.read()[1].values())
         self._log("exchange", worker=i, life=self._board.life, worker_step=worker.step, count=total)
-        yield None
+
+    def _meet_here(self, x: Any, last: Any, device: jax.Device) -> tuple[optax.Params, optax.Params]:
+        """A worker's new parameters and the new center."""
+        with self._lock:
+            x, center, last = jax.device_put((x, self.center, last), device)
+            params, self.center = jax.block_until_ready(self._meet(x, center, last))
+            return params, self.center
+
+    def _call(self, owner: str, x: optax.Params, last: optax.Params) -> tuple[optax.Params, optax.Params] | None:
+        """A worker's parameters before and after a meeting in another process; None if it is gone."""
+        try:
+            params, center = self._board.call(owner, (x, last))
+        except Gone:
+            return None
+        with self._lock:
+            self.center = jax.device_put(center, self._device)
+        return x, jax.device_put(params, _device_of(x))
+
+    def _answer(self, sent: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Let a worker of another process meet the center, which is here."""
+        if self._board.oldest() is not None:
+            raise ValueError("the center is in another process")
+        return self._meet_here(*sent, self._device)
+
+
+@jax.jit
+def _moved(x: optax.Params, before: optax.Params, after: optax.Params) -> optax.Params:
+    """Parameters moved as others have been."""
+    return jax.tree.map(lambda x, before, after: x + (after - before), x, before, after)
 
 
 def _device(worker: Worker) -> jax.Device:
-    [device] = jax.tree.leaves(worker.model.params)[0].devices()
+    return _device_of(worker.model.params)
+
+
+def _device_of(params: optax.Params) -> jax.Device:
+    [device] = jax.tree.leaves(params)[0].devices()
     return device

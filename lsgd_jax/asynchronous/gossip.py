@@ -8,13 +8,11 @@ stay where they are until they are fetched from there.
 
 import asyncio
 import concurrent.futures
-import contextlib
 import itertools
 import math
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,16 +23,15 @@ import optax
 from lsgd_jax.asynchronous import membership
 from lsgd_jax.asynchronous.board import Board, Gone, Post
 from lsgd_jax.asynchronous.membership import Entry, View
+from lsgd_jax.asynchronous.rendezvous import addresses_in, begin_life
 from lsgd_jax.asynchronous.transport import Endpoint, Faults
-from lsgd_jax.errors import UsageError
 
 BEAT = 0.1
 """Seconds between two beats."""
-QUIET, SILENCE = 5, 12
+QUIET, SILENCE = 5, 10
 """Beats without news of a worker after which its process is asked directly, and after which it is taken for dead."""
 SEARCH = 20
 """Beats between two looks for new processes in the run's folder."""
-_CLAIM = re.compile(r"worker-(\d{1,9})-life-(\d{1,9})")
 
 
 class Member(NamedTuple):
@@ -71,30 +68,40 @@ class GossipBoard(Board):
           secret: of the run.
           host: address or name of the network interface at which to listen, and at which others reach this process.
           faults: injected into requests; None: none.
-          log: takes the name of an event and its values, from any thread: "alive" and "dead" with a worker, its life,
-            the time in `seconds` since the epoch, and the first worker of this process (`seen_by`); "dropped" with what
-            came from a stranger.
+          log: takes the name of an event and its values, in a thread of the board's own: "alive" and "dead" with a
+            worker, its life, the time in `seconds` since the epoch, and the first worker of this process (`seen_by`);
+            "dropped" with where a connection came from and why it was dropped. All have the steps of all workers that
+            are known (`count`).
 
         Raises:
           UsageError: if it can't listen there, or the folder can't be written.
         """
         super().__init__()
         self._folder, self._own, self._log = folder / "members", tuple(positions), log
-        leaves, self._structure = jax.tree.flatten(like)
-        self._like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
         self._view: View = {}
         self._heard: dict[int, int] = {}
         """Own beat at which each worker's newest version came."""
         self._unreachable: set[str] = set()
-        self._alive: dict[int, int] = {}
-        """Life of each worker that was last taken to be alive."""
+        """Addresses that have refused connections, or not sent parameters in time, and have not answered since."""
+        self._alive: dict[int, tuple[int, str]] = {}
+        """Life and address of each worker of other processes that was alive at the last beat."""
         self._beat, self._contacts = 0, dict[str, asyncio.Task]()
-        self._fetches: dict[str, set[asyncio.Task]] = {}
-        self._endpoint = Endpoint(self._answer, secret=secret, host=host, faults=faults, closed=self._contact, log=log)
+        self._asking: dict[str, set[asyncio.Task]] = {}
+        """Tasks that wait for arrays, by the address that they have asked."""
+        self._serving: tuple[Any, Callable[[Any], Any]] | None = None
+        self._endpoint = Endpoint(
+            self._answer, room=self._room, secret=secret, host=host, faults=faults, closed=self._contact, log=self._note
+        )
         self.address = self._endpoint.address
+        """host:port, at which others reach this process."""
         self._since = time.time()
-        self.life = _claim(self._folder, self._own, self.address)
-        self._endpoint.start(self._learn()).result()
+        try:
+            self.life = begin_life(self._folder, self._own, self.address)
+            self._endpoint.start(self._learn()).result()
+        except BaseException:
+            self._endpoint.close()
+            raise
         self.steps = {position: self._view[position].step if position in self._view else 0 for position in self._own}
         """Steps of this process's workers in their earlier lives."""
         self._steps |= self.steps
@@ -119,6 +126,15 @@ class GossipBoard(Board):
             members.append(Member(positions, entries[0].life, address, entries[0].since))
         return sorted(members, key=lambda member: (member.since, member.positions))
 
+    def living(self) -> set[int]:
+        """The positions of the workers whose processes are alive."""
+        return {position for member in self.members() for position in member.positions}
+
+    def oldest(self) -> str | None:
+        """The address of the living process that has been in the run for the longest time; None if it is this one."""
+        address = self.members()[0].address
+        return None if address == self.address else address
+
     def read(self) -> tuple[dict[int, Post], dict[int, int]]:
         """The last posts of the workers that are alive, and the steps of all workers ever known; asks nobody."""
         if self._beating.done() and not self._beating.cancelled():
@@ -139,11 +155,40 @@ class GossipBoard(Board):
         """
         if post.params is not None:
             return super().take(position, post, device)
+        params, taken = self._wait(f"worker {position}", self._fetch(position))
+        return jax.device_put(params, device), taken
+
+    def serve(self, function: Callable[[Any], Any], like: Any) -> None:
+        """Let others call a function here, in a thread of its own for each call.
+
+        Args:
+          function: from a tree of NumPy arrays to a tree of arrays like it.
+          like: such a tree, or its shapes and dtypes.
+        """
+        self._serving = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like), function
+
+    def call(self, address: str, tree: Any) -> Any:
+        """Call the function that a process serves.
+
+        Args:
+          address: of a member.
+          tree: arrays like those that it serves.
+
+        Returns:
+          Its result, in NumPy arrays.
+
+        Raises:
+          Gone: if it does not come within the deadline that its size is granted; the function may have been called.
+        """
+        if address == self.address and self._serving is not None:
+            return self._serving[1](tree)
+        return self._wait(address, self._call(address, tree))
+
+    def _wait(self, whom: str, coroutine: Coroutine) -> Any:
         try:
-            arrays, taken = self._endpoint.start(self._fetch(position)).result()
+            return self._endpoint.start(coroutine).result()
         except (OSError, ValueError, concurrent.futures.CancelledError) as error:
-            raise Gone(f"worker {position}: {str(error) or type(error).__name__}") from None
-        return jax.device_put(jax.tree.unflatten(self._structure, arrays), device), taken
+            raise Gone(f"{whom}: {str(error) or type(error).__name__}") from None
 
     def close(self) -> None:
         """Leave: others see this process as dead at once."""
@@ -152,13 +197,13 @@ class GossipBoard(Board):
     # What follows runs in the endpoint's thread.
 
     async def _learn(self) -> None:
-        """Contact all processes in the folder."""
-        for address in _addresses(self._folder) - {self.address}:
-            self._contact(address)
+        """Hear from all processes in the folder."""
+        await self._search()
         await asyncio.gather(*self._contacts.values())
 
     async def _beats(self) -> None:
         """Exchange views forever."""
+        searching = asyncio.create_task(self._search())
         while True:
             self._beat += 1
             with self._lock:
@@ -167,7 +212,15 @@ class GossipBoard(Board):
             self._note_lives()
             for address in self._due():
                 self._contact(address)
+            if searching.done() and self._beat % SEARCH == 0:
+                searching = asyncio.create_task(self._search())
             await asyncio.sleep(BEAT)
+
+    async def _search(self) -> None:
+        """Contact the processes in the folder of whom nothing was heard yet; the file system may be slow."""
+        known = {entry.address for entry in self._view.values()} | {self.address}
+        for address in await asyncio.to_thread(addresses_in, self._folder) - known:
+            self._contact(address)
 
     def _entry(self, position: int) -> Entry:
         step, post = self._steps[position], self._posts.get(position)
@@ -183,8 +236,8 @@ class GossipBoard(Board):
             for position, entry in self._view.items()
             if position not in self._own and self._silence(position) > QUIET
         }
-        if self._beat % SEARCH == 0:
-            due |= _addresses(self._folder) - others
+        if self._beat == 1:  # All are to know that this process lives.
+            due |= others
         for addresses in (others - self._unreachable, others & self._unreachable):
             if addresses:
                 due.add(random.choice(sorted(addresses)))
@@ -197,13 +250,12 @@ class GossipBoard(Board):
 
     async def _exchange(self, address: str) -> None:
         try:
-            answer = await self._endpoint.ask(address, {"view": membership.dump(self._view)})
-            self._hear(membership.parse(answer))
+            self._hear(membership.parse(await self._endpoint.ask(address, {"view": membership.dump(self._view)})))
             self._unreachable.discard(address)
+        except TimeoutError:
+            pass  # Silence tells, and on a loaded machine there may be none.
         except (OSError, ValueError):
             self._unreachable.add(address)
-            for fetch in self._fetches.get(address, ()):
-                fetch.cancel()
         finally:
             del self._contacts[address]
 
@@ -225,18 +277,33 @@ class GossipBoard(Board):
         return self._silence(position) <= SILENCE and entry.address not in self._unreachable
 
     def _note_lives(self) -> None:
-        """Log who has died, and who lives."""
+        """Log who has died and who lives, and give up what is being fetched from the dead."""
         view = self._view
         alive = {
-            position: e.life for position, e in view.items() if position not in self._own and self._lives(position, e)
+            position: (entry.life, entry.address)
+            for position, entry in view.items()
+            if position not in self._own and self._lives(position, entry)
         }
-        for name, some, others in (("dead", self._alive, alive), ("alive", alive, self._alive)):
-            for position, life in some.items():
-                if others.get(position) != life:
-                    self._log(name, worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+        for position, (life, address) in self._alive.items() - alive.items():
+            for task in self._asking.get(address, ()):
+                task.cancel()
+            self._note("dead", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
+        for position, (life, _) in alive.items() - self._alive.items():
+            self._note("alive", worker=position, life=life, seconds=time.time(), seen_by=self._own[0])
         self._alive = alive
 
-    async def _answer(self, request: Any) -> tuple[Any, Sequence[Any]]:
+    def _note(self, event: str, **values: Any) -> None:
+        others = sum(entry.step for position, entry in self._view.items() if position not in self._own)
+        with self._lock:
+            count = others + sum(self._steps.values())
+        self._log(event, count=count, **values)
+
+    def _room(self, request: Any) -> list[np.ndarray]:
+        if request != "call" or self._serving is None:
+            raise ValueError("nothing here takes arrays")
+        return _bytes_of(_aligned(self._serving[0]))
+
+    async def _answer(self, request: Any, arrays: Sequence[np.ndarray]) -> tuple[Any, Sequence[np.ndarray]]:
         match request:
             case {"view": view}:
                 self._hear(membership.parse(view))
@@ -246,30 +313,43 @@ class GossipBoard(Board):
                     post = self._posts.get(position)
                 if post is None:
                     return None, ()
-                return [post.life, *_told(post)], _bytes_of(post.params)
+                return [post.life, *_told(post)], await asyncio.to_thread(_bytes_of, post.params)
+            case "call" if arrays and self._serving is not None:
+                like, function = self._serving
+                return True, await asyncio.to_thread(lambda: _bytes_of(function(_of_bytes(arrays, like))))
         raise ValueError(f"not a request: {str(request)[:200]}")
 
-    async def _fetch(self, position: int) -> tuple[list[np.ndarray], Post]:
-        entry = self._view.get(position)
-        if entry is None:
+    async def _fetch(self, position: int) -> tuple[optax.Params, Post]:
+        if (entry := self._view.get(position)) is None:
             raise ConnectionError("nobody knows it")
+        params = _aligned(self._like)
+        match await self._ask(entry.address, {"take": position}, (), _bytes_of(params)):
+            case [int(life), int(step), float(score), bool(eligible)]:
+                return params, Post(life, step, score, eligible, None)
+        raise ConnectionError("it has not posted any")
+
+    async def _call(self, address: str, tree: Any) -> Any:
+        result = _aligned(tree)
+        if await self._ask(address, "call", await asyncio.to_thread(_bytes_of, tree), _bytes_of(result)) is None:
+            raise ConnectionError("it has answered nothing")
+        return result
+
+    async def _ask(self, address: str, request: Any, arrays: Sequence[np.ndarray], into: Sequence[np.ndarray]) -> Any:
+        """Ask for arrays; cancelled when the process is seen dead."""
         task = asyncio.current_task()
         assert task is not None
-        fetches = self._fetches.setdefault(entry.address, set())
-        fetches.add(task)
+        asking = self._asking.setdefault(address, set())
+        asking.add(task)
         try:
-            arrays = _aligned(self._like)
-            match await self._endpoint.ask(
-                entry.address, {"take": position}, [x.reshape(-1).view(np.uint8) for x in arrays]
-            ):
-                case [int(life), int(step), float(score), bool(eligible)]:
-                    return arrays, Post(life, step, score, eligible, None)
-            raise ConnectionError("it has not posted any")
+            return await self._endpoint.ask(address, request, arrays, into)
         except OSError:
-            self._contact(entry.address)
+            self._unreachable.add(address)
+            self._contact(address)
             raise
         finally:
-            fetches.discard(task)
+            asking.discard(task)
+            if not asking:
+                self._asking.pop(address, None)
 
 
 def _told(post: Post) -> tuple[int, float, bool]:
@@ -277,67 +357,22 @@ def _told(post: Post) -> tuple[int, float, bool]:
     return int(post.step), math.inf if math.isnan(post.score) else float(post.score), bool(post.eligible)
 
 
-def _bytes_of(params: optax.Params) -> list[np.ndarray]:
-    """Bytes of arrays, not copied on a CPU."""
-    return [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in jax.tree.leaves(params)]
+def _bytes_of(tree: Any) -> list[np.ndarray]:
+    """The bytes of arrays; on a CPU they are not copied."""
+    return [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in jax.tree.leaves(tree)]
 
 
-def _aligned(like: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
+def _of_bytes(arrays: Sequence[np.ndarray], like: Any) -> Any:
+    """Inverse of `_bytes_of`."""
+    leaves, structure = jax.tree.flatten(like)
+    views = [array.view(x.dtype).reshape(x.shape) for array, x in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(structure, views)
+
+
+def _aligned(like: Any) -> Any:
     """Uninitialized arrays at multiples of 64 bytes: JAX uses such an array on a CPU without copying it."""
-    sizes = [int(np.prod(x.shape)) * x.dtype.itemsize for x in like]
-    starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
+    sizes = [math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like)]
+    starts = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
     whole = np.empty(starts[-1] + 64, np.uint8)
     whole = whole[-whole.ctypes.data % 64 :]
-    return [
-        whole[start : start + size].view(x.dtype).reshape(x.shape)
-        for x, start, size in zip(like, starts, sizes, strict=False)
-    ]
-
-
-def claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Position, life and file of every worker that has a file in the folder."""
-    for path in folder.iterdir():
-        if match := _CLAIM.fullmatch(path.name):
-            yield int(match[1]), int(match[2]), path
-
-
-def _claim(folder: Path, positions: Sequence[int], address: str) -> int:
-    """Begin the next life of some workers, by files that nobody else can create; returns the life."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            older = [(life, path) for position, life, path in claims(folder) if position in positions]
-            life = 1 + max((life for life, _ in older), default=0)
-            created = []
-            try:
-                for position in positions:
-                    path = folder / f"worker-{position}-life-{life}"
-                    with path.open("x") as file:
-                        created.append(path)
-                        file.write(f"{address}\n")
-            except FileExistsError:  # Another process has been faster.
-                for path in created:
-                    path.unlink()
-                continue
-            for _, path in older:
-                path.unlink(missing_ok=True)
-            return life
-    except OSError as error:
-        raise UsageError(
-            f"{folder} can't be written ({error.strerror}): a process needs a file there to join."
-        ) from None
-
-
-def _addresses(folder: Path) -> set[str]:
-    """The addresses of the newest lives of all workers that have a file in the folder."""
-    newest: dict[int, tuple[int, Path]] = {}
-    addresses = set()
-    with contextlib.suppress(OSError):
-        for position, life, path in claims(folder):
-            newest[position] = max(newest.get(position, (0, path)), (life, path))
-    for _, path in newest.values():
-        with contextlib.suppress(OSError, ValueError):
-            text = path.read_text()
-            if text.endswith("\n"):  # Else it is being written.
-                addresses.add(text.strip())
-    return addresses
+    return _of_bytes([whole[start : start + size] for start, size in zip(starts, sizes, strict=False)], like)

@@ -16,7 +16,6 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import secrets
 import socket
 import struct
@@ -24,7 +23,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from lsgd_jax.distributed.meeting import host_and_port
@@ -34,12 +32,12 @@ PATIENCE = 1.0
 """Seconds in which a connection, a proof or a message without arrays must have come as a whole."""
 SLOWEST = 10e6
 """Bytes per second that arrays are granted on top of `PATIENCE`."""
-MOST_JSON = 2**23
+MOST_JSON = 2**24
 """Limit in bytes on a message without its arrays."""
 MOST_STRANGERS = 64
 """Limit on connections whose other end has yet to prove that it knows the secret: the oldest makes way for the next."""
 MOST_CONNECTIONS = 1024
-"""Limit on connections of processes that know the secret."""
+"""Limit on connections whose other end has proved it: the one that was not used for the longest time makes way."""
 LOG_EVERY = 10.0
 """Seconds between two log entries about what was dropped: hostile bytes must not fill the log."""
 
@@ -58,40 +56,15 @@ def seconds_for(nbytes: int) -> float:
     return PATIENCE + nbytes / SLOWEST
 
 
-def run_secret(path: Path) -> bytes:
-    """The secret of a run, from a file that only its owner can read; the first process to come makes it.
-
-    Raises:
-      UsageError: if the file can't be read or written, or others can read it.
-    """
-    try:
-        with contextlib.suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as file:
-            file.write(secrets.token_hex(32) + "\n")
-        end = time.monotonic() + PATIENCE
-        while True:
-            with path.open() as file:
-                mode, text = os.fstat(file.fileno()).st_mode, file.read(65)
-            if mode & 0o077:
-                raise UsageError(f"the run's secret {path} can be read by other users: chmod 600 it.")
-            if len(text) == 65:
-                return bytes.fromhex(text)
-            if time.monotonic() > end:
-                raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.")
-            time.sleep(0.01)  # Another process is writing it.
-    except OSError as error:
-        raise UsageError(f"the run's secret {path} can't be read or written ({error.strerror}).") from None
-    except ValueError:
-        raise UsageError(f"{path} is not a run's secret: remove it while no process of the run is alive.") from None
-
-
 class Endpoint:
     """One process's end of the connections among all processes of a run."""
 
     def __init__(
         self,
-        answer: Callable[[Any], Awaitable[tuple[Any, Sequence[Buffer]]]],
+        answer: Callable[[Any, Sequence[Buffer]], Awaitable[tuple[Any, Sequence[Buffer]]]],
         *,
         secret: bytes,
+        room: Callable[[Any], Sequence[Buffer]] = lambda request: (),
         host: str = "127.0.0.1",
         faults: Faults | None = None,
         closed: Callable[[str], None] = lambda address: None,
@@ -100,9 +73,10 @@ class Endpoint:
         """Start to listen, at a free port.
 
         Args:
-          answer: from a request to its answer and the arrays that go with it; called in the endpoint's thread, which it
-            must not block.
+          answer: from a request and its arrays to the answer and the arrays that go with it; called in the endpoint's
+            thread, which it must not block.
           secret: of the run.
+          room: from a request to the buffers for its arrays, of their exact sizes.
           host: where to listen, and where others reach this process: the address or name of one interface.
           faults: injected into requests; None: none.
           closed: told the address of a process that has closed an idle connection; called in the endpoint's thread.
@@ -111,14 +85,15 @@ class Endpoint:
         Raises:
           UsageError: if it can't listen there.
         """
-        self._answer, self._secret, self._faults, self._closed, self._log = answer, secret, faults, closed, log
+        self._answer, self._room, self._secret = answer, room, secret
+        self._faults, self._closed, self._log = faults, closed, log
         self._listener = _listen(host)
         port = self._listener.getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         """host:port, as others reach it."""
         self._idle: dict[str, list[socket.socket]] = {}
         self._strangers: dict[asyncio.Task, None] = {}
-        self._served: set[asyncio.Task] = set()
+        self._served: dict[asyncio.Task, None] = {}
         self._dropped, self._log_at = 0, 0.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
@@ -137,29 +112,38 @@ class Endpoint:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def ask(
-        self, address: str, request: Any, into: Sequence[Buffer] = (), *, seconds: float | None = None
+        self,
+        address: str,
+        request: Any,
+        arrays: Sequence[Buffer] = (),
+        into: Sequence[Buffer] = (),
+        *,
+        seconds: float | None = None,
     ) -> Any:
         """Ask a process; to be awaited in the endpoint's thread.
 
         Args:
           address: of the process.
           request: a value for JSON.
+          arrays: that go with it.
           into: buffers for the arrays of the answer, of their exact sizes; they may be written even if it fails.
           seconds: deadline of all; None: what its size is granted.
 
         Returns:
-          The answer.
+          The answer; if it is None, there may be no arrays.
 
         Raises:
           OSError: if it does not come in time, whatever the reason.
         """
-        size = sum(memoryview(buffer).nbytes for buffer in into)
-        async with asyncio.timeout(seconds_for(size) if seconds is None else seconds):
+        async with asyncio.timeout(seconds_for(_size(arrays) + _size(into)) if seconds is None else seconds):
             await self._suffer(address)
             while (idle := self._take_idle(address)) is not None:
-                with contextlib.suppress(ConnectionError):  # Closed just now.
-                    return await self._ask(address, idle, request, into)
-            return await self._ask(address, await self._connect(address), request, into)
+                try:
+                    return await self._ask(address, idle, request, arrays, into)
+                except ConnectionError:  # Closed just now: what only reads can be asked for again.
+                    if arrays:
+                        raise
+            return await self._ask(address, await self._connect(address), request, arrays, into)
 
     def close(self) -> None:
         """Close all connections and end the thread."""
@@ -189,10 +173,19 @@ class Endpoint:
         elif fault:
             await asyncio.sleep(fault)
 
-    async def _ask(self, address: str, connection: socket.socket, request: Any, into: Sequence[Buffer]) -> Any:
+    async def _ask(
+        self,
+        address: str,
+        connection: socket.socket,
+        request: Any,
+        arrays: Sequence[Buffer],
+        into: Sequence[Buffer],
+    ) -> Any:
         try:
-            await self._send(connection, request)
-            answer = await self._receive(connection, into)
+            await self._send(connection, request, arrays)
+            answer, size = await self._receive(connection)
+            if answer is not None or size:
+                await self._receive_arrays(connection, size, into)
         except BaseException:
             connection.close()
             raise
@@ -241,23 +234,28 @@ class Endpoint:
 
     async def _accept(self) -> None:
         while True:
+            await asyncio.sleep(0)  # However many come, others have their turns.
             try:
                 connection, peer = await self._loop.sock_accept(self._listener)
             except OSError:  # Such as too many open files.
                 await asyncio.sleep(0.1)
                 continue
-            if len(self._served) >= MOST_CONNECTIONS:
-                self._drop(connection, peer, f"there are {MOST_CONNECTIONS} connections already")
-                continue
             if len(self._strangers) >= MOST_STRANGERS:
-                next(iter(self._strangers)).cancel("others have come since")
+                self._end_first(self._strangers, peer, f"there are {MOST_STRANGERS} connections of strangers already")
             task = self._loop.create_task(self._serve(connection, peer))
             self._strangers[task] = None
-            task.add_done_callback(self._forget)
+            task.add_done_callback(partial(self._forget, connection))
 
-    def _forget(self, task: asyncio.Task) -> None:
+    def _forget(self, connection: socket.socket, task: asyncio.Task) -> None:
+        connection.close()
         self._strangers.pop(task, None)
-        self._served.discard(task)
+        self._served.pop(task, None)
+
+    def _end_first(self, tasks: dict[asyncio.Task, None], peer: Any, why: str) -> None:
+        task = next(iter(tasks))
+        del tasks[task]
+        task.cancel()
+        self._note_dropped(peer, f"{why}: the oldest makes way")
 
     async def _serve(self, connection: socket.socket, peer: Any) -> None:
         """Answer the requests of one connection."""
@@ -268,22 +266,21 @@ class Endpoint:
             task = asyncio.current_task()
             assert task is not None
             self._strangers.pop(task, None)
-            self._served.add(task)
+            if len(self._served) >= MOST_CONNECTIONS:
+                self._end_first(self._served, peer, f"there are {MOST_CONNECTIONS} connections already")
+            self._served[task] = None
             while first := await self._loop.sock_recv(connection, 1):  # The next request may take any time to come.
+                self._served[task] = self._served.pop(task, None)  # Now the last that was used.
                 async with asyncio.timeout(PATIENCE):
-                    request = await self._receive(connection, first=first)
-                    answer, arrays = await self._answer(request)
-                size = sum(memoryview(array).nbytes for array in arrays)
+                    request, size = await self._receive(connection, first)
                 async with asyncio.timeout(seconds_for(size)):
+                    buffers = self._room(request) if size else ()
+                    await self._receive_arrays(connection, size, buffers)
+                    answer, arrays = await self._answer(request, buffers)
+                async with asyncio.timeout(seconds_for(_size(arrays))):
                     await self._send(connection, answer, arrays)
-        except asyncio.CancelledError as error:
-            if error.args:
-                self._drop(connection, peer, *error.args)
-            raise
         except (OSError, ValueError) as error:
-            self._drop(connection, peer, str(error) or type(error).__name__)
-        finally:
-            connection.close()
+            self._note_dropped(peer, str(error) or type(error).__name__)
 
     async def _welcome(self, connection: socket.socket) -> None:
         own = secrets.token_bytes(_CHALLENGE)
@@ -294,11 +291,12 @@ class Endpoint:
             raise ConnectionError("a wrong secret")
         await self._loop.sock_sendall(connection, self._proof("answers", self.address, own, theirs))
 
-    def _drop(self, connection: socket.socket, peer: Any, why: str) -> None:
-        connection.close()
+    def _note_dropped(self, peer: Any, why: str) -> None:
+        """Log that a connection was dropped, unless that was just done."""
         self._dropped += 1
         if (now := time.monotonic()) >= self._log_at:
-            self._log("dropped", peer=str(peer[0]), why=why, connections=self._dropped)
+            # A log that fails must not end what it is about.
+            self._loop.call_soon(partial(self._log, "dropped", peer=str(peer[0]), why=why, connections=self._dropped))
             self._dropped, self._log_at = 0, now + LOG_EVERY
 
     # Messages
@@ -306,28 +304,27 @@ class Endpoint:
     def _proof(self, role: str, address: str, *challenges: bytes) -> bytes:
         return hmac.digest(self._secret, b"\0".join((role.encode(), address.encode(), b"".join(challenges))), "sha256")
 
-    async def _send(self, connection: socket.socket, value: Any, arrays: Sequence[Buffer] = ()) -> None:
+    async def _send(self, connection: socket.socket, value: Any, arrays: Sequence[Buffer]) -> None:
         text = json.dumps(value, separators=(",", ":")).encode()
-        parts = [memoryview(array).cast("B") for array in arrays]
-        await self._loop.sock_sendall(connection, _LENGTHS.pack(len(text), sum(part.nbytes for part in parts)) + text)
-        for part in parts:
-            await self._loop.sock_sendall(connection, part)
+        await self._loop.sock_sendall(connection, _LENGTHS.pack(len(text), _size(arrays)) + text)
+        for array in arrays:
+            await self._loop.sock_sendall(connection, memoryview(array).cast("B"))
 
-    async def _receive(self, connection: socket.socket, into: Sequence[Buffer] = (), first: bytes = b"") -> Any:
-        lengths = first + await self._receive_bytes(connection, _LENGTHS.size - len(first))
-        text_size, size = _LENGTHS.unpack(lengths)
-        parts = [memoryview(buffer).cast("B") for buffer in into]
-        expected = sum(part.nbytes for part in parts)
-        if text_size > MOST_JSON or size not in (0, expected):
-            raise ConnectionError(f"a message of {text_size} and {size} bytes, {expected} expected")
+    async def _receive(self, connection: socket.socket, first: bytes = b"") -> tuple[Any, int]:
+        """A message, and the size of the arrays that follow it."""
+        text_size, size = _LENGTHS.unpack(first + await self._receive_bytes(connection, _LENGTHS.size - len(first)))
+        if text_size > MOST_JSON:
+            raise ConnectionError(f"a message of {text_size} bytes, more than {MOST_JSON}")
         try:
-            value = json.loads(await self._receive_bytes(connection, text_size))
+            return json.loads(await self._receive_bytes(connection, text_size)), size
         except (ValueError, RecursionError):
             raise ConnectionError("a message that is not JSON") from None
-        if size:
-            for part in parts:
-                await self._receive_into(connection, part)
-        return value
+
+    async def _receive_arrays(self, connection: socket.socket, size: int, into: Sequence[Buffer]) -> None:
+        if size != _size(into):
+            raise ConnectionError(f"arrays of {size} bytes, not {_size(into)}")
+        for buffer in into:
+            await self._receive_into(connection, memoryview(buffer).cast("B"))
 
     async def _receive_bytes(self, connection: socket.socket, count: int) -> bytes:
         buffer = bytearray(count)
@@ -339,6 +336,10 @@ class Endpoint:
             if not (count := await self._loop.sock_recv_into(connection, view)):
                 raise ConnectionError("closed in the middle of a message")
             view = view[count:]
+
+
+def _size(buffers: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
 def _listen(host: str) -> socket.socket:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lsgd_jax import files
-from lsgd_jax.asynchronous.gossip import claims
+from lsgd_jax.asynchronous.rendezvous import claims
 from lsgd_jax.chaos.faults import DELAY, LEADER, Fault
 
 TAIL = 2**16

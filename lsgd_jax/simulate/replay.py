@@ -316,7 +316,7 @@ class _Replayed:
                 self._note(life, f"{where}, after step {life.step}")
 
     def _check(self, life: _Life, *, pulled: bool) -> None:
-        """Keep the worker as it was saved, if it will start from there, and compare it where its checksum was recorded."""
+        """Keep the worker as it was saved, if it will start from there; compare it where its checksum was recorded."""
         assert life.state is not None
         saved = SavedState(*life.start._replace(step=life.step), pulled)
         if self._uses[saved] and saved not in self._kept:

@@ -106,6 +106,15 @@ class MemberFolder(RunFolder):
         """The folder of a worker."""
         return self.path / "workers" / str(position)
 
+    def state_of(self, position: int) -> Path:
+        """The file in which a worker is saved."""
+        return self.of_worker(position) / "state.npz"
+
+    @property
+    def center(self) -> Path:
+        """The file in which the center is saved, with methods that have one."""
+        return self.path / "workers" / "center.npz"
+
     def next_life(self) -> int:
         """The life that the workers of this process begin, by the events of all before."""
         lives = [entry["life"] for entry in read_metrics(self.path, "start") if entry["worker"] in self._positions]

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
 from lsgd_jax.asynchronous.board import Gone, Post, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
 from lsgd_jax.asynchronous.links import injected_faults
-from lsgd_jax.asynchronous.transport import run_secret
+from lsgd_jax.asynchronous.rendezvous import run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
@@ -131,13 +132,14 @@ class _Member:
     ) -> None:
         """Compile all programs and join the run."""
         self.config, self.positions, self.folder, self.display = config, positions, folder, display
+        self.resume = resume
         self.recorder = AsynchronousRecorder(config, folder, display)
         self.size = config.groups * config.workers
         self.heartbeat = Heartbeat()
         self.is_alone = len(positions) == self.size
         trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
         self.board = self._make_board(trainers.starts[0].state, host)
-        starts, origins = self._starts(trainers, resume=resume)
+        starts, origins = self._starts(trainers)
         self.workers = trainers.workers(starts)
         for worker in self.workers:
             self.board.write(worker.position, worker.step, None)
@@ -146,13 +148,13 @@ class _Member:
             list(pool.map(self.exchanges.compile, self.workers))
         self.saved = Saved(
             self.exchanges,
-            self._path,
+            folder.state_of,
             config.checkpoint_period,
             life=self.board.life,
             log=lambda worker, values: self._log("checksum", worker, **values),
             warn=display.message,
         )
-        center = METHODS[config.method].meeting is not None
+        self.has_center = METHODS[config.method].meeting is not None
         self.evaluations = Evaluations(
             config,
             model,
@@ -161,7 +163,7 @@ class _Member:
             self.workers,
             self.recorder,
             shared=trainers.shared if self.is_alone else None,
-            center=(lambda: self.exchanges.center) if center else None,
+            center=(lambda: self.exchanges.center) if self.has_center else None,
             bytes_sent=self._bytes_sent,
         )
         self.recorder.clock.start(time.time() - folder.begun())
@@ -181,8 +183,8 @@ class _Member:
             log=self._log_of_board,
         )
 
-    def _log_of_board(self, event: str, **values: Any) -> None:
-        self.folder.log(event, step=sum(self.board.read()[1].values()) // self.size, **values)
+    def _log_of_board(self, event: str, *, count: int, **values: Any) -> None:
+        self.folder.log(event, step=count // self.size, count=count, **values)
 
     def _make_exchanges(self) -> Any:
         config = self.config
@@ -190,28 +192,33 @@ class _Member:
         if meeting is None:
             levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
             return Posted(levels, self.board, workers=self.size, staleness=config.staleness, log=self.recorder.record)
-        start = self.workers[0].model.params
-        meet = meeting(config.options, self.size)
-        return Centered(self.board, start, meet, workers=self.size, period=config.period, log=self.recorder.record)
+        center, meet = self._saved_center(), meeting(config.options, self.size)
+        return Centered(self.board, center, meet, workers=self.size, period=config.period, log=self.recorder.record)
 
-    def _starts(self, trainers: Trainers, *, resume: bool) -> tuple[list[Start], list[Any]]:
+    def _saved_center(self) -> optax.Params:
+        """The center as it was saved last, or the parameters of a worker at its start."""
+        start = self.workers[0].model.params
+        saved = self._restored(self.folder.center, start, "the center starts from a worker") if self.resume else None
+        return start if saved is None else _put_like(start, saved.state)
+
+    def _starts(self, trainers: Trainers) -> tuple[list[Start], list[Any]]:
         """Where the workers start, and what from, as a "start" event tells it.
 
         Who has trained before goes on from the better of its own saved state and the leader's parameters, at the step
         to which it is known to have come.
         """
-        if not resume:
+        if not self.resume:
             return trainers.starts, [None] * len(trainers.starts)
         known = self.board.read()[1]
         starts: list[Start] = []
         origins: list[Any] = []
         for position, common in zip(self.positions, trainers.starts, strict=True):
-            saved, leader = self._saved(position, common.state), self._leader(common.state)
+            path, otherwise = self.folder.state_of(position), f"worker {position} starts from the leader, or anew"
+            saved, leader = self._restored(path, common.state, otherwise), self._leader(common.state)
             step = max(known.get(position, 0), 0 if saved is None else saved.step)
             if saved is not None and (leader is None or saved.score <= leader[1].score):
-                state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saved.state, common.state)
                 window_left = max(0, saved.eligible_from - saved.step)
-                starts.append(Start(state, step, step + window_left, saved.score))
+                starts.append(Start(_put_like(common.state, saved.state), step, step + window_left, saved.score))
                 origins.append({"saved": saved.step, "life": saved.life, "pulled": saved.pulled})
             elif leader is not None:
                 best, post, model = leader
@@ -222,18 +229,14 @@ class _Member:
                 origins.append(None)
         return starts, origins
 
-    def _saved(self, position: int, like: TrainState) -> SavedWorker | None:
-        path = self._path(position)
+    def _restored(self, path: Path, like: Any, otherwise: str) -> SavedWorker | None:
+        """What was saved in a file; None if nothing was, or it can't be read: then it is set aside, with a sentence."""
         try:
             return saved_worker.restore(path, like)
         except UsageError as error:
-            self.display.message(f"{error}: worker {position} starts from the leader, or anew")
-            path.replace(path.with_name("unreadable-state.npz"))
+            self.display.message(f"{error}: {otherwise}")
+            path.replace(path.with_name(f"unreadable-{path.name}"))
             return None
-
-    def _path(self, position: int) -> Path:
-        """The file in which a worker is saved."""
-        return self.folder.of_worker(position) / "state.npz"
 
     def _leader(self, like: TrainState) -> tuple[int, Post, Model] | None:
         """The best worker who can be had: its position, and its model on the device of a worker, with its post."""
@@ -264,6 +267,7 @@ class _Member:
                 if why != "replaced":  # Else the file is the other process's.
                     self.saved.at_end(worker)
                 self._log("end", worker, why=why)
+            self._save_center()
             self.saved.close()
             self.evaluations.close()
             self.board.close()
@@ -276,20 +280,34 @@ class _Member:
 
     def _until_end(self, threads: Threads, signal_to_stop: Callable[[], int | None]) -> tuple[str, int | None]:
         """Wait and evaluate while workers train; returns why that has ended, and the signal if there was one."""
-        taken = -1
+        taken, saves = -1, 0
         while True:
             finished = threads.have_ended(NOTICE)
             if finished or taken != (taken := sum(worker.step for worker in self.workers)):
                 self.heartbeat.beat()
+            every = self.config.checkpoint_period * len(self.workers)
+            if every and saves != (saves := taken // every):
+                self._save_center()
             if (number := signal_to_stop()) is not None:
                 return "left", number
-            if self._is_replaced():
+            if self.board.replaced:
                 return "replaced", None
-            if finished and (self.folder.is_finished or (self._is_oldest() and self._have_finished())):
+            is_oldest = self.board.oldest() is None
+            if finished and (self.folder.is_finished or (is_oldest and self._have_finished())):
                 return "finished", None
-            self.evaluations.if_due(here=self._is_oldest())
+            self.evaluations.if_due(here=is_oldest)
             if finished:
                 time.sleep(NOTICE)
+
+    def _save_center(self) -> None:
+        """Save the center, if the method has one and it is here."""
+        if self.has_center and self.config.checkpoint_period and self.board.oldest() is None:
+            center = jax.device_get(self.exchanges.center)
+            step = max(worker.step for worker in self.workers)
+            try:
+                saved_worker.save(self.folder.center, SavedWorker(self.board.life, step, True, 0, math.inf, center))
+            except OSError as error:
+                self.display.message(f"the center can't be saved ({error.strerror}); what was saved before is kept")
 
     def _evaluate_end(self) -> float:
         """Evaluate when all have finished, and tell the others that they may leave; returns the measure."""
@@ -300,20 +318,10 @@ class _Member:
         self.folder.finish()
         return running.result()
 
-    def _is_oldest(self) -> bool:
-        """Whether no other living process has been in the run for longer."""
-        return not isinstance(self.board, GossipBoard) or self.board.members()[0].positions == tuple(self.positions)
-
-    def _is_replaced(self) -> bool:
-        """Whether another process has taken the place of this one, which was stopped."""
-        return isinstance(self.board, GossipBoard) and self.board.replaced
-
     def _have_finished(self) -> bool:
         """Whether all living workers have taken all their steps."""
-        members = self.board.members() if isinstance(self.board, GossipBoard) else []
-        living = {position for member in members for position in member.positions} | {*self.positions}
         steps = self.board.read()[1]
-        return all(steps.get(position, 0) >= self.config.steps for position in living)
+        return all(steps.get(position, 0) >= self.config.steps for position in self.board.living())
 
     def _bytes_sent(self) -> float:
         """Bytes that a worker of this process has fetched so far, the mean over them."""
@@ -330,3 +338,8 @@ class _Member:
             f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}; to come back, run the"
             f" same command with --run-dir {self.folder.path} --resume."
         )
+
+
+def _put_like(like: Any, saved: Any) -> Any:
+    """Saved arrays on the devices of others."""
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saved, like)

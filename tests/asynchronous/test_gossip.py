@@ -10,7 +10,6 @@ import pytest
 
 from lsgd_jax.asynchronous.board import Gone, Post
 from lsgd_jax.asynchronous.gossip import GossipBoard
-from lsgd_jax.asynchronous.transport import run_secret
 
 SECRET = bytes(32)
 HANG = 60
@@ -102,8 +101,34 @@ def test_who_was_stopped_is_seen_dead_and_ends_when_it_was_replaced(join):
     assert told == [("alive", 1, 1, 0), ("dead", 1, 1, 0), ("alive", 1, 2, 0)]
 
 
-def test_one_secret_for_a_run_that_only_its_owner_can_read(tmp_path):
-    secret = run_secret(tmp_path / "secret")
-    assert len(secret) == 32
-    assert run_secret(tmp_path / "secret") == secret
-    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+def test_a_member_serves_a_function_of_arrays(join):
+    first, second = join(0), join(1)
+    address = second.members()[0].address
+    assert address == first.address
+    with pytest.raises(Gone):  # Nothing is served there yet.
+        second.call(address, params(1.0))
+    first.serve(lambda tree: jax.tree.map(lambda x: x + 1, tree), params(0.0))
+    for board in (first, second):
+        result = board.call(address, params(1.5))
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), result, params(2.5))
+    with pytest.raises(Gone):  # Of other sizes.
+        second.call(address, params(1.5) | {"b": jnp.zeros((1, 1))})
+
+
+def test_who_can_not_reach_each_other_do_not_follow_each_other(join):
+    """Two of three are cut off from each other: they hear of each other by the third, but can't fetch parameters."""
+    cut = set()
+    boards = [join(i, faults=lambda address: "drop" if address in cut else 0.01) for i in range(2)]
+    join(2)
+    boards[1].write(1, 1, Post(1, 1, 1.0, True, params(1.0)))
+    until(lambda: 1 in boards[0].read()[0])
+    post = boards[0].read()[0][1]
+    cut |= {board.address for board in boards}
+    with pytest.raises(Gone, match=r"^worker 1: TimeoutError$"):
+        boards[0].take(1, post, jax.devices()[0])
+    assert 1 not in boards[0].read()[0]
+    boards[1].write(1, 2, None)
+    until(lambda: boards[0].read()[1][1] == 2)  # By the third.
+    assert 1 not in boards[0].read()[0]
+    cut.clear()
+    until(lambda: 1 in boards[0].read()[0])

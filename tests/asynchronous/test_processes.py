@@ -121,7 +121,7 @@ def test_processes_leave_join_die_and_come_back(processes, tmp_path):
     wait_until(lambda: last_life(run, 0)[0] == 2, 120)
     [start, *_] = last_life(run, 0)[1]
     exchanges = [event for event in read_metrics(run, "exchange") if (event["worker"], event["life"]) == (0, 1)]
-    assert start["step"] >= exchanges[-1]["worker_step"]  # It goes on at its predecessor's step.
+    assert start["step"] > exchanges[-1]["worker_step"] - 200  # As far as the others had heard of its predecessor.
     [death] = [event for event in read_metrics(run, "dead") if event["worker"] == 0]
     assert death["life"] == 1
 
