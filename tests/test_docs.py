@@ -123,8 +123,10 @@ def test_there_are_commands():
 @pytest.mark.parametrize("arguments", [a for program, a in ALL_COMMANDS if program == "lsgd"], ids=" ".join)
 def test_a_command_is_understood(arguments, monkeypatch):
     understood = []
-    names = ("train", "compare", "report", "figure", "simulate", "info", "launch", "compile_ahead")
-    for module, name in [(cli.preparation, "data"), *((cli.commands, name) for name in names)]:
+    names = ("train", "compare", "report", "figure", "simulate", "info", "compile_ahead")
+    others = [(cli.preparation, "data"), (cli.faults, "chaos"), (cli.faults, "replay")]
+    others += [(cli.launch, "launch"), (cli.launch, "join")]
+    for module, name in [*others, *((cli.commands, name) for name in names)]:
         instead = functools.wraps(getattr(module, name))(lambda *_, **__: understood.append(True))
         monkeypatch.setattr(module, name, instead)
     assert cli.main(list(arguments)) == 0
