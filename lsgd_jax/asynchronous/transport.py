@@ -96,9 +96,9 @@ class Endpoint:
         self._served: dict[asyncio.Task, None] = {}
         self._dropped, self._log_at = 0, 0.0
         self._loop = asyncio.new_event_loop()
+        self._loop.add_reader(self._listener, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._thread.start()
-        self._accepting = self.start(self._accept())
 
     def start(self, coroutine: Coroutine) -> Any:
         """Run a coroutine in the endpoint's thread; returns its `concurrent.futures.Future`.
@@ -154,11 +154,12 @@ class Endpoint:
             self._loop.close()
 
     async def _close(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
         for address in list(self._idle):
             while (idle := self._take_idle(address)) is not None:
                 idle.close()
@@ -232,19 +233,21 @@ class Endpoint:
 
     # Answering
 
-    async def _accept(self) -> None:
-        while True:
-            await asyncio.sleep(0)  # However many come, others have their turns.
-            try:
-                connection, peer = await self._loop.sock_accept(self._listener)
-            except OSError:  # Such as too many open files.
-                await asyncio.sleep(0.1)
-                continue
-            if len(self._strangers) >= MOST_STRANGERS:
-                self._end_first(self._strangers, peer, f"there are {MOST_STRANGERS} connections of strangers already")
-            task = self._loop.create_task(self._serve(connection, peer))
-            self._strangers[task] = None
-            task.add_done_callback(partial(self._forget, connection))
+    def _accept(self) -> None:
+        try:
+            connection, peer = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # Such as too many open files.
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(0.1, self._loop.add_reader, self._listener, self._accept)
+            return
+        connection.setblocking(False)
+        if len(self._strangers) >= MOST_STRANGERS:
+            self._end_first(self._strangers, peer, f"there are {MOST_STRANGERS} connections of strangers already")
+        task = self._loop.create_task(self._serve(connection, peer))
+        self._strangers[task] = None
+        task.add_done_callback(partial(self._forget, connection))
 
     def _forget(self, connection: socket.socket, task: asyncio.Task) -> None:
         connection.close()

@@ -1,14 +1,13 @@
 """What faults did to a run, from its events and the faults that were injected."""
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-LONG = 2.0
-"""Seconds beyond its step in which a worker that nothing was done to should not have waited."""
 MARGIN = 5.0
-"""Seconds after a fault in which what is noticed may be due to it."""
+"""Seconds before a fault, by another's clock, and after it in which what is noticed may be due to it."""
 
 
 class Span(NamedTuple):
@@ -38,6 +37,8 @@ class Summary(NamedTuple):
     """From a kill until each of the others took the worker for dead."""
     back: Span
     """From a kill until its replacement trained: the restart's delay, imports and compilation included."""
+    away: int
+    """Killed workers whose replacements had not begun to train in the end."""
     lost: list[int]
     """For every worker that was replaced, its steps that nobody knew of and that were taken again."""
     stalls: Span
@@ -68,7 +69,7 @@ class Summary(NamedTuple):
             "workers": f"{self.workers}, for {self.seconds:.0f} s",
             "faults": f"{sum(self.faults.values())} ({faults})",
             "deaths noticed after": _text(self.noticed),
-            "replacements trained after": _text(self.back),
+            "replacements trained after": _text(self.back) + (f"; {self.away} not by the end" if self.away else ""),
             "stalls of survivors": _text(self.stalls),
             "died although nothing was done": ", ".join(self.ended) or "nobody",
             "taken for dead although nothing was done": str(self.wrong),
@@ -99,7 +100,7 @@ def summarize(
     hits = [(fault, hit["worker"], hit["life"]) for fault in faults for hit in fault["hit"]]
     dead = [event for event in events if event["event"] == "dead" and event["seconds"] <= end]
     kills = {(worker, life): fault["time"] for fault, worker, life in hits if fault["kind"] == "kill"}
-    noticed = [event["seconds"] - kills[key] for event in dead if (key := (event["worker"], event["life"])) in kills]
+    noticed = [event["seconds"] - kills.get((event["worker"], event["life"]), math.inf) for event in dead]
     back = [lives[worker, life + 1][0][0] - at for (worker, life), at in kills.items() if (worker, life + 1) in lives]
     lost = [
         points[-1][1] - lives[worker, life + 1][0][1]
@@ -111,7 +112,8 @@ def summarize(
         for fault, worker, _ in hits
         if fault["kind"] == "stop"
     ]
-    kinds = [fault["kind"] for fault in faults]
+    ending = {(worker, life) for fault, worker, life in hits if fault["kind"] in ("kill", "stop", "disk")}
+    kinds = [fault["kind"] for fault in faults if fault["hit"]]
     calm, stormy = _throughput(lives, begin, begin + quiet), _throughput(lives, begin + quiet, end)
     evaluations = [event for event in events if event["event"] == "evaluation"]
     return Summary(
@@ -119,16 +121,17 @@ def summarize(
         seconds=end - begin,
         quiet=quiet,
         faults={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-        noticed=Span.of(noticed),
+        noticed=Span.of(seconds for seconds in noticed if seconds >= 0),
         back=Span.of(back),
+        away=len(kills) - len(back),
         lost=[max(0, steps) for steps in lost],
         stalls=Span.of(_stalls(lives, stopped)),
         ended=[
             f"worker {worker} in life {life}"
             for worker, life in sorted(lives)
-            if (worker, life + 1) in lives and not _explained(faults, worker, lives[worker, life][-1][0], life)
+            if (worker, life + 1) in lives and (worker, life) not in ending
         ],
-        wrong=sum(not _explained(faults, event["worker"], event["seconds"]) for event in dead),
+        wrong=sum(not _is_explained(event, faults) for event in dead),
         steps=sum(max(life[-1][1] for (other, _), life in lives.items() if other == worker) for worker in workers),
         quiet_throughput=calm,
         throughput=stormy / calm if calm else 0.0,
@@ -147,22 +150,20 @@ def _lives(events: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[tuple
     return {key: sorted(points) for key, points in lives.items()}
 
 
-def _explained(faults: Iterable[dict[str, Any]], worker: int, seconds: float, life: int | None = None) -> bool:
-    """Whether a worker's death, or that it was taken for dead, may be due to a fault.
-
-    Args:
-      faults: all.
-      worker: that died, or was taken for dead.
-      seconds: when.
-      life: that must have been hit itself; None: a fault of the links counts, whomever it hit.
-    """
+def _is_explained(death: dict[str, Any], faults: Iterable[dict[str, Any]]) -> bool:
+    """Whether a fault may be why a worker was taken for dead."""
     for fault in faults:
-        if not fault["time"] - MARGIN <= seconds <= fault["time"] + fault["seconds"] + MARGIN:
+        if death["seconds"] < fault["time"] - MARGIN:
             continue
-        on_links = fault["kind"] in ("partition", "slow")
-        if life is None and on_links:
-            return True
-        if not on_links and any(hit["worker"] == worker and life in (None, hit["life"]) for hit in fault["hit"]):
+        is_over = death["seconds"] > fault["time"] + fault["seconds"] + MARGIN
+        was_hit = any((death["worker"], death["life"]) == (hit["worker"], hit["life"]) for hit in fault["hit"])
+        if fault["kind"] in ("kill", "disk"):  # It ends, be it after a while.
+            is_explained = was_hit
+        elif fault["kind"] == "stop":
+            is_explained = was_hit and not is_over
+        else:  # Whoever was hit, others are apart from it, too.
+            is_explained = bool(fault["hit"]) and not is_over
+        if is_explained:
             return True
     return False
 
@@ -216,8 +217,7 @@ def _living(
     workers = {worker for worker, _ in lives}
     lived = 0.0
     for key, points in lives.items():
-        replaced = (key[0], key[1] + 1) in lives
-        lived += overlap(points[0][0], kills.get(key, points[-1][0] if replaced else last))
+        lived += overlap(points[0][0], kills.get(key, points[-1][0]))
     lived -= sum(overlap(start, end) for _, start, end in stopped)
     return lived / (len(workers) * (last - first)) if last > first else 1.0
 

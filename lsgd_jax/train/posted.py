@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ class _Member:
         self.size = config.groups * config.workers
         self.heartbeat = Heartbeat()
         self.is_alone = len(positions) == self.size
-        trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
+        self.trainers = trainers = Trainers(config, positions, placement, feed, model, self.recorder.clock)
         self.board = self._make_board(trainers.starts[0].state, host)
         starts, origins = self._starts(trainers)
         self.workers = trainers.workers(starts)
@@ -257,7 +257,8 @@ class _Member:
           RunFailed: if another process has taken the place of this one.
         """
         self.heartbeat.beat()
-        with deferred_signals() as signal_to_stop:
+        # Whatever ends it, others are to notice at once.
+        with deferred_signals() as signal_to_stop, closing(self.board):
             with Threads(self.workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
             measured = math.nan
@@ -270,7 +271,6 @@ class _Member:
             self._save_center()
             self.saved.close()
             self.evaluations.close()
-            self.board.close()
             self.heartbeat.end()
         if number is not None:
             raise Interrupted(self._left(number), number)
@@ -334,10 +334,10 @@ class _Member:
 
     def _left(self, number: int) -> str:
         step = min(worker.step for worker in self.workers)
-        return (
-            f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}; to come back, run the"
-            f" same command with --run-dir {self.folder.path} --resume."
-        )
+        stopped = f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}"
+        if self.is_alone and not self.config.checkpoint_period:
+            return f"{stopped}; nothing was saved."
+        return f"{stopped}; to come back, run the same command with --run-dir {self.folder.path} --resume."
 
 
 def _put_like(like: Any, saved: Any) -> Any:

@@ -46,8 +46,9 @@ def living(board):
 
 
 def test_all_see_all_posts_and_take_the_newest_parameters(join):
-    first, second = join(0, 1), join(2)
-    assert (first.read(), first.steps, second.life) == (({}, {0: 0, 1: 0}), {0: 0, 1: 0}, 1)
+    first = join(0, 1)
+    assert (first.read(), first.steps, first.life) == (({}, {0: 0, 1: 0}), {0: 0, 1: 0}, 1)
+    second = join(2)
     first.write(1, 4, Post(1, 4, 0.1 + 0.2, True, params(1.5)))
     first.write(0, 2, Post(1, 2, float("nan"), False, params(0.0)))
     first.write(1, 5, None)  # A step without a post.

@@ -10,7 +10,7 @@ from lsgd_jax.chaos import Fault, Summary, run
 from lsgd_jax.chaos.summary import Span
 
 NOTHING = Span(0, None, None)
-SUMMARY = Summary(4, 60.0, 6.0, {"kill": 1}, Span(3, 0.1, 0.2), NOTHING, [], NOTHING, [], 0, 9, 1.0, 0.9, 0.9, 0.05)
+SUMMARY = Summary(4, 60.0, 6.0, {"kill": 1}, Span(3, 0.1, 0.2), NOTHING, 0, [], NOTHING, [], 0, 9, 1.0, 0.9, 0.9, 0.05)
 EQUAL = "replayed 9 steps and 1 pulls of 4 lives: all distances and 4 checksums of parameters are equal to the bit"
 
 

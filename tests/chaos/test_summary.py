@@ -31,6 +31,7 @@ def events():
         start(2, 2, 130.0, 18),
         *exchanges(2, 2, [132, 134, 140], [20, 22, 28]),
         dead(1, 1, 111.0, 0),
+        dead(2, 1, 106.0, 0),
         dead(2, 1, 120.25, 0),
         dead(2, 1, 120.75, 1),
         {"event": "evaluation", "step": 12, "center_error": 0.125},
@@ -41,23 +42,30 @@ def test_a_run_is_summed_up():
     found = summarize(events(), [STOP, KILL], quiet=10.0, measure="error")
     assert (found.workers, found.seconds, found.faults) == (3, 40.0, {"stop": 1, "kill": 1})
     assert found.noticed == Span(2, 0.5, 0.75)
-    assert found.back == Span(1, 10.0, 10.0)
+    assert (found.back, found.away) == (Span(1, 10.0, 10.0), 0)
     assert found.lost == [2]
     assert found.stalls == Span(1, 3.0, 3.0)  # Five seconds for two steps.
-    assert (found.ended, found.wrong, found.error) == ([], 0, 0.125)
+    assert (found.ended, found.wrong, found.error) == ([], 1, 0.125)  # Worker 2, at second 106.
     assert found.steps == 36 + 34 + 28
     assert found.quiet_throughput == pytest.approx(3.0)
     assert found.throughput == pytest.approx((26 + 24 + 18) / 30 / 3)
-    assert found.living == pytest.approx((30 + 25 + 20) / (3 * 30))
+    assert found.living == pytest.approx((29 + 24 + 20) / (3 * 30))
 
 
 def test_what_no_fault_explains_is_told():
     found = summarize([*events(), dead(1, 1, 139.0, 0)], [STOP], quiet=10.0, measure="error")
     assert found.ended == ["worker 2 in life 1"]
-    assert found.wrong == 3  # Worker 2, twice, and worker 1 at second 139.
-    partition = {"kind": "partition", "time": 119.0, "seconds": 20.0, "hit": [{"worker": 0, "life": 1}]}
+    assert found.wrong == 4  # Worker 2, three times, and worker 1 at second 139.
+    partition = {"kind": "partition", "time": 105.0, "seconds": 30.0, "hit": [{"worker": 0, "life": 1}]}
     found = summarize([*events(), dead(1, 1, 139.0, 0)], [STOP, partition], quiet=10.0, measure="error")
     assert (found.ended, found.wrong) == (["worker 2 in life 1"], 0)
+
+
+def test_who_is_not_back_is_away():
+    killed = [event for event in events() if event.get("life") != 2]
+    found = summarize(killed, [STOP, KILL], quiet=10.0, measure="error")
+    assert (found.back, found.away, found.lost) == (Span(0, None, None), 1, [])
+    assert found.living == pytest.approx((29 + 24 + 10) / (3 * 29))
 
 
 def test_the_summary_is_a_table():

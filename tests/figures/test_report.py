@@ -142,12 +142,23 @@ def test_what_has_happened(tmp_path):
         {"event": "revival", "step": 8, "workers": [1]},
         evaluation(16, workers=2, worker_errors=[[0.5, None]], train_losses=[[None, None]]),
         {"event": "resume", "step": 16, "workers_from": [[0, 1], [0, 0]], "processes": 1, "devices": 8},
+        {"event": "start", "step": 0, "worker": 1, "life": 1, "from": None},
+        {"event": "dead", "step": 17, "worker": 1, "life": 1, "seen_by": 0},
+        {"event": "start", "step": 18, "worker": 1, "life": 2, "from": {"worker": 3, "life": 1, "step": 19}},
+        {"event": "start", "step": 19, "worker": 1, "life": 3, "from": {"saved": 18, "life": 2, "pulled": True}},
         {"event": "exchange", "step": 20, "scores": [[1, None], [2, 3]], "leader": 5, "distances": [[0, 0], [0, 0]]},
     ]
     page = page_of(tmp_path, make_run(tmp_path / "run", events))
     assert page.says("4 NaN or infinite parameters: workers 1, 2. 8 Revived from the leader: worker 1. 16 Resumed with")
     assert page.says("16 Resumed with 2 x 2 workers on 8 devices of 1 processes.")
     assert page.says("20 of 32, not finished")
+    assert page.says(
+        "17 Worker 1 had ended in its life 1, worker 0 has seen. 18 Worker 1 began its life 2 after 18 steps"
+    )
+    assert page.says(
+        "after 18 steps, from worker 3. 19 Worker 1 began its life 3 after 19 steps, from what it had saved."
+    )
+    assert not page.says("its life 1 after")
 
 
 @pytest.fixture

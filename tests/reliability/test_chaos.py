@@ -10,7 +10,7 @@ from tests.reliability.faults import HANG, LSGD, SOAK
 
 @pytest.mark.skipif(not SOAK, reason="it takes minutes: make soak")
 def test_faults_change_who_is_there_and_nothing_else(tmp_path, record_property):
-    options = "--groups 1 --workers 4 --width 0.1 --period 4 --min-step-seconds 0.05 --eval-every 200".split()
+    options = ["--groups", "1", "--workers", "4", "--width", "0.1", "--min-step-seconds", "0.05"]
     chaos = [*LSGD, "chaos", "digits", *options, "--minutes", "1", "--faults-per-hour", "600", "--out", "out"]
     done = subprocess.run(chaos, cwd=tmp_path, capture_output=True, text=True, timeout=4 * HANG)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -61,7 +61,11 @@ def read(run: Path, name: str) -> Run:
     """
     config = read_config(run)
     evaluations, exchanges = read_metrics(run, "evaluation"), read_metrics(run, "exchange")
-    events = read_metrics(run, "failure", "revival", "resume")
+    events = [
+        entry
+        for entry in read_metrics(run, "failure", "revival", "resume", "start", "dead")
+        if entry["event"] != "start" or entry.get("life") != 1
+    ]
     with making_sense_of(run):
         logged_indices([config.groups * config.workers - 1])
         return Run(
@@ -134,6 +138,12 @@ def _sentence(entry: dict) -> str:
             f"Resumed with {groups} x {workers} workers on {entry['devices']} devices of"
             f" {entry['processes']} processes."
         )
+    if entry["event"] == "dead":
+        return f"Worker {entry['worker']} had ended in its life {entry['life']}, worker {entry['seen_by']} has seen."
+    if entry["event"] == "start":
+        begun = entry["from"] or {}
+        source = f"worker {begun['worker']}" if "worker" in begun else "what it had saved" if begun else "the start"
+        return f"Worker {entry['worker']} began its life {entry['life']} after {entry['step']} steps, from {source}."
     who = f"worker{'s' * (len(entry['workers']) > 1)} {', '.join(map(str, entry['workers']))}"
     if entry["event"] == "revival":
         return f"Revived from the leader: {who}."
