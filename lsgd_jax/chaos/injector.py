@@ -112,6 +112,8 @@ class Injector:
 
     def _write_links(self) -> None:
         """Write which addresses each process does not reach, or reaches slowly, if that has changed."""
+        if not self._on_links and not self._written:
+            return
         addresses = {}
         for position, _, path in sorted(claims(self._run / "members"), key=lambda claim: claim[1]):
             with contextlib.suppress(OSError):

@@ -36,6 +36,7 @@ def chaos(
     processes: int | None = None,
     plan: Path | None = None,
     out: Path | None = None,
+    data_dir: Path | None = None,
 ) -> int:
     """Train a preset with --asynchronous posted, inject faults into its processes, and sum up what they did.
 
@@ -52,6 +53,7 @@ def chaos(
       plan: file with the faults, in place of random ones. A line has the seconds since the start, the kind (kill, stop,
         partition, slow or disk), the processes, and how many seconds it lasts: 12.5 kill leader, or 20 stop 0,3 2.5.
       out: output folder: a new one, by default under runs/.
+      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     from lsgd_jax import chaos as room
     from lsgd_jax.chaos import run
@@ -70,9 +72,10 @@ def chaos(
     processes = workers if processes is None else processes
     if not 2 <= processes <= workers or workers % processes:
         raise UsageError(f"processes must be at least 2 and divide the {workers} workers, got {processes}.")
-    for name, value, least in (("minutes", minutes, 0.0), ("faults_per_hour", faults_per_hour, -1.0)):
-        if not least < value < math.inf:
-            raise UsageError(f"{name} must be {'positive' if least == 0 else 'at least 0'}, got {value}.")
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"minutes must be positive, got {minutes}.")
+    if not 0 <= faults_per_hour < math.inf:
+        raise UsageError(f"faults_per_hour must be at least 0, got {faults_per_hour}.")
     seconds = 60 * minutes
     quiet = seconds / 10
     if plan is None:
@@ -84,7 +87,7 @@ def chaos(
     files.check_writable(out)
     if any(out.iterdir()):
         raise UsageError(f"the folder {out} is not empty: name another with --out.")
-    summary, replayed = run.chaos(
+    outcome = run.chaos(
         run.arguments_of(options.preset, given),
         config,
         processes,
@@ -92,8 +95,9 @@ def chaos(
         out,
         seconds=seconds,
         quiet=quiet,
+        data_dir=data_dir,
         message=lambda sentence: print(sentence, flush=True),
     )
-    text = run.write(summary, replayed, config.task.headline.title, " ".join(["lsgd", *sys.argv[1:]]), out)
+    text = run.write(outcome, config.task.headline.title, " ".join(["lsgd", *sys.argv[1:]]), out)
     print(f"\n{text}see {out}")
-    return 0 if replayed.endswith("equal to the bit") and not summary.ended else 1
+    return 0 if outcome.is_equal and not outcome.summary.ended else 1
