@@ -27,7 +27,7 @@ from lsgd_jax.asynchronous.gossip import GossipBoard
 from lsgd_jax.tracking.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "gossip.json"
-SIZES = (32,)
+SIZES = (3, 8, 32)
 SECRET = bytes(32)
 PARAMS = {"w": np.zeros((1, 1, 1000), np.float32)}
 CONTEXT = multiprocessing.get_context("forkserver")

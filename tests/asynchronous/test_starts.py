@@ -95,6 +95,4 @@ def test_what_can_not_be_read_is_set_aside(member, monkeypatch):
     (start, _), (origin, _) = member._starts(member.trainers)
     assert (start.step, origin) == (0, None)
     assert path.with_name("unreadable-state.npz").read_bytes() == b"no state"
-    assert told[0].endswith(
-        "state.npz can't be read (File is not a zip file): worker 0 starts from the leader, or anew"
-    )
+    assert told[0].endswith("can't be read (File is not a zip file): worker 0 starts from the leader, or anew")
