@@ -100,6 +100,8 @@ class _Life:
         self.state: TrainState | None = None
         """None until it has started."""
         self.batches: Iterator[Any] = iter(())
+        self.key: jax.Array | None = None
+        """Of its steps."""
         self.difference: str | None = None
         """The first one: later ones follow from it."""
 
@@ -272,6 +274,7 @@ class _Replayed:
             optimizer = jax.tree.map(jnp.copy, source.optimizer)  # The next step donates it.
         life.state = source._replace(optimizer=optimizer)
         life.batches = self._feed.of_workers([life.start.worker]).batches(life.start.step, life.last)
+        life.key = jax.random.fold_in(self._key, life.start.worker)
         self._arrive(life)
 
     def _take_step(self, life: _Life) -> None:
@@ -280,9 +283,8 @@ class _Replayed:
         worker, step = life.start.worker, life.step
         batch = jax.tree.map(lambda x: x[0], next(life.batches))
         factor = worker_rate_factor(self._config, self._feed, worker, step, seconds=0.0)
-        key = jax.random.fold_in(self._key, worker)
         model, optimizer, _ = self._program(
-            Model(params, statistics), optimizer, self._shared, batch, np.int32(step), factor, key
+            Model(params, statistics), optimizer, self._shared, batch, np.int32(step), factor, life.key
         )
         life.state, life.step = TrainState(model.params, model.statistics, optimizer), step + 1
         self._steps += 1

@@ -156,7 +156,7 @@ class History:
         (path / "events-0.jsonl").write_text("".join(json.dumps(event) + "\n" for event in self.events))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_lives_are_replayed_whoever_they_came_from(seed, trainers, tmp_path):
     history = History(trainers, seed)
     for _ in range(150):
@@ -188,18 +188,12 @@ def of_another_snapshot(event):
         event["local_leader_step"] -= 1
 
 
-def without_the_exchanges_of_one_step(event):
-    return not (is_pull(event) and 20 < event["worker_step"] < 25)
-
-
 def with_another_checksum(event):
     if event["event"] == "checksum" and event["worker"] == 2 and event["pulled"]:
         event["sha256"] = "0" * 64
 
 
-@pytest.mark.parametrize(
-    "change", [of_another_snapshot, without_the_exchanges_of_one_step, with_another_checksum], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("change", [of_another_snapshot, with_another_checksum], ids=lambda change: change.__name__)
 def test_whatever_has_happened_otherwise_is_found(change, recorded, tmp_path):
     found = replay(changed(recorded, tmp_path / "run", change))
     assert found.differences
