@@ -58,6 +58,8 @@ def chaos(
     from lsgd_jax import chaos as room
     from lsgd_jax.chaos import run
 
+    if sys.platform != "linux":
+        raise UsageError(f"chaos needs Linux, got {sys.platform}.")
     if options.asynchronous not in (None, "posted"):
         raise UsageError(f"chaos supports only posted training, got {options.asynchronous}.")
     options.refuse(TUNING, "in chaos")

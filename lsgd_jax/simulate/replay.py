@@ -138,8 +138,9 @@ def replay(path: Path | str, data_dir: Path | str | None = None) -> Replay:
         raise UsageError(f"the run in {path} can't be replayed: its learning rate drops by the clock.")
     events = read_metrics(path, "start", "exchange", "checksum", "end")
     with making_sense_of(path):
-        lives = _lives(config, events)
-        return _Replayed(config, lives, data_dir).all()
+        replayed = _Replayed(config, _lives(config, events), data_dir)
+        exchanges = (event for event in events if event["event"] == "exchange")
+        return replayed.all(Snapshot(event["worker"], event["life"], event["worker_step"]) for event in exchanges)
 
 
 def _lives(config: Config, events: Iterable[dict[str, Any]]) -> dict[tuple[int, int], _Life]:
@@ -222,28 +223,36 @@ class _Replayed:
         self._kept: dict[Snapshot | SavedState, TrainState] = {}
         self._steps = self._pulls = self._checksums = 0
 
-    def all(self) -> Replay:
-        """Train every worker to the end of every life, each leader to where it is followed before its followers.
+    def all(self, order: Iterable[Snapshot]) -> Replay:
+        """Train every worker to the end of every life.
+
+        Args:
+          order: where workers come to in about this order; the nearer it is to that of the run, the fewer parameters
+            are kept for those who follow.
 
         Raises:
-          ValueError: if there is no such order.
+          ValueError: if a worker follows another who can't have come there before.
         """
-        for life in self._lives.values():
-            under_way = [(life, math.inf)]
-            while under_way:
-                missing = self._train(*under_way[-1])
-                if missing is None:
-                    under_way.pop()
-                    continue
-                other = self._lives[missing.worker, missing.life]
-                if any(other is follower for follower, _ in under_way):
-                    raise ValueError(
-                        f"worker {missing.worker} was followed at step {missing.step}, before it came there"
-                    )
-                beyond = isinstance(missing, SavedState) and missing.pulled  # Then it has to leave that step.
-                under_way.append((other, missing.step + beyond))
+        for worker, life, step in order:
+            self._come(self._lives[worker, life], step)
+        for each in self._lives.values():
+            self._come(each, math.inf)
         differences = [life.difference for life in self._lives.values() if life.difference is not None]
         return Replay(len(self._lives), self._steps, self._pulls, self._checksums, differences)
+
+    def _come(self, life: _Life, step: float) -> None:
+        """Train a worker until it has come to a step, and before it those whom it follows."""
+        under_way = [(life, step)]
+        while under_way:
+            missing = self._train(*under_way[-1])
+            if missing is None:
+                under_way.pop()
+                continue
+            other = self._lives[missing.worker, missing.life]
+            if any(other is follower for follower, _ in under_way):
+                raise ValueError(f"worker {missing.worker} was followed at step {missing.step}, before it came there")
+            beyond = isinstance(missing, SavedState) and missing.pulled  # Then it has to leave that step.
+            under_way.append((other, missing.step + beyond))
 
     def _train(self, life: _Life, end: float) -> Snapshot | SavedState | None:
         """Train a worker until it has come to a step, or has left the last one that is known of it.
