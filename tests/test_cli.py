@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lsgd_jax import cli, distributed
-from lsgd_jax.cli import commands, costs, launch, overview, preparation
+from lsgd_jax.cli import commands, costs, faults, launch, overview, preparation
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 
@@ -93,7 +93,7 @@ def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
-    functions |= {"launch": launch.launch, "join": launch.join}
+    functions |= {"launch": launch.launch, "join": launch.join, "chaos": faults.chaos, "replay": faults.replay}
     for name, summary in overview.COMMANDS.items():
         function = functions.get(name) or getattr(commands, name)
         assert " ".join(function.__doc__.split("\n\n")[0].split()) == summary

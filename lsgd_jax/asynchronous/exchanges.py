@@ -137,7 +137,7 @@ class Posted:
         """Compile pulls towards one and two leaders."""
         x, pull = worker.model.params, np.float32(0)
         for i in range(len(self._levels)):
-            jax.block_until_ready(_pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
+            jax.block_until_ready(pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
 
     def after_step(self, worker: Worker) -> None:
         """Post the worker if that is due, and count the step."""
@@ -215,7 +215,7 @@ class Posted:
         pulls = [(each.name, each.model.params, np.float32(each.pull)) for each in followed if each.model is not None]
         if pulls:
             names, leaders, strengths = zip(*pulls, strict=True)
-            params, distances = _pulled_towards(worker.model.params, leaders, strengths, np.int32(worker.step))
+            params, distances = pulled_towards(worker.model.params, leaders, strengths, np.int32(worker.step))
             worker.move(params)
             values |= {f"{name}distance": float(apart) for name, apart in zip(names, distances, strict=True)}
             self.taken[worker.position] += len(pulls)
@@ -235,7 +235,7 @@ class Posted:
 
 
 @jax.jit
-def _pulled_towards(
+def pulled_towards(
     x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...], step: Int[Array, ""]
 ) -> tuple[optax.Params, list[Array]]:
     """A worker's parameters after pulls towards the leaders in turn, and its distance to each before that pull."""
