@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lsgd_jax import cli
-from lsgd_jax.cli import help, overview
+from lsgd_jax.cli import help
 from lsgd_jax.config import Config
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
