@@ -110,6 +110,7 @@ def test_arrays_may_be_sharded_over_an_explicit_axis(name, dtype):
     assert (after["w"].shape, after["w"].dtype) == (x["w"].shape, dtype)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sums_of_bfloat16_where_a_worker_is_spread_over_devices(kind):
     """XLA's own, on CPUs, end the process."""
@@ -147,6 +148,7 @@ def test_gradients_of_another_structure_are_one_sentence(name, grads, message):
         tx.update(grads, tx.init(x), x, value=jnp.float32(1))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_arrays_without_numbers_and_integers_are_left_alone(name):
     tx = TRANSFORMATIONS[name](
@@ -255,6 +257,7 @@ def test_data_parallel_averages_what_the_optimizer_reads(clips):
     assert isinstance(read["base"], optax.MaskedNode) is not clips
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["local_sgd", "downpour", "diloco"])
 def test_workers_of_16_bits_that_go_to_one_point_agree(name):
     tx = METHODS[name].build(optax.sgd(0.01), axis_name="worker", period=1)
@@ -294,6 +297,7 @@ def test_masks_go_in_and_out():
     assert trees.merged({"w": 7, "n": optax.MaskedNode(), "none": None}, tree) == {"w": 7, "n": 2, "none": None}
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_stochastic_rounding_is_right_on_average(dtype):
     x, rounding = np.float32(1.00123), jax.jit(lambda x, key: trees._rounded(x, dtype, key))
@@ -308,6 +312,7 @@ def test_stochastic_rounding_is_right_on_average(dtype):
     np.testing.assert_array_equal(np.asarray(rounding(exact, jax.random.key(1)), np.float32), exact)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_nearest_value_is_that_of_numpy(dtype):
     values = np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
@@ -317,6 +322,7 @@ def test_the_nearest_value_is_that_of_numpy(dtype):
         np.testing.assert_array_equal(trees.nearest(jnp.asarray(x), dtype), x.astype(dtype).astype(np.float32))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_rounding_is_not_compiled_away(dtype):
     """XLA may keep more digits than a cast leaves, and does on GPUs: no conversion there and back may matter."""
@@ -325,6 +331,7 @@ def test_rounding_is_not_compiled_away(dtype):
     assert "reduce-precision" in lowered.compile().as_text()
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_workers_reach_their_leader_whatever_the_dtype(dtype):
     tx = leader_pull(0.1, axis_name="worker")
