@@ -16,7 +16,7 @@ import pytest
 
 from lsgd_jax import cli, leader_pull
 from lsgd_jax.cli import commands as commands_module
-from lsgd_jax.cli import costs, launch, preparation
+from lsgd_jax.cli import costs, faults, launch, preparation
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -128,6 +128,7 @@ def test_a_command_is_understood(arguments, monkeypatch):
     places = {
         commands_module: ("train", "compare", "report", "figure", "simulate"),
         costs: ("info", "compile_ahead"),
+        faults: ("chaos", "replay"),
         launch: ("launch", "join"),
         preparation: ("data",),
     }

@@ -137,7 +137,7 @@ class Posted:
         """Compile pulls towards one and two leaders."""
         x, pull = worker.model.params, np.float32(0)
         for i in range(len(self._levels)):
-            jax.block_until_ready(_pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
+            jax.block_until_ready(pulled_towards(x, (x,) * (i + 1), (pull,) * (i + 1), np.int32(0)))
 
     def after_step(self, worker: Worker) -> None:
         """Post the worker if that is due, and count the step."""
@@ -149,7 +149,7 @@ class Posted:
         if fetching is not None:
             if fetching.done():
                 del self._fetching[worker.position]
-                self._pull(worker, fetching.result())
+                self._pull(worker, fetching.result(), self._board.read()[1])
                 yield None
             return
         done, due = self._exchanges[worker.position], self._due(self._board.read()[1])
@@ -157,7 +157,7 @@ class Posted:
             return
         self._exchanges[worker.position] = due
         self._write(worker, posting=True)  # It stands for election as it is now.
-        posts, _ = self._board.read()
+        posts, steps = self._board.read()
         rankings: list[tuple[Level, list[int]]] = []
         for level, now, before in zip(self._levels, due, done, strict=True):
             if now != before:
@@ -167,7 +167,7 @@ class Posted:
         follow = partial(self._follow, worker.position, _device(worker), rankings, posts)
         best = [ranking[0] for _, ranking in rankings if ranking]
         if all(i == worker.position or posts[i].params is not None for i in best):
-            self._pull(worker, follow())
+            self._pull(worker, follow(), steps)
             yield None
         else:
             self._fetching[worker.position] = self._fetchers.submit(follow)
@@ -201,9 +201,8 @@ class Posted:
             found.append(followed)
         return found
 
-    def _pull(self, worker: Worker, followed: Sequence[_Followed]) -> None:
-        """Pull a worker to those that it follows, in turn."""
-        _, steps = self._board.read()
+    def _pull(self, worker: Worker, followed: Sequence[_Followed], steps: Mapping[int, int]) -> None:
+        """Pull a worker to those that it follows, in turn; `steps` of all workers tell how stale their posts are."""
         values: dict[str, Any] = {}
         for name, _, leader, post, _ in followed:
             first = worker.position - worker.position % self._levels[0].workers if name else 0
@@ -215,7 +214,7 @@ class Posted:
         pulls = [(each.name, each.model.params, np.float32(each.pull)) for each in followed if each.model is not None]
         if pulls:
             names, leaders, strengths = zip(*pulls, strict=True)
-            params, distances = _pulled_towards(worker.model.params, leaders, strengths, np.int32(worker.step))
+            params, distances = pulled_towards(worker.model.params, leaders, strengths, np.int32(worker.step))
             worker.move(params)
             values |= {f"{name}distance": float(apart) for name, apart in zip(names, distances, strict=True)}
             self.taken[worker.position] += len(pulls)
@@ -235,7 +234,7 @@ class Posted:
 
 
 @jax.jit
-def _pulled_towards(
+def pulled_towards(
     x: optax.Params, leaders: tuple[optax.Params, ...], pulls: tuple[Array, ...], step: Int[Array, ""]
 ) -> tuple[optax.Params, list[Array]]:
     """A worker's parameters after pulls towards the leaders in turn, and its distance to each before that pull."""

@@ -58,7 +58,7 @@ def begin_life(folder: Path, positions: Sequence[int], address: str) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            older = [(life, path) for position, life, path in _claims(folder) if position in positions]
+            older = [(life, path) for position, life, path in claims(folder) if position in positions]
             life = 1 + max((life for life, _ in older), default=0)
             created = []
             try:
@@ -85,7 +85,7 @@ def addresses_in(folder: Path) -> set[str]:
     newest: dict[int, tuple[int, Path]] = {}
     addresses = set()
     with contextlib.suppress(OSError):
-        for position, life, path in _claims(folder):
+        for position, life, path in claims(folder):
             newest[position] = max(newest.get(position, (0, path)), (life, path))
     for _, path in newest.values():
         with contextlib.suppress(OSError, ValueError):
@@ -95,7 +95,7 @@ def addresses_in(folder: Path) -> set[str]:
     return addresses
 
 
-def _claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
+def claims(folder: Path) -> Iterator[tuple[int, int, Path]]:
     """Position, life and file of every worker that has a file in the folder."""
     for path in folder.iterdir():
         if match := _CLAIM.fullmatch(path.name):

@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> int | None:
     import tyro  # Here, since they import JAX: an overview is printed without.
 
     from lsgd_jax import distributed
-    from lsgd_jax.cli import commands, costs, help, launch, preparation
+    from lsgd_jax.cli import commands, costs, faults, help, launch, preparation
     from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
 
     try:
@@ -50,6 +50,8 @@ def _run(arguments: list[str]) -> int | None:
             "data": preparation.data,
             "report": commands.report,
             "simulate": commands.simulate,
+            "replay": faults.replay,
+            "chaos": faults.chaos,
             "info": costs.info,
             "launch": launch.launch,
             "join": launch.join,

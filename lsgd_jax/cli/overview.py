@@ -15,6 +15,8 @@ COMMANDS = {
     "data": "Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.",
     "report": "Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.",
     "simulate": "Simulate methods in virtual time, with heterogeneous workers and network costs.",
+    "chaos": "Train a preset with --asynchronous posted, inject faults into its processes, and sum up what they did.",
+    "replay": "Train a run of --asynchronous posted again from its events, and compare all parameters to the bit.",
     "info": "Print versions and devices, or the communication cost or the memory of a preset.",
     "launch": "Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train "
     "mnist1d.",

@@ -68,8 +68,9 @@ def supervise(
 ) -> int:
     """Run the command of a posted run in several processes, and restart those that die, with --resume.
 
-    Their output is forwarded, each line prefixed with the number of its process. A process that has ended with 0 or 2,
-    or has left on a signal, is not restarted. When the launcher receives SIGINT, SIGTERM or SIGHUP, all are sent
+    Their output is forwarded, each line prefixed with the number of its process. A process that has ended with 0, has
+    left on a signal, or has ended with 2 before it ever trained, is not restarted: one that trained has met something
+    that may pass, such as a full disk. When the launcher receives SIGINT, SIGTERM or SIGHUP, all are sent
     SIGTERM; a second signal kills them. Call it from the main thread.
 
     Args:
@@ -100,6 +101,8 @@ class _Place:
         self.started = 0.0
         self.heard: float | None = None
         """When it last told that it gets on; None: it does not train yet."""
+        self.has_trained = False
+        """In any of its lives."""
 
 
 class _Supervisor:
@@ -192,7 +195,7 @@ class _Supervisor:
         if code == 0:
             for each in self._places:
                 each.due = None  # The run is finished.
-        elif not received and code != 2 and code not in STOPPED and 0 not in self._codes:
+        elif not received and (code != 2 or place.has_trained) and code not in STOPPED and 0 not in self._codes:
             self._restart_later(place, how_it_ended(code))
 
     def _restart_later(self, place: _Place, how: str) -> None:
@@ -213,4 +216,5 @@ def _listen(place: _Place, child: Child, pipe: int) -> None:
     with open(pipe, "rb", buffering=0) as told:
         while what := told.read(64):
             if place.child is child:
+                place.has_trained = True
                 place.heard = None if what.endswith(_ENDS) else time.monotonic()

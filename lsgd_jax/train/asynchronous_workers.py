@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled
+from jaxtyping import Float32
 
 from lsgd_jax.asynchronous import Model, StepReport, Worker
 from lsgd_jax.config import Config
@@ -44,6 +45,22 @@ def worker_optimizer(config: Config, placement: Placement) -> optax.GradientTran
         axis_name=placement.axes,
         **{name: value for name, value in config.options.items() if name == "window"},
     )
+
+
+def worker_rate_factor(config: Config, feed: Feed, position: int, step: int, seconds: float) -> Float32[np.ndarray, ""]:
+    """The learning-rate factor of a worker's step.
+
+    Args:
+      config: of the run.
+      feed: of the data.
+      position: of the worker among all.
+      step: steps that it has taken.
+      seconds: of training so far.
+    """
+    factor = learning_rate_factor(config, step, feed.epochs(step), seconds)
+    if config.learning_rates != "equal":
+        factor *= rate_factors(config.learning_rates, (config.groups, config.workers)).flat[position]
+    return factor
 
 
 class Trainers:
@@ -132,12 +149,7 @@ class Trainers:
         return lambda: jax.device_put(jax.tree.map(lambda x: x[0], next(batches, None)), device)
 
     def _rate_factor(self, number: int, step: int) -> np.ndarray:
-        config = self._config
-        factor = learning_rate_factor(config, step, self._feed.epochs(step), self._clock.seconds())
-        if config.learning_rates != "equal":
-            factors = rate_factors(config.learning_rates, (config.groups, config.workers))
-            factor *= factors.flat[self._positions[number]]
-        return factor
+        return worker_rate_factor(self._config, self._feed, self._positions[number], step, self._clock.seconds())
 
     def _worker_key(self, number: int) -> jax.Array:
         return jax.device_put(jax.random.fold_in(self._key, self._positions[number]), self._device(number))

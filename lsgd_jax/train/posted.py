@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax import nnx
 from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads, Worker
 from lsgd_jax.asynchronous.board import Gone, Post, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
+from lsgd_jax.asynchronous.links import injected_faults
 from lsgd_jax.asynchronous.rendezvous import begin_life, run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
@@ -178,6 +179,7 @@ class _Member:
             Model(state.params, state.statistics),
             secret=run_secret(self.folder.members / "secret"),
             host=host,
+            faults=injected_faults(self.positions[0]),
             log=self._log_of_board,
         )
 
@@ -255,7 +257,8 @@ class _Member:
           RunFailed: if another process has taken the place of this one.
         """
         self.heartbeat.beat()
-        with deferred_signals() as signal_to_stop:
+        # Whatever ends it, others are to notice at once.
+        with deferred_signals() as signal_to_stop, closing(self.board):
             with Threads(self.workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
             measured = math.nan
@@ -268,7 +271,6 @@ class _Member:
             self._save_center()
             self.saved.close()
             self.evaluations.close()
-            self.board.close()
             self.heartbeat.end()
         if number is not None:
             raise Interrupted(self._left(number), number)

@@ -12,7 +12,8 @@ import pytest
 from lsgd_jax.config import Config
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
-from tests.distributed.test_processes import LSGD, children, environment, launch, run, wait_until
+from tests.distributed.test_processes import LSGD, children, environment, launch, wait_until
+from tests.distributed.test_processes import run as run_command
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -20,7 +21,7 @@ TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25"
 def test_joined_workers_of_two_processes(tmp_path):
     """The count is of both."""
     train = [*TRAIN, "--asynchronous", "joined", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
-    done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    done = run_command(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
     assert [event["step"] for event in exchanges] == [4, 8, 12]
@@ -132,6 +133,10 @@ def test_processes_leave_join_die_and_come_back(processes, tmp_path):
     ends = read_metrics(run, "end")
     assert [event["why"] for event in ends] == ["left"] * 3
     steps = [last_life(run, worker)[1][-1]["step"] for worker in range(2)]
+
+    replayed = run_command(*LSGD, "replay", "run", cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stdout
+    assert " of 4 lives: all distances and " in replayed.stdout
 
     config = Config.load(run).replace(steps=max(steps) + 10)
     assert 0 <= train_and_evaluate(config, run, resume=True, lines=False) < 0.5

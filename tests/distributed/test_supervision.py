@@ -74,6 +74,13 @@ def test_who_says_what_is_wrong_or_leaves_is_not_restarted(script, code, done, t
     assert (tmp_path / "lives").read_text() == "x\n"
 
 
+def test_what_may_pass_is_no_reason_not_to_restart_who_has_trained(done):
+    script = """
+        [ "$1" ] || { printf . >&$LSGD_HEARTBEAT; sleep 0.5; exit 2; }
+    """
+    assert done(script, processes=1) == (0, [], ["lsgd: process 0 ended with code 2; it is restarted."])
+
+
 def test_who_does_not_get_on_is_killed_once_it_has(done):
     """Neither before it trains nor after it has ended."""
     script = """

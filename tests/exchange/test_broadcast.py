@@ -26,6 +26,7 @@ def values(dtype, rng):
     return rng.integers(0, 256, (GROUPS, WORKERS, 3 * np.dtype(dtype).itemsize), np.uint8).view(dtype)
 
 
+@pytest.mark.optimized
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, casting the signalling NaNs.
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mapping", MAPPINGS)

@@ -33,6 +33,7 @@ def test_elects_the_lowest_finite_score_and_the_first_of_ties(workers):
     assert set(np.asarray(leaders)) == {elected(scores, eligible)}
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_election_is_the_same_under_every_mapping(mapping):
     scores = np.array([[np.nan, 2.0, 1.0, 1.0], [0.5, np.inf, 0.5, 3.0]], np.float32)
