@@ -41,8 +41,8 @@ def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
     """Load the networks from a checkpoint of a run as Flax NNX modules, on any number of devices, without the data set.
 
     They take what the task's `measures` gives them: MNIST-1D and digits unchanged, images preprocessed by
-    `lsgd_jax.data.load(...).preprocessing.testing`. With several processes, each gets all networks. The workers of a posted
-    run are as each was saved last; the step is the mean of theirs.
+    `lsgd_jax.data.load(...).preprocessing.testing`. With several processes, each gets all networks. The workers of a
+    posted run are as each was saved last; the step is the mean of theirs.
 
     Args:
       run_dir: run folder.
