@@ -198,7 +198,8 @@ def test_more_workers_than_a_host_simulates_devices_for_are_refused(monkeypatch)
 
 
 def test_fewer_devices_than_workers(tmp_path):
-    done = started("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    train = ["train", "digits", "--width", "0.1", "--steps", "8", "--run-dir", "run"]
+    done = started(*train, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr
 
 
