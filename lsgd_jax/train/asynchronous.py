@@ -65,7 +65,7 @@ def train_and_evaluate(
     """
     with failing_together():
         if METHODS[config.method].meeting is not None and process_count() > 1:
-            electing = " or ".join(name for name, row in METHODS.items() if row.elects)
+            electing = " or ".join(name for name, row in METHODS.items() if row.elects and row.asynchronous)
             raise UsageError(
                 f"workers meet the center of {config.method} in one process, but this is one of several:"
                 f" use {electing}."
@@ -285,7 +285,7 @@ class _PostedRun(_Run):
     def make_exchanges(self) -> Posted:
         """A board, with the pulls of the configuration."""
         config = self.config
-        levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
+        levels = [Level(among, self.size * period, own.get("pull", 0.0)) for among, period, own in config.levels]
         return Posted(
             self.count, levels, self._board, workers=self.size, staleness=config.staleness, log=self.recorder.record
         )

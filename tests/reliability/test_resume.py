@@ -113,6 +113,18 @@ def test_a_run_goes_on_with_other_workers(saved, now, options, tmp_path, capsys)
     assert f"{now[0]} x {now[1]} workers in place of {saved[0]} x {saved[1]}: " in capsys.readouterr().err
 
 
+def test_a_quorum_of_other_workers_goes_on_from_where_they_are(tmp_path):
+    """Before their first exchange, the model that is evaluated is their mean, and not where training began."""
+    config = dataclasses.replace(
+        SMALL, method="quorum", groups=1, workers=3, steps=12, batch_size=32, learning_rate=0.3
+    )
+    for changed in ({}, {"workers": 2, "steps": 14}):
+        train.train_and_evaluate(dataclasses.replace(config, **changed), tmp_path / "run", lines=False, resume=True)
+    losses = {e["step"]: e["center_loss"] for e in metrics(tmp_path / "run") if e["event"] == "evaluation"}
+    assert losses[12] < 2.0  # At the start, ln 10 = 2.3 and more.
+    assert abs(losses[14] - losses[12]) < 0.1
+
+
 def best_first(path):
     """The positions of the workers by their scores after step 12."""
     [scores] = [e["scores"] for e in metrics(path) if e["event"] == "exchange" and e["step"] == 12]
