@@ -175,6 +175,7 @@ def peer(
     outer_learning_rate: float = 0.0,
     outer_momentum: float = 0.0,
     kappa: float = 0.0,
+    trim: float = 0.5,
     window: int = 1,
     delay: int = 0,
     wire: str | None = None,
@@ -206,7 +207,7 @@ def peer(
     flying: dict[int, np.ndarray | None] = {}  # by layer: the point that will come, and that which has
     received: dict[int, np.ndarray | None] = {}
     exchanged = [] if method in ("data_parallel", "independent") else fragments or [list(layers)]
-    strength = pull if method in ("easgd", "mgrawa", "lgrawa", "quorum") else mixing
+    strength = mixing if method in ("local_sgd", "diloco", "downpour") else pull
     quorums: dict[int, list[int]] = {number: [] for number in range(len(exchanged))}  # by fragment
     trajectory = []
 
@@ -239,6 +240,10 @@ def peer(
 
     def meet(k: int, g: list[Layers]) -> np.ndarray:
         """Where the layers k of all workers are pulled; the center moves."""
+        if method in ("coordinate_median", "trimmed_mean"):
+            finite = [x[i][k] for i in workers if all(np.isfinite(layer).all() for layer in x[i])]
+            cut = min(int(trim * len(x)), (len(finite) - 1) // 2)
+            return np.mean(np.sort(finite, axis=0)[cut : len(finite) - cut], axis=0)
         mean = sum(x[i][k] for i in workers) / len(x)
         if method == "easgd":
             point, center[k] = center[k], center[k] + center_pull * (mean - center[k])

@@ -89,7 +89,8 @@ def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
     [
         (
             ["train", "mnist1d", "--method", "local_sgd", "--pull", "0.3"],
-            "pull has no effect with local_sgd: it is an option of lsgd, easgd, quorum, mgrawa, lgrawa.",
+            "pull has no effect with local_sgd: it is an option of lsgd, easgd, quorum, mgrawa, lgrawa,"
+            " coordinate_median, trimmed_mean.",
         ),
         (["train", "mnist1d", "--groups", "1", "--global-period", "6"], "global_period has no effect with one group."),
         (["train", "digits", "--local-optimizer", "adamw", "--momentum", "0.5"], "momentum has no effect with the"),

@@ -151,9 +151,10 @@ def test_no_number_is_nan(name):
         dataclasses.replace(BASE, **{"method": method} | needed | stretched | {name: value})
 
 
+ROBUST = ("coordinate_median", "trimmed_mean")
 HAVE = {
-    "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa"),
-    "pull": ("lsgd", "easgd", "quorum", "mgrawa", "lgrawa"),
+    "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
+    "pull": ("lsgd", "easgd", "quorum", "mgrawa", "lgrawa", *ROBUST),
     "window": ("lsgd", "quorum", "independent"),
     "pull_at": ("lsgd", "easgd", "quorum"),
     "center_pull": ("easgd",),
@@ -161,6 +162,7 @@ HAVE = {
     "outer_momentum": ("diloco", "quorum"),
     "kappa": ("quorum",),
     "prox": ("mgrawa", "lgrawa"),
+    "trim": ("trimmed_mean",),
     "global_pull": ("lsgd", "quorum"),
     "global_period": ("lsgd", "quorum"),
     "stale_pull": ("lsgd",),
@@ -169,8 +171,8 @@ HAVE = {
     "wire": ("lsgd", "local_sgd", "quorum"),
     "delay": ("lsgd", "local_sgd", "quorum"),
     "revive": ("lsgd", "quorum"),
-    "fragments": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa"),
-    "overlap": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa"),
+    "fragments": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
+    "overlap": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
     "mixing": ("local_sgd", "diloco"),
     "election": ("lsgd", "quorum"),
 }

@@ -279,6 +279,7 @@ def test_specs_may_be_of_more_than_what_is_exchanged():
 WHOLE_NORMS = {
     "lsgd": {"pull": 0.3, "period": 2, "window": 2, "revive": "from_leader", "stale_pull": 0.1},
     "quorum": {"period": 2, "window": 2, "revive": "from_leader"},
+    "coordinate_median": {"period": 2},
     "mgrawa": {"period": 2},
     "lgrawa": {"period": 2},
 }

@@ -5,7 +5,7 @@ with `update(grads, state, params, value=loss, step=None)`, and `center(params, 
 the axis, gives the model that the method reports, the same on all workers.
 """
 
-from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd, quorum
+from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd, quorum, robust
 from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.method import Level, Method, election, no_level, once
@@ -74,6 +74,22 @@ METHODS: dict[str, Method] = {
         "period",
         {"pull": (0.5, 0.2)},
         scalars=grawa.norm_per_array,
+    ),
+    "coordinate_median": Method(
+        robust.coordinate_median,
+        mean_of_workers,
+        "period",
+        {"pull": (1.0, 0.5)},
+        scalars=robust.one_count,
+        gathers=True,
+    ),
+    "trimmed_mean": Method(
+        robust.trimmed_mean,
+        mean_of_workers,
+        "period",
+        {"pull": (1.0, 0.5)},
+        scalars=robust.one_count,
+        gathers=True,
     ),
     "independent": Method(independent.independent, independent.center, "never", levels=no_level),
 }

@@ -71,6 +71,8 @@ class Method(NamedTuple):
     """From the numbers of arrays of parameters and of workers in an exchange: the scalars in each further all-reduce,
     beside the parameters. How parameters are sent, the options `broadcast` and `wire` say; without them, by one
     all-reduce."""
+    gathers: bool = False
+    """Whether every worker receives the parameters of all, by an all-gather in place of that all-reduce."""
     elects: bool = False
     """Whether workers elect a leader, alone or of a quorum, so that the method's state has a `LeaderPullState`."""
     meeting: Callable[[Mapping[str, Any], int], Meeting] | None = None

@@ -187,5 +187,7 @@ def test_bytes_by_formula():
     assert bytes_sent(quorum, params, 16) == 8 * of_four * (800 + 4 * 4)
     assert bytes_sent(quorum.replace(outer_momentum=0.3), params, 1) == 0
     assert bytes_sent(quorum.replace(outer_momentum=0.3), params, 2) == of_four * (2 * 800 + 4 * 4)
+    median = grouped.replace(method="coordinate_median")  # The others' parameters, and the number of the finite.
+    assert bytes_sent(median, params, 2) == 7 * 800 + of_all * 4
     averaging = dataclasses.replace(single.replace(method="local_sgd"), wire="bfloat16")
     assert bytes_sent(averaging, params, 16) == of_four * (8 * 400 + 800)

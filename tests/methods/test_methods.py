@@ -42,6 +42,8 @@ OPTIONS = {
         "outer_momentum": 0.3,
         "window": 4,
     },
+    "coordinate_median": {"period": 3, "pull": 0.7},
+    "trimmed_mean": {"period": 3, "pull": 0.7, "trim": 0.3},
     "independent": {"window": 4},
 }
 
@@ -274,6 +276,8 @@ NAN_SPREADS = {
     "mgrawa": (1, 8, 8),
     "lgrawa": (1, 8, 8),
     "quorum": (1, 1, 1),
+    "coordinate_median": (1, 1, 1),
+    "trimmed_mean": (1, 1, 1),
     "independent": (1, 1, 1),
 }
 
@@ -368,6 +372,7 @@ def test_learning_rates_of_another_shape_are_one_sentence():
         ("quorum", {"outer_learning_rate": 0.0}, r"outer_learning_rate must be positive, got 0\.0"),
         ("quorum", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
         ("quorum", {"global_period": 6}, "global_pull and global_period need groups: pass group_axis_name too"),
+        ("trimmed_mean", {"trim": 0.6}, r"trim must be in \[0, 0\.5\], got 0\.6"),
         ("independent", {"window": 0}, "window must be a whole number of losses, at least 1, got 0"),
     ],
 )

@@ -122,6 +122,8 @@ def random_options(method: str, rng: random.Random) -> dict[str, Any]:
         options = {"kappa": rng.choice((0.0, 1.0, 3.0, math.inf)), "pull": strength(), "window": rng.choice((1, 2, 4))}
         options |= {"outer_learning_rate": rng.choice((0.5, 1.0)), "outer_momentum": rng.choice((0.0, 0.5))}
         options |= {"delay": rng.choice((0, 0, 1)), "wire": rng.choice((None, None, "bfloat16"))}
+    elif method in ("coordinate_median", "trimmed_mean"):
+        options = {"pull": strength()} | ({"trim": rng.choice((0.0, 0.25, 0.5))} if method == "trimmed_mean" else {})
     elif method in ("mgrawa", "lgrawa"):
         options = {"pull": strength(), "prox": strength() / 4}
     elif method == "lsgd":
