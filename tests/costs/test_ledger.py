@@ -96,7 +96,7 @@ STREAMED = GROUPED.replace(period=3, global_period=6, eval_every=1, fragments=2)
         {"wire": "int8", "broadcast": "ring", "delay": 1, "stale_pull": 0.1},
         {"method": "diloco", "overlap": 1},
         {"method": "lgrawa", "fragments": 3},
-        {"method": "quorum", "wire": "bfloat16", "delay": 1},
+        {"method": "quorum", "delay": 1},
     ],
     ids=str,
 )
