@@ -34,7 +34,7 @@ from lsgd_jax.exchange import NOBODY, AxisName, Sending, elect, exact, worker_in
 from lsgd_jax.exchange.election import all_finite
 from lsgd_jax.exchange.trees import distance, scalar_like
 from lsgd_jax.link import AT_ONCE, Attractor, Exchange, LinkState, Pull, PullAt, Target, parts
-from lsgd_jax.scores import LeaderState, scored
+from lsgd_jax.scores import CommonLoss, LeaderState, scored
 from lsgd_jax.streaming import WHOLE, Streaming, streamed
 
 
@@ -124,8 +124,10 @@ def leader_of(axis_name: AxisName, sending: Sending, model_axis_name: AxisName |
         score: Array,
         able: Array | bool = True,
         before: LinkState | None = None,
+        common_loss: CommonLoss | None = None,
         **signals: Any,
     ) -> LeaderState:
+        score = score if common_loss is None else common_loss(x)
         # "x~ = argmin E f(x)", among those who are able to lead; of a streamed leader the rest, if it still is.
         led = True if before is None else parts(LeaderState, before)[0].leads
         position = elect(score, axis_name, eligible=all_finite(x, model_axis_name) & able & led)

@@ -1,6 +1,7 @@
 """Links that are told how good each worker is: its score, the mean of its recent training losses."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import optax
@@ -11,6 +12,10 @@ from lsgd_jax.exchange import init_losses, record_loss
 from lsgd_jax.exchange.trees import scalar_like
 from lsgd_jax.link import LinkState, parts
 from lsgd_jax.streaming import Streamed
+
+CommonLoss: TypeAlias = Callable[[optax.Params], Float[Array, ""]]
+"""From what a worker would send to its loss on a batch that all see, by which workers are compared in place of scores
+if `update` is told it, `common_loss`. It is computed at exchanges only."""
 
 
 class LeaderState(NamedTuple):
@@ -55,6 +60,8 @@ class LeaderPullState(NamedTuple):
 
 def scored(moving: optax.GradientTransformationExtraArgs, window: int) -> optax.GradientTransformationExtraArgs:
     """A link that is told, by the signal `score`, the mean of the last `window` losses passed as `value`.
+
+    `update` may be told a `common_loss`, a `CommonLoss`, too.
 
     Args:
       moving: a `streamed` link whose attractor has a `LeaderState`.

@@ -11,10 +11,10 @@ from flax import nnx
 from lsgd_jax.checks import check_path
 from lsgd_jax.distributed import SHARED, STACKED, place
 from lsgd_jax.errors import UsageError
-from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.tracking.run_folder import read_config
 from lsgd_jax.train.checkpoint import Checkpoints
+from lsgd_jax.train.evaluated_model import evaluated_model
 from lsgd_jax.train.setup import make_model, make_optimizer
 from lsgd_jax.train.step import TrainState, in_mode, state_shapes
 
@@ -72,7 +72,7 @@ def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
         statistics = state.statistics
         if jax.tree.leaves(statistics):
             statistics = mean_of_workers(statistics, None, placement.axes)
-        return METHODS[config.method].center(state.params, state.optimizer, placement.axes), statistics
+        return evaluated_model(config)(state.params, state.optimizer, placement.axes), statistics
 
     center = jax.jit(placement.over_workers(center_of, (STACKED,), (SHARED, SHARED)))(state)
     rows = placement.take((state.params, state.statistics))

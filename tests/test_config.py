@@ -146,6 +146,7 @@ def test_no_number_is_nan(name):
     value = (float("nan"),) if name in ("learning_rate_drops", "slowdowns", "tune_learning_rates") else float("nan")
     method = next((method for method, row in METHODS.items() if name in row.options), "lsgd")
     needed = {"local_optimizer": "adamw"} if name in ("adam_b1", "adam_b2") else {}
+    needed |= {"evaluated_model": "tail_mean"} if name == "tail_share" else {}
     stretched = {"asynchronous": "joined", "min_step_seconds": 0.1} if name in ("min_step_seconds", "slowdowns") else {}
     with pytest.raises(ValueError, match=f"^{name} must be "):
         dataclasses.replace(BASE, **{"method": method} | needed | stretched | {name: value})

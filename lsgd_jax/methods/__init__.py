@@ -6,7 +6,7 @@ the axis, gives the model that the method reports, the same on all workers.
 """
 
 from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd, quorum, robust
-from lsgd_jax.methods.base import mean_of_workers
+from lsgd_jax.methods.base import mean_of_workers, own_center
 from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.methods.method import Level, Method, election, no_level, once
 
@@ -31,6 +31,8 @@ METHODS: dict[str, Method] = {
         easgd.center,
         "period",
         {"center_pull": (None, 0.9)},
+        reports="center",
+        share=own_center,
         averages_start=once,
         meeting=easgd.meeting,
         asynchronous={"posted": ("pull", "center_pull")},
@@ -40,6 +42,8 @@ METHODS: dict[str, Method] = {
         downpour.downpour,
         downpour.center,
         "period",
+        reports="center",
+        share=own_center,
         adds_up=True,
         averages_start=once,
         meeting=downpour.meeting,
@@ -47,12 +51,22 @@ METHODS: dict[str, Method] = {
     ),
     "local_sgd": Method(local_sgd.local_sgd, mean_of_workers, "period", averages_start=local_sgd.averages_start),
     "data_parallel": Method(data_parallel, mean_of_workers, "step"),
-    "diloco": Method(diloco.diloco, diloco.center, "period", {"outer_learning_rate": (0.7, 1.0)}, averages_start=once),
+    "diloco": Method(
+        diloco.diloco,
+        diloco.center,
+        "period",
+        {"outer_learning_rate": (0.7, 1.0)},
+        reports="center",
+        share=own_center,
+        averages_start=once,
+    ),
     "quorum": Method(
         quorum.quorum,
         quorum.center,
         "period",
         {"outer_momentum": (0.3, 0.0)},
+        reports="center",
+        share=quorum.own_average,
         averages_start=quorum.averages_start,
         scalars=quorum.scores,
         elects=True,
@@ -91,6 +105,6 @@ METHODS: dict[str, Method] = {
         scalars=robust.one_count,
         gathers=True,
     ),
-    "independent": Method(independent.independent, independent.center, "never", levels=no_level),
+    "independent": Method(independent.independent, independent.center, "never", reports="leader", levels=no_level),
 }
 """LSGD and its peers by name. `easgd` with Nesterov momentum in the worker's optimizer is EAMSGD."""

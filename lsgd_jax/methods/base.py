@@ -116,9 +116,15 @@ def mean_of_workers(
     return merged(mean(floats, axis_name, members), params)
 
 
+def own_center(params: optax.Params, state: Any) -> optax.Params:
+    """A worker's copy of the center variable; what is not exchanged is the worker's own."""
+    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))  # One for each fragment.
+    return merged(center, params)
+
+
 def shared_center(params: optax.Params, state: Any, axis_name: AxisName) -> optax.Params:
     """The model that methods with a center variable report; what is not exchanged is as `mean_of_workers` has it."""
-    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))  # One for each fragment.
+    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))
     return merged(mean(center, axis_name), mean_of_workers(params, None, axis_name))
 
 

@@ -62,6 +62,11 @@ class Method(NamedTuple):
     together, or nothing."""
     grid: Mapping[str, tuple] = {}
     """Values of its own option that a tuned comparison tries."""
+    reports: Literal["mean", "leader", "center"] = "mean"
+    """What the model that the method reports is."""
+    share: Callable[[optax.Params, Any], optax.Params] = lambda params, state: params
+    """From a worker's params and the method's state, without a collective: its share of the model that the method
+    reports, which is the mean of all shares, unless it is a leader."""
     adds_up: bool = False
     """Whether the workers' updates are summed, not averaged; a tuned comparison then scales learning rates by 1/n."""
     averages_start: Callable[[Mapping[str, Any], bool], int] = lambda options, among_all: 0

@@ -40,7 +40,7 @@ from lsgd_jax.link import Attractor, PullAt, Target, chained, parts
 from lsgd_jax.methods.base import center_of_start, common, mean_of_workers, moved_to, outer_step
 from lsgd_jax.methods.lsgd import default_global_period
 from lsgd_jax.methods.method import Level
-from lsgd_jax.scores import LeaderState, scored
+from lsgd_jax.scores import CommonLoss, LeaderState, scored
 from lsgd_jax.streaming import Election, Streaming, streamed
 from lsgd_jax.variants import Delay, Revive, delayed, restarting, revive_from_leader
 
@@ -178,8 +178,16 @@ def quorum_of(
         return LeaderState(nobody, scalar_like(params, False, bool), gap, (count, center_of_start(params)))
 
     def choose(
-        x: optax.Params, state: LeaderState, *, score: Array, able: Any = True, before: Any = None, **signals: Any
+        x: optax.Params,
+        state: LeaderState,
+        *,
+        score: Array,
+        able: Any = True,
+        before: Any = None,
+        common_loss: CommonLoss | None = None,
+        **signals: Any,
     ) -> LeaderState:
+        score = score if common_loss is None else common_loss(x)
         # Of parameters sent in fragments, the quorum of the first one sends the rest: whoever of it still can.
         belonged, width = (True, kappa) if before is None else (parts(LeaderState, before)[0].leads, math.inf)
         eligible = all_finite(x, model_axis_name) & able & belonged
@@ -206,9 +214,15 @@ def has_outer_step(learning_rate: Any, momentum: Any) -> bool:
     return not (known and learning_rate == 1 and momentum == 0)
 
 
+def own_average(params: optax.Params, state: Any) -> optax.Params:
+    """A worker's copy of the last quorum's average; what is not exchanged is the worker's own."""
+    averages = (each.sent[1].x for each in parts(LeaderState, state[-1]))  # One for each fragment.
+    return merged(functools.reduce(merged, averages), params)
+
+
 def center(params: optax.Params, state: Any, axis_name: AxisName, model_axis_name: AxisName | None = None) -> Any:
     """The average of the last quorum of all workers; before the first exchange, the mean of the starts."""
-    averages = (each.sent[1].x for each in parts(LeaderState, state[-1]))  # One for each fragment.
+    averages = (each.sent[1].x for each in parts(LeaderState, state[-1]))
     average = mean(functools.reduce(merged, averages), axis_name)
     return merged(average, mean_of_workers(params, state, axis_name, model_axis_name))
 

@@ -261,6 +261,9 @@ class Network:
         Raises:
           UsageError: if the configuration is not one for the data, or one that is not simulated.
         """
+        for name in ("elect_by", "evaluated_model", "corrupt_workers"):
+            if getattr(config, name) != Config.__dataclass_fields__[name].default:
+                raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
         alone = {"method": "independent", "groups": 1, "workers": config.groups * config.workers}
