@@ -33,11 +33,8 @@ _RULES = (
     _Rule(_STATISTICS[1:], lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"),
     _Rule(("data_processes",), lambda c: c.task.is_streamed, "unless examples are streamed, as ImageNet's are"),
     _Rule(("learning_rate_drops_in",), lambda c: bool(c.learning_rate_drops), "without learning_rate_drops"),
-    _Rule(
-        ("checkpoint_every", "keep_checkpoints"),
-        lambda c: c.asynchronous is None,
-        "in asynchronous training, which keeps no checkpoints",
-    ),
+    _Rule(("checkpoint_every",), lambda c: c.asynchronous != "joined", "with joined, which keeps no checkpoints"),
+    _Rule(("keep_checkpoints",), lambda c: c.asynchronous is None, "in asynchronous training"),
     _Rule(("keep_checkpoints",), lambda c: c.checkpoint_every != 0, "if checkpoint_every is 0"),
     _Rule(
         ("staleness",),

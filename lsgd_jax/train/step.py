@@ -14,7 +14,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement, fully_sharded, over_chips
+from lsgd_jax.distributed import SHARED, STACKED, Placement, gathered, over_chips, value_and_gradient
 from lsgd_jax.exchange import AxisName, worker_index
 from lsgd_jax.exchange.trees import merged
 from lsgd_jax.task import Task
@@ -151,19 +151,16 @@ def worker_step(
             loss = task.loss(network, examples, step_key)
             return loss, nnx.state(network, nnx.BatchStat)
 
-        (loss, statistics), grads = jax.value_and_grad(fully_sharded(loss_of), has_aux=True)(state.params)
+        (loss, statistics), grads = value_and_gradient(loss_of)(state.params)
         if corruption is not None:
             grads = corruption.of_gradients(grads, jax.random.fold_in(step_key, 2), axis_name)
         if common is not None and common_key is not None:
             indices = common.indices(jax.random.fold_in(common_key, number))
 
             def common_loss(x: optax.Params) -> Array:
-                def mean_loss(params: optax.Params) -> Array:
-                    network = nnx.merge(in_evaluation, params, state.statistics, copy=True)
-                    return task.measures(network, examples_of_all)["loss"].mean()
-
-                examples_of_all = over_chips(feed.training(shared, indices))
-                return fully_sharded(mean_loss)(merged(x, state.params))
+                params = gathered(merged(x, state.params))
+                network = nnx.merge(in_evaluation, params, state.statistics, copy=True)
+                return task.measures(network, over_chips(feed.training(shared, indices)))["loss"].mean()
 
             told["common_loss"] = common_loss
         updates, optimizer_state = optimizer.update(

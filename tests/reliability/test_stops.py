@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -75,7 +76,7 @@ def test_what_nohup_ignores_stays_ignored():
     ("number", "options"),
     [
         (signal.SIGINT, ["--checkpoint-every", "0"]),
-        (signal.SIGTERM, [*ASYNCHRONOUS, "posted"]),
+        (signal.SIGTERM, ["--checkpoint-every", "0", "--asynchronous", "posted"]),
     ],
 )
 def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
@@ -84,7 +85,8 @@ def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
         process.send_signal(number)
         code, _, errors = ending(process)
     assert code == 128 + number
-    assert errors.splitlines()[-1] == f"lsgd: stopped by {number.name}; nothing was saved."
+    step = r" after step \d+ of \d+" if "posted" in options else ""  # Posted workers end their steps first.
+    assert re.fullmatch(f"lsgd: stopped by {number.name}{step}; nothing was saved.", errors.splitlines()[-1])
 
 
 def test_several_processes_that_are_not_saved_stop_at_once(tmp_path):
