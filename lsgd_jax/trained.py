@@ -19,6 +19,7 @@ from lsgd_jax.methods.base import mean_of_workers
 from lsgd_jax.tracking.run_folder import read_config
 from lsgd_jax.train.asynchronous_workers import worker_optimizer
 from lsgd_jax.train.checkpoint import Checkpoints
+from lsgd_jax.train.evaluated_model import evaluated_model
 from lsgd_jax.train.saved_worker import SavedWorker, restore
 from lsgd_jax.train.setup import make_model, make_optimizer
 from lsgd_jax.train.step import TrainState, in_mode, state_shapes
@@ -75,8 +76,7 @@ def load_trained(run_dir: Path | str, step: int | None = None) -> Trained:
     except ValueError as problem:  # Also if the configuration does not fit these workers.
         why = str(problem).removesuffix(".")
         raise UsageError(f"the checkpoint of step {step} in {run_dir} can't be read: {why}.") from None
-    center = METHODS[config.method].center
-    return _trained(step, model, placement, state, center, np.ravel(progress.scores))
+    return _trained(step, model, placement, state, evaluated_model(config), np.ravel(progress.scores))
 
 
 def _posted(run_dir: Path, config: Config, step: int | None) -> Trained:
