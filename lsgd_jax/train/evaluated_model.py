@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Int
 
 from lsgd_jax.config import Config
-from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect, when
+from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect, total, when
 from lsgd_jax.exchange.trees import inexact, merged, scalar_like, select
+from lsgd_jax.link import parts
 from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.variants import apply_updates, links
 
@@ -50,7 +51,8 @@ def evaluated_model(config: Config) -> Callable[[optax.Params, Any, AxisName], o
         last = method.center(params, of_method, axis_name)
         if kind != "tail_mean":
             return last
-        mean, exchanges = state.own
+        [(mean, exchanges)] = parts(Tail, state)
+        exchanges = total(exchanges, axis_name)  # Known to be the same on all.
         return select(exchanges > 0, mean_of_workers(merged(mean, params), of_method, axis_name), last)
 
     return model
