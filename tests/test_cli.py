@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from lsgd_jax.cli import commands, costs, faults, launch, overview, preparation
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tracking.output import Output
+from lsgd_jax.tracking.run_folder import read_metrics
 
 
 def started(*arguments, cwd, **environment):
@@ -223,7 +226,7 @@ def test_a_run_that_ends_before_anybody_led_is_drawn(lsgd, tmp_path):
 def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
     done = started("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("test error of the center after 20 steps: ")
+    assert done.stdout.startswith("test error of the evaluated model after 20 steps: ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         ".lock",
         "checkpoints",
@@ -234,6 +237,21 @@ def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
     ]
     again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run")
     assert again == (2, "", "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n")
+
+
+def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatch):
+    monkeypatch.setattr(Output, "isatty", lambda _: True, raising=False)
+    code, printed, errors = lsgd("train", "digits", "--width", "0.1", "--steps", "32", "--run-dir", "run")
+    assert code == 0
+    told = "mlp-digits with lsgd: 2 x 4 workers, 32 steps of each; the run is in run\n"
+    assert errors.startswith(told)
+    assert re.search(r"step 32/32  loss .*test error .*steps/s", errors)
+    evaluated = read_metrics("run", "evaluation")[-1]
+    sent = f"{evaluated['bytes_sent'] / 1e6:,.2f} MB sent per worker"
+    pattern = (
+        rf"test error of the evaluated model after 32 steps: .*%; {sent}, leader changes: [01] in 2 exchanges; see "
+    )
+    assert re.match(pattern, printed)
 
 
 def test_figure(lsgd):

@@ -57,7 +57,7 @@ def train_and_evaluate(
       config: everything that the result depends on.
       run_dir: a folder that is empty or does not exist; with `resume` also one with a run of this configuration.
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
-      lines: whether to print one line per evaluation where there is no terminal.
+      lines: whether to print one line per evaluation.
       resume: whether to resume from the last checkpoint in the folder; where there is none, the run starts.
       tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.

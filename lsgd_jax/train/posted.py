@@ -78,7 +78,7 @@ def train_and_evaluate(
         that of this run.
       positions: consecutive workers of this process, of those of all groups; None: all.
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
-      lines: whether to print one line per evaluation where there is no terminal.
+      lines: whether to print one line per evaluation.
       resume: whether these workers may have trained before. If other processes are training, each starts from the
         leader, unless it was better when it was saved last.
       tensorboard: whether to write event files for TensorBoard, too.

@@ -100,7 +100,7 @@ def test_training_writes_the_run_folder_of_one_process(lsgd, launched, tmp_path)
     assert code == 0, errors
     code, errors = commands.done("launch", "--processes", "2", "--", *train, "two", cwd=launched)
     assert code == 0, errors
-    assert (launched / "output.out").read_text().startswith("[0] test error of the center after 20 steps: ")
+    assert (launched / "output.out").read_text().startswith("[0] test error of the evaluated model after 20 steps: ")
     assert [line[:12] for line in errors] == ["[0] step 10/", "[0] step 20/"]
     assert sorted(os.listdir(launched / "two")) == sorted(os.listdir(tmp_path / "one"))
     told = json.loads((launched / "two" / "environment.json").read_text())

@@ -107,7 +107,7 @@ def test_the_command_trains_on_a_text_of_one_s_own(lsgd, tmp_path):
     assert code == 0, errors
     first, last = losses(run)
     assert last < first
-    assert f"test loss of the center after 32 steps: {last:.4f}" in printed
+    assert f"test loss of the evaluated model after 32 steps: {last:.4f}" in printed
     assert json.loads((run / "config.json").read_text())["task"]["text"] == str(text)
 
 
