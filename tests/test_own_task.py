@@ -59,7 +59,7 @@ def test_it_goes_through_every_command(folder, capsys):
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["task"] == {"class": "mine:Sine", "width": 8}
     assert Config.load(folder / "run").task == type(find("mine:preset").task)(8)
-    points = points_in(folder / "run")
+    points = points_in(folder / "run" / "tensorboard")
     assert ("test_loss/center", 8, pytest.approx(loss)) in points
     assert {"test_loss/worker_0", "test_loss/worker_1", "test_loss/leader"} <= {tag for tag, _, _ in points}
 

@@ -94,7 +94,7 @@ def check_target(target: float | None, headline: Headline) -> None:
 
 def own_preset(arguments: Sequence[str]) -> str | None:
     """Return the preset in a command line that does not come with the package, if there is one."""
-    if arguments[:1] not in (["train"], ["compare"], ["simulate"], ["compile"], ["chaos"]):
+    if not arguments or arguments[0] not in ("train", "compare", "simulate", "compile", "chaos"):
         return None
     places = [i for i, x in enumerate(arguments) if i and (x in presets.PRESETS or presets.OWN.fullmatch(x))]
     if not places:
