@@ -218,14 +218,9 @@ def test_an_option_of_other_methods_is_refused_and_they_are_named(name):
         ({"data_processes": 8}, "unless examples are streamed, as ImageNet's are"),
         ({"learning_rate_drops": (), "learning_rate_drops_in": "epochs"}, "without learning_rate_drops"),
         ({"checkpoint_every": 0, "keep_checkpoints": 3}, "if checkpoint_every is 0"),
-        (
-            {"asynchronous": "posted", "checkpoint_every": 10},
-            "in asynchronous training, which keeps no checkpoints",
-        ),
-        (
-            {"asynchronous": "joined", "keep_checkpoints": 3},
-            "in asynchronous training, which keeps no checkpoints",
-        ),
+        ({"asynchronous": "joined", "checkpoint_every": 10}, "with joined, which keeps no checkpoints"),
+        ({"asynchronous": "joined", "keep_checkpoints": 3}, "in asynchronous training"),
+        ({"asynchronous": "posted", "keep_checkpoints": 3}, "in asynchronous training"),
         *(
             ({"asynchronous": way, name: value}, f"with {way}, where the options of lsgd are period, {options}")
             for way, name, value, options in [

@@ -16,7 +16,7 @@ A worker's actions are a generator, `life`, that yields at every boundary betwee
 workers run freely, and a test can schedule them in an order of its own.
 """
 
-from lsgd_jax.asynchronous.board import Board, Post, SharedBoard
+from lsgd_jax.asynchronous.board import Board, Gone, Post
 from lsgd_jax.asynchronous.exchanges import Centered, Joined, Level, Posted
 from lsgd_jax.asynchronous.workers import Exchanges, Model, StepReport, Threads, Worker, life
 
@@ -24,12 +24,12 @@ __all__ = [
     "Board",
     "Centered",
     "Exchanges",
+    "Gone",
     "Joined",
     "Level",
     "Model",
     "Post",
     "Posted",
-    "SharedBoard",
     "StepReport",
     "Threads",
     "Worker",

@@ -1,172 +1,108 @@
-"""The board on which asynchronous workers post themselves and from which they fetch their leaders' parameters."""
+"""The board on which asynchronous workers post themselves and from which they fetch their leaders' models."""
 
-import itertools
-import socket
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import optax
-from jax._src.distributed import global_state
-from jax.sharding import SingleDeviceSharding
 
-from lsgd_jax.errors import UsageError
+
+class Gone(Exception):  # noqa: N818 - the worker is, and nothing is wrong here.
+    """A worker's parameters can't be had: its process has ended, hangs, or can't be reached."""
 
 
 class Post(NamedTuple):
     """What a worker shows the others."""
 
+    life: int
+    """The worker's, from 1; it has one more after each replacement."""
     step: int
-    """Local steps that the worker had taken when it posted."""
+    """Local steps that the worker had taken when it posted, in all its lives."""
     score: float
-    finite: bool
-    params: optax.Params | None
-    """Those of its `Model`, by reference; None if they are in another process."""
+    eligible: bool
+    """Whether it can be elected: all its parameters are finite and, in a replacement, its window of losses is full."""
+    params: Any
+    """Its `Model`, with all that goes with the parameters, by reference; None if it is in another process."""
 
 
 class Board:
-    """The board of one process: nothing is copied until a worker fetches its leader's parameters."""
+    """The board of one process: nothing is copied until a worker fetches its leader's model."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, life: int = 1) -> None:
         """Start with an empty board.
 
         Args:
-          workers: their number.
+          life: of the workers of this process.
         """
+        self.life = life
         self._lock = threading.Lock()
-        self._posts: list[Post | None] = [None] * workers
-        self._steps = [0] * workers
+        self._posts: dict[int, Post] = {}
+        self._steps: dict[int, int] = {}
 
     def write(self, position: int, step: int, post: Post | None) -> None:
-        """Write a worker's steps so far, and replace its last post unless `post` is None."""
+        """Write a worker's steps in all its lives, and replace its last post unless `post` is None."""
         with self._lock:
             self._steps[position] = step
             if post is not None:
                 self._posts[position] = post
 
-    def read(self) -> tuple[list[Post | None], list[int]]:
-        """Every worker's last post, and the steps that every worker has taken."""
+    def read(self) -> tuple[dict[int, Post], dict[int, int]]:
+        """The last posts of the workers that are alive, and the steps of all workers that have ever written any."""
         with self._lock:
-            return list(self._posts), list(self._steps)
+            return dict(self._posts), dict(self._steps)
 
-    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
-        """The parameters that a worker has posted, on a device."""
-        return jax.device_put(post.params, device)
+    def take(self, position: int, post: Post, device: jax.Device) -> tuple[Any, Post]:
+        """The newest model of a worker, on a device, and the post that it is of.
+
+        Args:
+          position: of the worker.
+          post: its post, as read.
+          device: where the model is to be.
+
+        Raises:
+          Gone: if it can't be had.
+        """
+        return jax.device_put(post.params, device), post
+
+    def living(self) -> set[int]:
+        """The positions of the workers whose processes are alive."""
+        return set(self.read()[1])
+
+    def oldest(self) -> str | None:
+        """The address of the living process that has been in the run for the longest time; None if it is this one."""
+        return None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a newer life of a worker of this process has begun elsewhere, so that this process has to end."""
+        return False
+
+    def serve(self, function: Callable[[Any], Any], like: Any) -> None:
+        """Let other processes call a function here.
+
+        Args:
+          function: from a tree of arrays to a tree of arrays like it.
+          like: such a tree, or its shapes and dtypes.
+        """
+
+    def call(self, address: str, tree: Any) -> Any:
+        """The result of the function that another process serves.
+
+        Args:
+          address: of the process.
+          tree: arrays like those that it serves.
+
+        Raises:
+          Gone: if it does not come in time; the function may have been called.
+        """
+        raise Gone(address)
 
     def close(self) -> None:
         """Serve no more requests."""
 
 
-class SharedBoard(Board):
-    """The board of several processes.
-
-    Posts without parameters are in the key-value store of JAX's coordination service. Parameters stay where they are
-    until they are requested: then a thread of the owning process offers the worker's newest posted parameters through
-    its transfer server, and the requesting process fetches them from there. No worker waits for another.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, owners: Sequence[int], like: optax.Params) -> None:
-        """Start with an empty board and publish this process's address.
-
-        Args:
-          owners: the process of each worker.
-          like: one worker's parameters, or their shapes and dtypes.
-
-        Raises:
-          UsageError: if this JAX can't send arrays from one process to another.
-        """
-        super().__init__(len(owners))
-        assert global_state.client is not None  # Where there are several processes, they are connected.
-        self._store = global_state.client
-        self._owners, self._like, self._own = owners, like, global_state.process_id
-        self._name = f"lsgd_jax/board/{next(self._numbers)}"  # All processes create theirs in the same order.
-        try:
-            from jax.experimental.transfer import start_transfer_server
-
-            address = f"{_own_address()}:0"
-            self._server = start_transfer_server(jax.local_devices()[0].client, address, [address])
-        except (ImportError, RuntimeError, NotImplementedError) as error:
-            raise UsageError(
-                f"this JAX can't send arrays between processes for posted ({error}): use joined."
-            ) from None
-        self._store.key_value_set(f"{self._name}/addresses/{self._own}", self._server.address())
-        self._connections: dict[int, Any] = {}
-        self._serving = threading.Thread(target=self._serve, daemon=True)
-        self._serving.start()
-
-    def write(self, position: int, step: int, post: Post | None) -> None:
-        """Write as in one process; costs one message."""
-        super().write(position, step, post)
-        last = self._posts[position]
-        posted = "" if last is None else f" {last.step} {last.score!r} {int(last.finite)}"
-        self._store.key_value_set(f"{self._name}/posts/{position}", f"{step}{posted}", allow_overwrite=True)
-
-    def read(self) -> tuple[list[Post | None], list[int]]:
-        """Read as in one process; costs one message."""
-        posts, steps = super().read()
-        for key, value in self._store.key_value_dir_get(f"{self._name}/posts/"):
-            position = int(key.rpartition("/")[2])
-            if self._owners[position] != self._own:
-                step, *posted = value.split()
-                steps[position] = int(step)
-                if posted:
-                    posts[position] = Post(int(posted[0]), float(posted[1]), posted[2] == "1", None)
-        return posts, steps
-
-    def take(self, position: int, post: Post, device: jax.Device) -> optax.Params:
-        """A worker's parameters on a device; from another process, the newest that the worker has posted."""
-        if post.params is not None:
-            return super().take(position, post, device)
-        owner = self._owners[position]
-        number = self._ask(owner, str(position))
-        sharding = SingleDeviceSharding(device)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._like)
-        return self._connection(owner).pull(number, shapes)
-
-    def close(self) -> None:
-        """Serve no more requests; call it when no worker of any process fetches any more."""
-        self._ask(self._own, "")
-        self._serving.join()
-
-    def _ask(self, owner: int, what: str) -> int:
-        requests = f"{self._name}/requests/{owner}"
-        number = self._store.key_value_increment(f"{requests}/count", 1)
-        self._store.key_value_set(f"{requests}/{number}", what)
-        return number
-
-    def _connection(self, owner: int) -> Any:
-        with self._lock:
-            if owner not in self._connections:
-                address = self._store.blocking_key_value_get(f"{self._name}/addresses/{owner}", 60_000)
-                self._connections[owner] = self._server.connect(address)
-            return self._connections[owner]
-
-    def _serve(self) -> None:
-        for number in itertools.count(1):
-            key = f"{self._name}/requests/{self._own}/{number}"
-            position = self._wanted(key)
-            if not position:
-                return
-            self._store.key_value_delete(key)
-            post = super().read()[0][int(position)]
-            assert post is not None  # Others have seen it posted.
-            self._server.await_pull(number, post.params)
-
-    def _wanted(self, key: str) -> str:
-        while True:
-            try:
-                return self._store.blocking_key_value_get(key, 60_000)
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):  # The service has ended, and the run with it.
-                    return ""
-
-
-def _own_address() -> str:
-    """The address at which other processes reach this one: where it reaches the coordination service from."""
-    host, _, port = str(global_state.coordinator_address).rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, int(port)))  # Nothing is sent.
-        return probe.getsockname()[0]
+def ranked(posts: Mapping[int, Post]) -> list[int]:
+    """The positions of those who may lead, the best first: by score, ties to the lower position."""
+    able = [position for position, post in posts.items() if post.eligible and math.isfinite(post.score)]
+    return sorted(able, key=lambda position: (posts[position].score, position))

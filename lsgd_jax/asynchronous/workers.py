@@ -47,27 +47,30 @@ class Worker:
         optimizer: optax.OptState,
         take_step: Callable[[int, Model, optax.OptState], tuple[Model, optax.OptState, StepReport]],
         *,
+        first: int = 0,
         min_seconds: float = 0.0,
     ) -> None:
-        """Start before the first step.
+        """Start before its next step.
 
         Args:
           position: global index of the worker.
-          steps: local steps to take.
+          steps: local steps to take, in all its lives.
           model: at the start.
           optimizer: its state at the start.
           take_step: takes a local step, from the number of steps before it, the model and the optimizer state, which
             may be donated.
+          first: steps that it has taken in earlier lives.
           min_seconds: minimum duration of a step; the worker sleeps for the rest.
         """
-        self.position, self.steps, self.model = position, steps, model
-        self.step = 0
-        """Local steps taken."""
-        self.stepped_at = 0.0
-        """When the last step ended, in seconds of `time.perf_counter`."""
+        self.position, self.steps, self.model, self.optimizer = position, steps, model, optimizer
+        """The optimizer state is for the worker's own thread: its next step may donate it."""
+        self.step = first
+        """Local steps taken, in all its lives."""
+        self.eligible_from = 0
+        """Steps after which it may lead: those after which the window of losses of a replacement is full."""
         self.score, self.finite = math.inf, True
         self._losses: list[float] = []
-        self._optimizer, self._take_step, self._min_seconds = optimizer, take_step, min_seconds
+        self._take_step, self._min_seconds = take_step, min_seconds
 
     @property
     def finished(self) -> bool:
@@ -77,13 +80,12 @@ class Worker:
     def take_step(self) -> None:
         """Take a local step and wait until it is computed."""
         end = time.perf_counter() + self._min_seconds
-        model, self._optimizer, report = self._take_step(self.step, self.model, self._optimizer)
+        model, self.optimizer, report = self._take_step(self.step, self.model, self.optimizer)
         loss, score, finite = jax.device_get(report)
         self.model, self.score, self.finite = model, float(score), bool(finite)
         self._losses.append(float(loss))
         self.step += 1
         time.sleep(max(0.0, end - time.perf_counter()))
-        self.stepped_at = time.perf_counter()
 
     def mean_loss(self) -> float:
         """Mean training loss of the steps since the last call; NaN if there are none."""

@@ -1,6 +1,6 @@
 """Commands of `lsgd`, one function per command; their arguments are its options."""
 
-import sys
+import math
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -16,14 +16,13 @@ from lsgd_jax.cli.options import (
     COSTS,
     TUNING,
     Options,
-    UnplacedOptions,
     check_target,
     refuse,
 )
+from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
-from lsgd_jax.presets import PRESETS, find
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
 
@@ -38,6 +37,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     processes: int | None = None,
+    host: str | None = None,
 ) -> int:
     """Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.
 
@@ -55,33 +55,69 @@ def train(
       tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
       processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
         trains in a single process, even in a SLURM job of several tasks.
+      host: with --asynchronous posted, the address or name of this machine's network interface at which processes on
+        other machines reach this one; by default only processes on this machine do.
     """
     if resume and run_dir is None:
         raise UsageError("a run is resumed in its folder: name it with --run-dir.")
     options.refuse(TUNING, "in train: it is for compare with --tune")
     config = options.checked()
+    if host is not None and config.asynchronous != "posted":
+        raise UsageError("host has no effect unless training is posted.")
     if run_dir is not None:
         check_path("run_dir", run_dir)
-    run_dir = run_dir or Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = run_dir or default_run_dir(config)
     note = "nothing was saved"
-    if config.checkpoint_period and config.asynchronous is None:
+    if config.checkpoint_period and config.asynchronous != "joined":
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
     with stopped_at_once(note):
         from lsgd_jax.train import train_and_evaluate
+        from lsgd_jax.train.posted import LOOPBACK
 
-        distributed.initialize(processes)
-        distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
-        measured = train_and_evaluate(config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard)
-        with distributed.failing_together():  # The others wait for the first until it has ended.
-            if distributed.process_index() == 0:
-                from lsgd_jax.figures import run
-
-                picture = run.draw(run_dir)
-        if distributed.process_index() == 0:
-            headline = config.task.headline
-            result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
-            print(f"{result}; see {picture}")
+        of_posted: dict[str, Any] = {}
+        if config.asynchronous == "posted":
+            place = distributed.posted_place(processes)
+            own = _own_workers(config, *place)
+            distributed.simulate_devices(len(own))
+            of_posted = {"positions": own, "host": host or LOOPBACK} if place[1] > 1 else {}
+        else:
+            distributed.initialize(processes)
+            distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
+        measured = train_and_evaluate(
+            config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard, **of_posted
+        )
+        if not (of_posted and math.isnan(measured)):  # Else another process has evaluated the end.
+            report_result(config, run_dir, measured)
     return 0  # Even if the output was lost: the run is in its folder.
+
+
+def default_run_dir(config: Config) -> Path:
+    """A run folder named after the task and the time."""
+    return Path("runs") / f"{config.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _own_workers(config: Config, process: int, processes: int) -> range:
+    """The workers of a process of a posted run."""
+    workers = config.groups * config.workers
+    if workers % processes:
+        raise UsageError(
+            f"{workers} workers can't be distributed evenly among {processes} processes: change groups or workers."
+        )
+    own = workers // processes
+    return range(process * own, (process + 1) * own)
+
+
+def report_result(config: Config, run_dir: Path, measured: float) -> None:
+    """Draw a finished run and print its result, in the process that has evaluated it."""
+    with distributed.failing_together():  # The others wait for the first until it has ended.
+        if distributed.process_index() == 0:
+            from lsgd_jax.figures import run
+
+            picture = run.draw(run_dir)
+    if distributed.process_index() == 0:
+        headline = config.task.headline
+        result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
+        print(f"{result}; see {picture}")
 
 
 def compare(
@@ -269,112 +305,22 @@ def figure(
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
 
 
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html"), watch: bool = False) -> None:
     """Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.
 
     Args:
       runs: run folders; a run may still be in progress.
       out: output file. An existing report is replaced, any other file is not.
+      watch: write it again every 10 seconds, and have browsers load it again, until all runs are finished.
     """
     if not runs:
         raise UsageError("report needs the folder of a run, as in lsgd report runs/a.")
     from lsgd_jax.figures import report as figure
 
+    if watch:
+        print(f"see {out}; Ctrl-C ends the watch", flush=True)
+        with stopped_at_once("the report is as of the last time that it was written"):
+            figure.watch(list(runs), out)
+        return
     figure.write(list(runs), out)
     print(f"see {out}")
-
-
-def launch(
-    command: tyro.conf.Positional[tuple[str, ...]],
-    processes: int,
-    devices_per_process: int | None = None,
-    restarts: int = 0,
-) -> int:
-    """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
-
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP the run saves a checkpoint and stops; a second signal stops it immediately.
-
-    Args:
-      command: train and its options, after two dashes.
-      processes: number of processes.
-      devices_per_process: simulated devices per process; by default one per worker.
-      restarts: maximum number of restarts from the latest checkpoint after a process was killed or crashed.
-    """
-    from lsgd_jax.distributed.launch import launch as run_processes
-
-    if command[:1] != ("train",):
-        raise UsageError(
-            "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
-            f" got {command[0] if command else 'no command'}."
-        )
-    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
-        if count is not None and count < 1:
-            raise UsageError(f"{name} must be at least 1, got {count}.")
-    if restarts < 0:
-        raise UsageError(f"restarts must be at least 0, got {restarts}.")
-    if restarts and not any(argument.partition("=")[0] == "--run-dir" for argument in command):
-        raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
-    return run_processes([sys.executable, "-m", "lsgd_jax", *command], processes, devices_per_process, restarts)
-
-
-def info(
-    bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
-) -> None:
-    """Print versions and devices, or the communication cost of a preset.
-
-    Args:
-      bytes: preset, or one of your own, for which to print the bytes per worker per exchange and per step, by method.
-    """
-    if bytes is None:
-        from lsgd_jax.tracking.run_folder import environment
-
-        for name, value in environment().items():
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{name:<10}{text}")
-        return
-    config = find(bytes)
-    from lsgd_jax.costs.ledger import table
-    from lsgd_jax.train.compile_ahead import parameter_shapes
-
-    print(table(config, parameter_shapes(config)))
-
-
-def compile_ahead(options: UnplacedOptions, topology: str, hlo: Path | None = None) -> None:
-    """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
-
-    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
-
-    Args:
-      options: preset and overrides; each device has one worker, or --chips-per-worker devices have.
-      topology: TPU kind and number of chips along each axis, like v5e:16x16.
-      hlo: output file for the text of the compiled program (HLO).
-    """
-    from lsgd_jax.train import compile_ahead
-    from lsgd_jax.train.setup import place_workers
-
-    if options.asynchronous is not None:
-        raise UsageError("compile supports only synchronous training: asynchronous is for train.")
-    options.refuse((*TUNING, *CHECKPOINTS), "in compile")
-    try:
-        if hlo is not None:
-            hlo.touch()  # Before the compilation, which takes minutes.
-    except OSError as error:
-        raise UsageError(f"{hlo} can't be written ({error.strerror}): name another file with --hlo.") from None
-    devices = compile_ahead.described_devices(topology)
-    chips = options.chips_per_worker
-    if chips < 1:
-        raise UsageError(f"chips_per_worker must be at least 1, got {chips}.")
-    groups, workers = compile_ahead.spread(options.groups, options.workers, devices, chips)
-    placed = options.checked(groups=groups, workers=workers)
-    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, place_workers(placed, devices)))
-    try:
-        if hlo is not None:
-            hlo.write_text(compiled.as_text() or "")
-    except OSError as error:
-        raise UsageError(f"{hlo} can't be written ({error.strerror}).") from None
-    steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
-    print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
-    print(f"groups: {groups}, workers in each: {workers}" + (f", chips of each worker: {chips}" if chips > 1 else ""))
-    print(compile_ahead.report(compiled, chips))
-    if chips > 1:
-        print(compile_ahead.share_report(compiled, placed))

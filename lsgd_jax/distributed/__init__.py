@@ -1,9 +1,11 @@
 """Processes of a run, and placement of the workers on the devices' mesh."""
 
-from lsgd_jax.distributed.chips import CHIP, fully_sharded, over_chips
+from lsgd_jax.distributed.chips import CHIP, gathered, over_chips, value_and_gradient
 from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
 from lsgd_jax.distributed.processes import (
     COORDINATOR,
+    HEARTBEAT,
+    JOIN_TIMEOUT,
     LAUNCHER,
     PROCESS,
     PROCESSES,
@@ -12,6 +14,7 @@ from lsgd_jax.distributed.processes import (
     from_process_zero,
     initialize,
     of_all_processes,
+    posted_place,
     process_count,
     process_index,
     simulate_devices,
@@ -21,6 +24,8 @@ from lsgd_jax.distributed.processes import (
 __all__ = [
     "CHIP",
     "COORDINATOR",
+    "HEARTBEAT",
+    "JOIN_TIMEOUT",
     "LAUNCHER",
     "PROCESS",
     "PROCESSES",
@@ -30,13 +35,15 @@ __all__ = [
     "StepCount",
     "failing_together",
     "from_process_zero",
-    "fully_sharded",
+    "gathered",
     "initialize",
     "of_all_processes",
     "over_chips",
     "place",
+    "posted_place",
     "process_count",
     "process_index",
     "simulate_devices",
     "to_first_process",
+    "value_and_gradient",
 ]

@@ -8,22 +8,19 @@ import io
 import itertools
 import json
 import os
-import platform
-import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import jax
 import numpy as np
 
 from lsgd_jax import files
 from lsgd_jax.config import Config
-from lsgd_jax.distributed import process_count, process_index
+from lsgd_jax.distributed import process_index
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.tracking.tensorboard import EventFile
 
 MAY_CHANGE = (
@@ -33,8 +30,6 @@ MAY_CHANGE = (
 """Fields of the configuration that may change when a run is resumed."""
 MOST_BYTES = 2**20
 """Maximum size of a configuration or environment file."""
-_SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
-"""JAX settings that change what a run computes."""
 
 
 class RunFolder:
@@ -60,20 +55,14 @@ class RunFolder:
         self.path, self._config = path, config
         self._lock = threading.Lock()
         self._event_file: EventFile | None = None
-        self._owned: io.FileIO | None = None
+        self._owned: list[io.FileIO] = []
         if process_index() > 0:
             return
         if tensorboard:
-            self._event_file = EventFile(path / "tensorboard", config.task.headline)
+            self._event_file = EventFile(self._tensorboard, config.task.headline)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._owned = files.lock(path, "name another run_dir")
-            if files.is_empty(path):
-                self._begin()
-            elif resume:
-                self._check_can_resume()
-            else:
-                raise UsageError(f"the run folder {path} is not empty: name another run_dir, or resume the run.")
+            self._open(resume)
         except OSError as error:
             self._release()
             raise UsageError(f"the run folder {path} can't be written ({error.strerror}): name another.") from None
@@ -81,7 +70,30 @@ class RunFolder:
             self._release()
             raise
 
-    def __enter__(self) -> "RunFolder":
+    @property
+    def _metrics(self) -> Path:
+        """The file of the events that this process logs."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _tensorboard(self) -> Path:
+        """The folder of its event files for TensorBoard."""
+        return self.path / "tensorboard"
+
+    def _open(self, resume: bool) -> None:
+        """Lock the folder; begin the run, or check that the one in it can be resumed."""
+        self._owned.append(files.lock(self.path, "name another run_dir"))
+        if files.is_empty(self.path):
+            self._begin(self._metrics.name)
+        elif resume:
+            self._check_can_resume()
+        else:
+            raise self._not_empty()
+
+    def _not_empty(self) -> UsageError:
+        return UsageError(f"the run folder {self.path} is not empty: name another run_dir, or resume the run.")
+
+    def __enter__(self) -> Self:
         """Return the folder."""
         return self
 
@@ -101,14 +113,18 @@ class RunFolder:
             self._release()
 
     def _release(self) -> None:
-        if self._owned is not None:
-            self._owned.close()
+        for locked in self._owned:
+            locked.close()
 
     def _unwritten(self, error: OSError) -> UsageError:
         return UsageError(f"the run folder {self.path} can't be written ({error.strerror}).")
 
-    def _begin(self) -> None:
-        """Write the first files, or none of them: an empty folder can be used again once there is room."""
+    def _begin(self, *empty: str) -> None:
+        """Write the first files, or none of them: an empty folder can be used again once there is room.
+
+        Args:
+          *empty: names of files to begin without content.
+        """
         try:
             config = self._config.to_json()
         except ValueError as error:  # A task that no file can hold.
@@ -116,7 +132,7 @@ class RunFolder:
         contents = {
             "config.json": config + "\n",
             "environment.json": json.dumps(environment(), indent=2) + "\n",
-            "metrics.jsonl": "",
+            **dict.fromkeys(empty, ""),
         }
         try:
             for name, content in contents.items():
@@ -133,7 +149,7 @@ class RunFolder:
             if not (path.is_file() or path.is_dir()):
                 raise UsageError(f"{path} is neither a file nor a folder: remove it.")
         before, config = read_config(self.path), self._config
-        if not before.checkpoint_period:
+        if not before.checkpoint_period and before.asynchronous != "posted":
             raise UsageError(
                 f"the run in {self.path} can't be resumed: its checkpoint_every is 0, and nothing was saved."
             )
@@ -251,7 +267,7 @@ class RunFolder:
             return
         line = {"event": event} | {name: _jsonable(value) for name, value in values.items()}
         try:
-            with self._lock, open(self.path / "metrics.jsonl", "a", opener=_open_existing) as metrics:
+            with self._lock, open(self._metrics, "a", opener=_open_existing) as metrics:
                 metrics.write(json.dumps(line, allow_nan=False) + "\n")
                 if self._event_file is not None:
                     self._event_file.add(line)
@@ -271,37 +287,6 @@ def _jsonable(value: Any) -> Any:
     return array.tolist()
 
 
-def environment() -> dict[str, Any]:
-    """What a result depends on besides the configuration: versions, machine, devices, JAX settings, command."""
-    packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
-    return {
-        "command": _command(),
-        "python": platform.python_version(),
-        "packages": {package: installed_version(package) for package in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "processes": process_count(),
-        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
-    }
-
-
-def installed_version(package: str) -> str:
-    """The version of a package; "not installed" also for this one, where its source tree is used as it is."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _command() -> str:
-    """The command line of this process, without the path of a script."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # Only `python -m` sets it.
-    program = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
-    return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
-
-
 def read_config(path: Path | str) -> Config:
     """The configuration of the run in a folder.
 
@@ -318,13 +303,21 @@ def read_config(path: Path | str) -> Config:
 def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:
     """The events that a run has logged, all or only of some kinds, in order, without an unfinished last line.
 
+    Those that several processes have logged, each in a file of its own, are merged by time.
+
     Raises:
       UsageError: if the metrics can't be read.
     """
+    path = Path(path)
+    found = [each for each in [path / "metrics.jsonl"] if each.exists()] + sorted(path.glob("events-*.jsonl"))
+    entries: list[dict[str, Any]] = []
     try:
-        *lines, _ = files.read_text(Path(path) / "metrics.jsonl").split("\n")
-        entries = [_event(files.parse_json(line)) for line in lines]
-    except (OSError, ValueError) as error:
+        for each in found or [path / "metrics.jsonl"]:
+            *lines, _ = files.read_text(each).split("\n")
+            entries += [_event(files.parse_json(line)) for line in lines]
+        if len(found) > 1:
+            entries.sort(key=lambda entry: entry.get("time", 0.0))
+    except (OSError, TypeError, ValueError) as error:
         raise UsageError(f"the metrics in {path} can't be read ({_in_a_line(error)}).") from None
     return [entry for entry in entries if not events or entry["event"] in events]
 

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
-from lsgd_jax.train import asynchronous
+from lsgd_jax.train import asynchronous, posted
 from lsgd_jax.train.checkpoint import Checkpoints
 from lsgd_jax.train.evaluate import evaluation
 from lsgd_jax.train.learning_rates import learning_rate_factor
@@ -37,6 +38,8 @@ def train_and_evaluate(
     resume: bool = False,
     tensorboard: bool = False,
     stop_if_all_fail: bool = True,
+    positions: Sequence[int] | None = None,
+    host: str = posted.LOOPBACK,
 ) -> float:
     """Train a configuration and write the run folder; of several processes, the first writes it.
 
@@ -58,9 +61,13 @@ def train_and_evaluate(
       resume: whether to resume from the last checkpoint in the folder; where there is none, the run starts.
       tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
+      positions: with `posted`, the consecutive workers of this process, of those of all groups; None: all.
+      host: with `posted`, the address or name of this machine's network interface, at which other processes reach this
+        one.
 
     Returns:
-      The last headline measure of the evaluated model, such as its test error in [0, 1].
+      The last headline measure of the evaluated model, such as its test error in [0, 1]; NaN in a process of a posted
+      run in which another process has evaluated the end.
 
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has
@@ -68,9 +75,20 @@ def train_and_evaluate(
       Interrupted: if SIGINT, SIGTERM or SIGHUP has stopped the run, after a checkpoint.
     """
     run_dir = check_path("run_dir", run_dir)
-    if config.asynchronous is not None:
+    if config.asynchronous == "posted":
+        return posted.train_and_evaluate(
+            config,
+            run_dir,
+            positions=positions,
+            data_dir=data_dir,
+            lines=lines,
+            resume=resume,
+            tensorboard=tensorboard,
+            host=host,
+        )
+    if config.asynchronous == "joined":
         if resume:
-            raise UsageError("asynchronous runs have no checkpoints and can't be resumed: start anew, without resume.")
+            raise UsageError("joined runs have no checkpoints and can't be resumed: start anew, without resume.")
         return asynchronous.train_and_evaluate(config, run_dir, data_dir=data_dir, lines=lines, tensorboard=tensorboard)
     with failing_together():
         if resume and not config.checkpoint_period:

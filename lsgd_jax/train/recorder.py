@@ -1,6 +1,5 @@
 """What a run writes and shows: metrics, TensorBoard event files and the progress line."""
 
-import itertools
 import math
 import time
 from collections import deque
@@ -13,7 +12,6 @@ from jaxtyping import Float, Int
 
 from lsgd_jax.config import Config
 from lsgd_jax.costs.ledger import bytes_sent
-from lsgd_jax.distributed import of_all_processes, process_index
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train.evaluate import Evaluation
@@ -163,14 +161,12 @@ class SynchronousRecorder(Recorder):
 
 
 class AsynchronousRecorder(Recorder):
-    """Records workers that run at their own speeds: from their threads, and from all processes."""
+    """Records workers that run at their own speeds; their threads may call it."""
 
     def __init__(self, config: Config, folder: RunFolder, display: RunProgress) -> None:
         """Record nothing yet, and start the clock."""
         super().__init__(config, folder, display)
         self.clock = Clock()
-        self._unsent: list[dict[str, Any]] = []
-        """Events that the first process does not have yet; it gets them at the next evaluation."""
 
     def record(self, event: str, *, count: int, **values: Any) -> None:
         """Record an event of one worker.
@@ -182,11 +178,8 @@ class AsynchronousRecorder(Recorder):
         """
         self._leader = values.get("leader", self._leader)
         workers = self.config.groups * self.config.workers
-        values = {"event": event, "step": count // workers, "seconds": self.clock.seconds(), "count": count, **values}
-        if process_index() == 0:
-            self.folder.log(**values)
-        else:
-            self._unsent.append(values)
+        values = {"step": count // workers, "seconds": self.clock.seconds(), "count": count, **values}
+        self.folder.log(event, **values)
 
     def record_evaluation(
         self,
@@ -197,18 +190,15 @@ class AsynchronousRecorder(Recorder):
         train_losses: Float[np.ndarray, "group worker"],
         bytes_sent: float,
     ) -> None:
-        """Record an evaluation; all processes call it.
+        """Record an evaluation.
 
         Args:
           result: of the evaluation.
           seconds: of training, when the workers were where they were evaluated.
           worker_steps: local steps that each worker had taken.
-          train_losses: each worker's mean since the last evaluation, NaN if it has taken no step.
+          train_losses: each worker's mean training loss; NaN if it is not known.
           bytes_sent: per worker so far, the mean over workers.
         """
-        unsent, self._unsent = self._unsent, []
-        for event in itertools.chain(*of_all_processes(unsent)):
-            self.folder.log(**event)
         count = int(worker_steps.sum())
         self._record_evaluation(
             count // worker_steps.size,

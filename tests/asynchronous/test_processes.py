@@ -1,15 +1,19 @@
 """Workers at their own speed in two processes."""
 
-import math
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
-import jax
 import numpy as np
+import pytest
 
 from lsgd_jax.config import Config
 from lsgd_jax.tracking.run_folder import read_metrics
-from lsgd_jax.train.compile_ahead import parameter_shapes
-from tests.distributed.test_processes import LSGD, launch, run
+from lsgd_jax.train import train_and_evaluate
+from tests.distributed.test_processes import LSGD, children, environment, launch, wait_until
+from tests.distributed.test_processes import run as run_command
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -17,7 +21,7 @@ TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25"
 def test_joined_workers_of_two_processes(tmp_path):
     """The count is of both."""
     train = [*TRAIN, "--asynchronous", "joined", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
-    done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    done = run_command(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
     assert [event["step"] for event in exchanges] == [4, 8, 12]
@@ -52,43 +56,91 @@ def test_a_worker_that_fails_ends_all_processes(tmp_path):
     assert lines[-1].endswith(" ended with code 1; the others were stopped.")
 
 
-LISTENING = """
-import sys
-from lsgd_jax import cli
-from lsgd_jax.asynchronous import board
-from tests.distributed import listening
+@pytest.fixture
+def processes(tmp_path):
+    """Starts commands in the folder of the test; what is left of them in the end is killed."""
+    started = []
 
-close = board.SharedBoard.close
+    def start(*command):
+        errors = (tmp_path / f"errors-{len(started)}").open("w")
+        started.append(subprocess.Popen(command, stderr=errors, env=environment(), cwd=tmp_path))
+        errors.close()
+        return started[-1]
 
-def closing(shared):
-    print("on loopback alone:", listening.only_loopback())
-    close(shared)
-
-board.SharedBoard.close = closing
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def test_posted_workers_of_two_processes(tmp_path):
-    """Each is pulled to the other across processes, over loopback; the first process logs what all have done."""
-    train = [*TRAIN, "--asynchronous", "posted", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
-    done = launch(2, sys.executable, "-c", LISTENING, *train, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {f"[{process}] on loopback alone: True" for process in range(2)} <= set(done.stdout.splitlines())
-    exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
-    assert {event["worker"] for event in exchanges} == {0, 1}
-    assert all(event["staleness"] == 0 for event in exchanges)
-    taken = [event for event in exchanges if event["leader"] not in (-1, event["worker"])]
-    assert any(event["distance"] > 0 for event in taken)
-    assert [entry["worker_steps"] for entry in evaluations][-1] == [[12, 12]]
-    arrays = jax.tree.leaves(parameter_shapes(Config.load(tmp_path / "run")))
-    size = sum(4 * math.prod(x.shape) for x in arrays)
-    assert evaluations[-1]["bytes_sent"] == len(taken) * size / 2
+    yield start
+    for each in started:
+        for pid in [*children(each.pid), each.pid] if each.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+        each.wait()
 
 
-def test_a_center_is_met_in_one_process(tmp_path):
-    train = [*TRAIN, "--method", "easgd", "--asynchronous", "posted", "--run-dir", "run"]
-    done = run(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
-    message = "workers meet the center of easgd in one process, but this is one of several: use lsgd."
-    assert (done.returncode, done.stderr) == (2, f"[0] lsgd: {message}\n")
-    assert not (tmp_path / "run").exists()
+def last_life(run, worker):
+    """The events of a worker's last life."""
+    events = read_metrics(run) if list(run.glob("events-*")) else []
+    of_worker = [event for event in events if event.get("worker") == worker and "seen_by" not in event]
+    life = max((event["life"] for event in of_worker), default=0)
+    return life, [event for event in of_worker if event["life"] == life]
+
+
+def pulled(run, worker, life):
+    """Whether a worker has been pulled to the other one in a life."""
+    at, events = last_life(run, worker)
+    return at == life and any(event.get("leader") == 1 - worker for event in events)
+
+
+def process_of(launcher, number):
+    [pid] = [
+        pid
+        for pid in children(launcher.pid)
+        if f"\0LSGD_PROCESS={number}\0" in Path(f"/proc/{pid}/environ").read_text()
+    ]
+    return pid
+
+
+def test_processes_leave_join_die_and_come_back(processes, tmp_path):
+    """Nobody waits for anybody, and when all have left, one process goes on with what was saved."""
+    run = tmp_path / "run"
+    train = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "1000000"]
+    train += ["--asynchronous", "posted", "--min-step-seconds", "0.01", "--checkpoint-every", "10", "--run-dir", "run"]
+    launcher = processes(*LSGD, "launch", "--processes", "2", "--", *train)
+    wait_until(lambda: pulled(run, 0, 1) or pulled(run, 1, 1), 120)
+    wait_until(lambda: all((run / "workers" / str(i) / "state.npz").exists() for i in range(2)), 60)
+
+    os.kill(process_of(launcher, 1), signal.SIGTERM)
+    wait_until(lambda: last_life(run, 1)[1][-1]["event"] == "end", 60)
+    left = last_life(run, 1)[1][-1]
+    assert left["why"] == "left"
+    joined = processes(*LSGD, "join", "run")
+    wait_until(lambda: last_life(run, 1)[0] == 2, 120)
+    [start, *_] = last_life(run, 1)[1]
+    assert (start["event"], start["step"]) == ("start", left["step"])
+    assert start["from"].items() >= {"life": 1}.items()  # Worker 0, or what it saved itself if that was better.
+    wait_until(lambda: pulled(run, 0, 1) or pulled(run, 1, 2), 120)
+
+    os.kill(process_of(launcher, 0), signal.SIGKILL)
+    wait_until(lambda: last_life(run, 0)[0] == 2, 120)
+    [start, *_] = last_life(run, 0)[1]
+    exchanges = [event for event in read_metrics(run, "exchange") if (event["worker"], event["life"]) == (0, 1)]
+    assert start["step"] > exchanges[-1]["worker_step"] - 200  # As far as the others had heard of its predecessor.
+    [death] = [event for event in read_metrics(run, "dead") if event["worker"] == 0]
+    assert death["life"] == 1
+
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(60) == 130
+    assert joined.poll() is None
+    joined.send_signal(signal.SIGINT)
+    assert joined.wait(60) == 130
+    ends = read_metrics(run, "end")
+    assert [event["why"] for event in ends] == ["left"] * 3
+    steps = [last_life(run, worker)[1][-1]["step"] for worker in range(2)]
+
+    replayed = run_command(*LSGD, "replay", "run", cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stdout
+    assert " of 4 lives: all distances and " in replayed.stdout
+
+    config = Config.load(run).replace(steps=max(steps) + 10)
+    assert 0 <= train_and_evaluate(config, run, resume=True, lines=False) < 0.5
+    starts = [last_life(run, worker)[1][0] for worker in range(2)]
+    assert [start["from"]["saved"] for start in starts] == steps
+    [evaluation] = read_metrics(run, "evaluation")[-1:]
+    assert evaluation["worker_steps"] == [[config.steps] * 2]

@@ -56,12 +56,11 @@ def test_posted_workers_never_follow_who_is_not_finite_or_too_old():
             scripted(i, steps[i], lambda step, i=i: StepReport(scores[i, step], scores[i, step], finite[i, step]))
             for i in range(size)
         ]
-        events, count = [], StepCount()
+        events = []
         levels = [Level(int(group), int(size * period), 0.5), Level(int(size), int(2 * size * period), 0.5)]
         board = Posted(
-            count,
             levels[:groups],
-            Board(int(size)),
+            Board(),
             workers=int(size),
             staleness=staleness,
             log=lambda name, events=events, **values: events.append(values),
@@ -89,9 +88,9 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
     ]
     for i, worker in enumerate(workers):
         worker.move(jax.device_put(np.full((1, 1), 10.0 * i, np.float32)))
-    events, count = [], StepCount()
+    events = []
     board = Posted(
-        count, [Level(3, 3, 0.5)], Board(3), workers=3, staleness=1, log=lambda name, **values: events.append(values)
+        [Level(3, 3, 0.5)], Board(), workers=3, staleness=1, log=lambda name, **values: events.append(values)
     )
     for _ in range(3):  # First, nobody has posted but worker 0 itself; then worker 1 has, and then made a step more.
         for worker in workers:
@@ -109,8 +108,8 @@ def test_a_leader_is_the_best_whom_a_worker_can_see():
 def test_a_worker_who_has_missed_exchanges_is_pulled_once():
     workers = [scripted(0, 9, lambda step: StepReport(1.0, 1.0, True)), scripted(1, 9)]
     workers[0].move(jax.device_put(np.full((1, 1), 8.0, np.float32)))
-    events, count = [], StepCount()
-    board = Posted(count, [Level(2, 2, 0.5)], Board(2), workers=2, log=lambda name, **values: events.append(values))
+    events = []
+    board = Posted([Level(2, 2, 0.5)], Board(), workers=2, log=lambda name, **values: events.append(values))
     for _ in range(7):
         workers[1].take_step()
         board.after_step(workers[1])
@@ -127,9 +126,9 @@ def test_workers_meet_the_center_as_the_paper_says(method):
     for seed in range(20):
         rng = np.random.default_rng(seed)
         workers = [scripted(i, rng.integers(1, 10), moves=moves[i]) for i in range(3)]
-        met, count = [], StepCount()
+        met = []
         centered = Centered(
-            count, zero(), meet, workers=3, period=2, log=lambda name, met=met, **values: met.append(values["worker"])
+            Board(), zero(), meet, workers=3, period=2, log=lambda name, met=met, **values: met.append(values["worker"])
         )
         drive(workers, centered, turns_of(rng))
         x, steps, last_center, center = np.zeros(3), np.zeros(3, int), np.zeros(3), 0.0

@@ -1,10 +1,10 @@
 """Workers at their own speed in training: in step they do what synchronous training does, and they end together."""
 
+import contextlib
 import dataclasses
 import re
 import threading
 import time
-from functools import partial
 
 import jax
 import numpy as np
@@ -14,15 +14,15 @@ import pytest
 import lsgd_jax.asynchronous.workers as driving
 from lsgd_jax import asynchronous, cli, distributed
 from lsgd_jax.asynchronous import Joined, Threads
-from lsgd_jax.asynchronous.board import Board
 from lsgd_jax.config import Config
-from lsgd_jax.distributed import SHARED, STACKED, StepCount
+from lsgd_jax.distributed import SHARED, STACKED, StepCount, place
 from lsgd_jax.errors import RunFailed, UsageError
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import asynchronous as loop
-from lsgd_jax.train import setup
+from lsgd_jax.train import posted, setup
 from lsgd_jax.train.asynchronous_step import exchange_of_all
 from lsgd_jax.train.recorder import AsynchronousRecorder
 from lsgd_jax.train.step import init_state, local_steps
@@ -42,11 +42,20 @@ DEADLINE = 60
 """Seconds after which a test of what must not wait for ever fails."""
 
 
-def run_of(config, folder):
-    posted = partial(loop._PostedRun, board=Board(config.groups * config.workers))
-    kind = {"joined": loop._JoinedRun, "posted": posted}[config.asynchronous]
-    display = RunProgress(config.steps, log=folder.log, lines=False)
-    return kind(config, setup.prepare(config), AsynchronousRecorder(config, folder, display))
+@contextlib.contextmanager
+def run_of(config, path):
+    """The workers of a run, which a test drives."""
+    if config.asynchronous == "joined":
+        with RunFolder(path, config) as folder:
+            display = RunProgress(config.steps, log=folder.log, lines=False)
+            yield loop._Run(config, setup.prepare(config), AsynchronousRecorder(config, folder, display))
+        return
+    positions = range(config.groups * config.workers)
+    with MemberFolder(path, config, positions) as folder:
+        display = RunProgress(config.steps, log=folder.log, lines=False)
+        placement = place(config.groups, config.workers, jax.devices())
+        made = placement, setup.make_feed(config), setup.make_model(config)
+        yield posted._Member(config, positions, *made, folder, display, resume=False, host="127.0.0.1")
 
 
 def params_of(run):
@@ -82,13 +91,12 @@ def synchronous(run):
 def in_step(tmp_path_factory):
     """The same run by hand, joined and posted, all with workers in step."""
     path = tmp_path_factory.mktemp("runs")
-    with RunFolder(path / "by_hand", SMALL) as folder:
-        by_hand = synchronous(run_of(SMALL, folder))
+    with run_of(SMALL.replace(asynchronous="joined"), path / "by_hand") as run:
+        by_hand = synchronous(run)
     params = {}
     for way in ("joined", "posted"):
         config = dataclasses.replace(SMALL, asynchronous=way)
-        with RunFolder(path / way, config) as folder:
-            run = run_of(config, folder)
+        with run_of(config, path / way) as run:
             drive_in_step(run.workers, run.exchanges)
         params[way] = params_of(run)
     return by_hand, params, path
@@ -102,8 +110,8 @@ def test_workers_in_step_have_the_bits_of_synchronous_ones(way, in_step):
 
 def test_nothing_constant_is_sent(tmp_path):
     """A collective of a constant depends on nothing, so that two processes may come to it in different orders."""
-    with RunFolder(tmp_path / "run", SMALL) as folder:
-        run = run_of(SMALL, folder)
+    with run_of(SMALL.replace(asynchronous="joined"), tmp_path / "run") as run:
+        pass
     pulls = setup.make_method(SMALL.replace(period=1, global_period=2, window=1), run.placement, optax.identity())
     exchange, state = exchange_of_all(pulls, run.placement), init_state(run.model, pulls, run.placement)
     scores, steps = run.placement.put((np.zeros(4, np.float32), np.zeros(4, np.int32)), STACKED)

@@ -205,9 +205,10 @@ def until(condition):
 
 def wait_for_step(run_dir, step):
     """Until a run has logged an event of this step or of a later one."""
-    metrics, end = run_dir / "metrics.jsonl", time.monotonic() + HANG
+    files, end = ("metrics.jsonl", "events-0.jsonl"), time.monotonic() + HANG
     while time.monotonic() < end:
-        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        texts = [(run_dir / name).read_text() for name in files if (run_dir / name).exists()]
+        lines = [line for text in texts for line in text.split("\n")[:-1]]
         if lines and json.loads(lines[-1])["step"] >= step:
             return
         time.sleep(0.02)

@@ -1,7 +1,6 @@
 """What the recorder writes and shows, of metrics made up by hand."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -77,33 +76,3 @@ def test_metrics_are_recorded_behind_the_computation(folder, capsys):
     ]
     shown = "step 8/40  loss 3.0000  test error 25.00%  leader 1  4 steps/s"
     assert shown in capsys.readouterr().err
-
-
-def test_the_first_process_gets_the_others_events_at_an_evaluation(folder, tmp_path, monkeypatch):
-    others = recorder.AsynchronousRecorder(CONFIG, folder, display(folder))
-    monkeypatch.setattr(recorder, "process_index", lambda: 1)
-    others.record("exchange", count=8, worker=1, leader=1)
-    assert read_metrics(folder.path) == []
-    sent = []
-    monkeypatch.setattr(recorder, "of_all_processes", lambda events: sent.append(events) or [])
-    evaluation = {
-        "seconds": 2.0,
-        "worker_steps": np.array([[4, 5]]),
-        "train_losses": np.array([[np.nan, 1.0]]),
-        "bytes_sent": 12.0,
-    }
-    others.record_evaluation(RESULT, **evaluation)
-    others.record_evaluation(RESULT, **evaluation)
-    assert [[event["worker"] for event in events] for events in sent] == [[1], []]
-
-    with RunFolder(tmp_path / "first", CONFIG) as own_folder:
-        first = recorder.AsynchronousRecorder(CONFIG, own_folder, display(own_folder))
-        monkeypatch.setattr(recorder, "process_index", lambda: 0)
-        monkeypatch.setattr(recorder, "of_all_processes", lambda events: [events, json.loads(json.dumps(sent[0]))])
-        first.record("exchange", count=9, worker=0, leader=0)
-        first.record_evaluation(RESULT, **evaluation)
-        own, other, evaluated = read_metrics(own_folder.path)
-    assert (own["worker"], own["step"], own["count"]) == (0, 4, 9)
-    assert (other["worker"], other["step"], other["count"]) == (1, 4, 8)
-    assert (evaluated["step"], evaluated["count"], evaluated["worker_steps"]) == (4, 9, [[4, 5]])
-    assert evaluated["train_losses"] == [[None, 1.0]]

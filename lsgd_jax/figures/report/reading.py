@@ -46,11 +46,15 @@ class Run(NamedTuple):
     """Steps, with a description of each event."""
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it has been evaluated after its last step."""
+        tested = self.curves.steps
+        return len(tested) > 0 and tested[-1] >= self.config.steps
+
+    @property
     def progress(self) -> str:
         """Steps taken, out of how many if unfinished."""
-        tested = self.curves.steps
-        finished = len(tested) and tested[-1] >= self.config.steps
-        return f"{self.step:,}" + ("" if finished else f" of {self.config.steps:,}, not finished")
+        return f"{self.step:,}" + ("" if self.is_finished else f" of {self.config.steps:,}, not finished")
 
 
 def read(run: Path, name: str) -> Run:
@@ -61,7 +65,11 @@ def read(run: Path, name: str) -> Run:
     """
     config = read_config(run)
     evaluations, exchanges = read_metrics(run, "evaluation"), read_metrics(run, "exchange")
-    events = read_metrics(run, "failure", "revival", "resume")
+    events = [
+        entry
+        for entry in read_metrics(run, "failure", "revival", "resume", "start", "dead")
+        if entry["event"] != "start" or entry.get("life") != 1
+    ]
     with making_sense_of(run):
         logged_indices([config.groups * config.workers - 1])
         return Run(
@@ -134,6 +142,12 @@ def _sentence(entry: dict) -> str:
             f"Resumed with {groups} x {workers} workers on {entry['devices']} devices of"
             f" {entry['processes']} processes."
         )
+    if entry["event"] == "dead":
+        return f"Worker {entry['worker']} had ended in its life {entry['life']}, worker {entry['seen_by']} has seen."
+    if entry["event"] == "start":
+        begun = entry["from"] or {}
+        source = f"worker {begun['worker']}" if "worker" in begun else "what it had saved" if begun else "the start"
+        return f"Worker {entry['worker']} began its life {entry['life']} after {entry['step']} steps, from {source}."
     who = f"worker{'s' * (len(entry['workers']) > 1)} {', '.join(map(str, entry['workers']))}"
     if entry["event"] == "revival":
         return f"Revived from the leader: {who}."

@@ -1,0 +1,131 @@
+"""A process of a posted run: what its workers start from, and whom it evaluates, with boards of the test's own."""
+
+import jax
+import numpy as np
+import pytest
+
+from lsgd_jax.asynchronous import Board, Gone, Model, Post
+from lsgd_jax.distributed import place
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.tracking.member_folder import MemberFolder
+from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.run_folder import read_metrics
+from lsgd_jax.train import posted, saved_worker, setup
+from lsgd_jax.train.posted_evaluation import Evaluations
+from lsgd_jax.train.saved_worker import SavedWorker, checksum
+from lsgd_jax.train.step import TrainState
+
+CONFIG = PRESETS["digits"].replace(groups=1, workers=2, width=0.25, window=5, asynchronous="posted")
+
+
+class Others(Board):
+    """A board on which worker 1 is another process's."""
+
+    def __init__(self, life):
+        super().__init__(life)
+        self.gone = False
+
+    def take(self, position, post, device):
+        if self.gone:
+            raise Gone
+        return super().take(position, post, device)
+
+
+@pytest.fixture(scope="module")
+def member(tmp_path_factory):
+    """A process with worker 0, before it has begun anything but its first life."""
+    with MemberFolder(tmp_path_factory.mktemp("runs") / "run", CONFIG, range(2)) as folder:
+        display = RunProgress(CONFIG.steps, log=folder.log, lines=False)
+        made = place(1, 2, jax.devices()), setup.make_feed(CONFIG), setup.make_model(CONFIG)
+        yield posted._Member(CONFIG, range(2), *made, folder, display, resume=True, host="127.0.0.1")
+
+
+def changed(tree, value):
+    return jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), tree)
+
+
+@pytest.mark.parametrize(
+    ("saved_score", "leader_score", "eligible", "gone", "origin"),
+    [
+        (None, None, True, False, None),
+        (0.5, None, True, False, "saved"),
+        (0.5, 0.6, True, False, "saved"),
+        (0.5, 0.4, True, False, "leader"),
+        (None, 0.4, True, False, "leader"),
+        (0.5, 0.4, False, False, "saved"),
+        (0.5, 0.4, True, True, "saved"),
+        (None, 0.4, True, True, None),
+    ],
+)
+def test_the_better_of_what_was_saved_and_of_the_leader(saved_score, leader_score, eligible, gone, origin, member):
+    """The leader only if it can be had; the steps are those that others know of."""
+    trainers, path = member.trainers, member.folder.state_of(0)
+    common = trainers.starts[0].state
+    member.board = board = Others(2)
+    board.gone = gone
+    board.write(0, 40, None)
+    if leader_score is not None:
+        model = Model(*changed((common.params, common.statistics), 3.0))
+        board.write(1, 60, Post(4, 58, leader_score, eligible, model))
+    path.unlink(missing_ok=True)
+    if saved_score is not None:
+        saved_worker.save(path, SavedWorker(1, 38, False, 41, saved_score, changed(common, 2)))
+    (start, _), (told, _) = member._starts(trainers)
+    assert start.step == 40
+    assert jax.tree.leaves(start.state.params)[0].devices() == {jax.devices()[0]}
+    if origin == "saved":
+        assert told == {"saved": 38, "life": 1, "pulled": False}
+        assert (start.score, start.eligible_from) == (0.5, 43)  # Three losses were missing in its window.
+        assert checksum(start.state) == checksum(changed(common, 2))
+    elif origin == "leader":
+        assert told == {"worker": 1, "life": 4, "step": 58}
+        assert (start.score, start.eligible_from) == (np.inf, 45)
+        assert checksum(start.state.params) == checksum(changed(common.params, 3.0))
+        fresh = TrainState(*common[:2], trainers.optimizer.init(jax.tree.map(lambda x: x[0, 0], common.params)))
+        assert checksum(start.state.optimizer) == checksum(fresh.optimizer)
+    else:
+        assert told is None
+        assert checksum(start.state.params) == checksum(common.params)
+
+
+def test_what_can_not_be_read_is_set_aside(member, monkeypatch):
+    told = []
+    monkeypatch.setattr(member.display, "message", told.append)
+    path = member.folder.state_of(0)
+    path.write_bytes(b"no state")
+    member.board = Others(2)
+    (start, _), (origin, _) = member._starts(member.trainers)
+    assert (start.step, origin) == (0, None)
+    assert path.with_name("unreadable-state.npz").read_bytes() == b"no state"
+    assert told[0].endswith("can't be read (File is not a zip file): worker 0 starts from the leader, or anew")
+
+
+def test_who_can_not_be_fetched_is_left_out_of_the_evaluation(member):
+    """Worker 1 is another process's; its parameters are 0, so that it and the mean differ from worker 0."""
+    [own, _], board = member.workers, Others(1)
+    board.write(0, own.step, None)
+    board.write(1, 7, Post(1, 7, 0.25, True, Model(*changed(own.model, 0.0))))
+    evaluations = Evaluations(
+        CONFIG,
+        setup.make_model(CONFIG),
+        setup.make_feed(CONFIG, rows=[0]),
+        board,
+        [own],
+        member.recorder,
+        shared=None,
+        center=None,
+        bytes_sent=lambda: 12.0,
+    )
+    for board.gone in (True, False):
+        measured = evaluations.at_end().result()
+        entry = read_metrics(member.folder.path, "evaluation")[-1]
+        assert entry["center_error"] == measured
+        assert (entry["worker_steps"], entry["count"], entry["bytes_sent"]) == ([[0, 7]], 7, 12.0)
+        assert entry["train_losses"] == [[None, 0.25]]
+        [[of_own, of_other]] = entry["worker_errors"]
+        if board.gone:
+            assert (of_own, of_other) == (measured, None)
+            alone = entry["center_loss"]
+        else:
+            assert of_other > 0.8
+            assert entry["center_loss"] != alone

@@ -1,0 +1,88 @@
+"""Workers of a posted run, saved in files of their own."""
+
+import errno
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgd_jax.asynchronous import Model, Worker
+from lsgd_jax.errors import UsageError
+from lsgd_jax.train import saved_worker
+from lsgd_jax.train.saved_worker import Saved, SavedWorker, checksum
+from lsgd_jax.train.step import TrainState
+
+
+def state(value=1.0):
+    params = {"b": np.full((1, 1), value, jnp.bfloat16), "w": np.full((1, 1, 3), value, np.float32)}
+    return TrainState(params, {}, {"count": np.full((1, 1), 7, np.int32)})
+
+
+SAVED = SavedWorker(2, 30, True, 12, 0.5, state())
+
+
+def test_what_was_saved_comes_back_to_the_bit(tmp_path):
+    assert saved_worker.restore(tmp_path / "state.npz", state()) is None
+    saved_worker.save(tmp_path / "state.npz", SAVED)
+    found = saved_worker.restore(tmp_path / "state.npz", state(0.0))
+    assert found._replace(state=None) == SAVED._replace(state=None)
+    assert checksum(found.state) == checksum(SAVED.state) != checksum(state(2.0))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[content.rindex(np.float32(1).tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "like"),
+    [
+        (cut, state()),
+        (flip, state()),
+        (lambda path: path.write_bytes(b"no zip"), state()),
+        (lambda path: None, state()._replace(optimizer={})),
+    ],
+)
+def test_a_damaged_file_or_one_of_another_run_is_one_sentence(damage, like, tmp_path):
+    saved_worker.save(tmp_path / "state.npz", SAVED)
+    damage(tmp_path / "state.npz")
+    with pytest.raises(UsageError, match=r"^the worker saved in \S*state.npz can't be read \(.+\)$"):
+        saved_worker.restore(tmp_path / "state.npz", like)
+
+
+class Nothing:
+    def after_step(self, worker):
+        pass
+
+
+def test_a_full_disk_is_a_warning_and_the_next_save_is_tried(tmp_path, monkeypatch):
+    checksums, warnings = [], []
+    saved = Saved(
+        Nothing(),
+        lambda position: tmp_path / f"{position}.npz",
+        every=2,
+        life=3,
+        log=lambda worker, values: checksums.append((worker.step, values)),
+        warn=warnings.append,
+    )
+    worker = Worker(1, 10, Model(*state()[:2]), state().optimizer, lambda *_: None)
+    write = saved_worker.save
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for worker.step in range(1, 5):
+        monkeypatch.setattr(saved_worker, "save", full if worker.step == 2 else write)
+        saved.after_step(worker)
+        [each.result() for each in saved._writing.values()]
+    saved.close()
+    assert warnings == ["worker 1 can't be saved (No space left on device); what was saved before is kept"]
+    found = saved_worker.restore(tmp_path / "1.npz", state())
+    assert (found.life, found.step, found.pulled) == (3, 4, False)
+    expected = {"sha256": checksum(state().params), "pulled": False}
+    assert checksums == [(2, expected), (4, expected)]
