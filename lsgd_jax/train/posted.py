@@ -190,7 +190,7 @@ class _Member:
         config = self.config
         meeting = METHODS[config.method].meeting
         if meeting is None:
-            levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
+            levels = [Level(among, self.size * period, own.get("pull", 0.0)) for among, period, own in config.levels]
             return Posted(levels, self.board, workers=self.size, staleness=config.staleness, log=self.recorder.record)
         center, meet = self._saved_center(), meeting(config.options, self.size)
         return Centered(self.board, center, meet, workers=self.size, period=config.period, log=self.recorder.record)

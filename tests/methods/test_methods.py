@@ -35,6 +35,16 @@ OPTIONS = {
     "diloco": {"period": 3, "outer_learning_rate": 0.7, "outer_momentum": 0.8},
     "mgrawa": {"period": 3, "pull": 0.4, "prox": 0.05},
     "lgrawa": {"period": 3, "pull": 0.4, "prox": 0.05},
+    "quorum": {
+        "period": 3,
+        "kappa": 1.5,
+        "pull": 0.9,
+        "outer_learning_rate": 0.8,
+        "outer_momentum": 0.3,
+        "window": 4,
+    },
+    "coordinate_median": {"period": 3, "pull": 0.7},
+    "trimmed_mean": {"period": 3, "pull": 0.7, "trim": 0.3},
     "independent": {"window": 4},
 }
 
@@ -162,7 +172,8 @@ def flat(tree):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [(name, {}) for name in METHODS if name != "lsgd"]
-    + [("local_sgd", changed) for changed in ({"delay": 1}, {"wire": "bfloat16"}, {"delay": 1, "wire": "bfloat16"})],
+    + [("local_sgd", changed) for changed in ({"delay": 1}, {"wire": "bfloat16"}, {"delay": 1, "wire": "bfloat16"})]
+    + [("quorum", {"delay": 1}), ("quorum", {"wire": "bfloat16", "outer_learning_rate": 1.0, "outer_momentum": 0.0})],
     ids=str,
 )
 def test_follows_its_oracle(name, changed, problem):
@@ -240,6 +251,7 @@ ALONE = {
     "diloco": {"outer_learning_rate": 1.0, "outer_momentum": 0.0},
     "mgrawa": {"prox": 0.0},
     "lgrawa": {"prox": 0.0},
+    "quorum": {"outer_learning_rate": 1.0, "outer_momentum": 0.0},
 }
 
 
@@ -276,6 +288,9 @@ NAN_SPREADS = {
     "diloco": (1, 8, 8),
     "mgrawa": (1, 8, 8),
     "lgrawa": (1, 8, 8),
+    "quorum": (1, 1, 1),
+    "coordinate_median": (1, 1, 1),
+    "trimmed_mean": (1, 1, 1),
     "independent": (1, 1, 1),
 }
 
@@ -366,6 +381,11 @@ def test_learning_rates_of_another_shape_are_one_sentence():
         ("mgrawa", {"prox": 2.0}, r"prox must be in \[0, 1\], got 2\.0"),
         ("local_sgd", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
         ("local_sgd", {"delay": 2}, "delay must be 0 or 1, got 2"),
+        ("quorum", {"kappa": -1.0}, r"kappa must be at least 0, got -1\.0"),
+        ("quorum", {"outer_learning_rate": 0.0}, r"outer_learning_rate must be positive, got 0\.0"),
+        ("quorum", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
+        ("quorum", {"global_period": 6}, "global_pull and global_period need groups: pass group_axis_name too"),
+        ("trimmed_mean", {"trim": 0.6}, r"trim must be in \[0, 0\.5\], got 0\.6"),
         ("independent", {"window": 0}, "window must be a whole number of losses, at least 1, got 0"),
     ],
 )
@@ -374,7 +394,7 @@ def test_an_option_out_of_range_is_one_sentence(name, options, message):
         build(name, **options)
 
 
-@pytest.mark.parametrize("name", ["easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lsgd"])
+@pytest.mark.parametrize("name", ["easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lsgd", "quorum"])
 def test_missing_params_are_one_sentence(name):
     x = {"a": np.ones((2, 4, 2))}
     tx = build(name)
