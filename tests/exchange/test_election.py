@@ -1,5 +1,7 @@
 """Who is elected."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +26,19 @@ def elected(scores, eligible):
     return best
 
 
+@jax.jit
+@partial(jax.vmap, axis_name="worker")
+def leader(score, eligible):
+    return elect(score, "worker", eligible=eligible)
+
+
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_elects_the_lowest_finite_score_and_the_first_of_ties(workers):
     scores = np.array([score for score, _ in workers])
     eligible = np.array([able for _, able in workers])
     with jax.enable_x64(True):
-        leaders = jax.vmap(lambda s, e: elect(s, "worker", eligible=e), axis_name="worker")(scores, eligible)
+        leaders = leader(scores, eligible)
     assert set(np.asarray(leaders)) == {elected(scores, eligible)}
 
 
@@ -44,8 +52,8 @@ def test_election_is_the_same_under_every_mapping(mapping):
 
 
 def test_nobody_leads_when_all_scores_are_infinite_or_nan():
-    scores = jnp.array([jnp.nan, jnp.inf, -jnp.inf, jnp.nan])
-    leaders = jax.vmap(lambda s: elect(s, "worker"), axis_name="worker")(scores)
+    scores = np.array([np.nan, np.inf, -np.inf, np.nan], np.float32)
+    leaders = jax.jit(jax.vmap(lambda s: elect(s, "worker"), axis_name="worker"))(scores)
     np.testing.assert_array_equal(leaders, [NOBODY] * 4)
 
 

@@ -25,10 +25,12 @@ def test_follows_a_plain_loop(mapping, pull_at):
     tx = easgd(optax.sgd(0.1), axis_name=EVERYONE, period=2, pull=0.2, center_pull=0.5, pull_at=pull_at)
 
     def train(x):
-        state = tx.init(x)
-        for t in range(7):
-            updates, state = tx.update(x, state, x, step=jnp.asarray(t))
-            x = optax.apply_updates(x, updates)
+        def step(carry, t):
+            x, state = carry
+            updates, state = tx.update(x, state, x, step=t)
+            return (optax.apply_updates(x, updates), state), None
+
+        (x, state), _ = jax.lax.scan(step, (x, tx.init(x)), jnp.arange(7))
         return x, state[-1].attractor.x, state[-1].exchanges
 
     x, center, exchanges = over_workers(train, mapping)(start)
