@@ -91,8 +91,8 @@ def test_it_goes_through_every_command(folder, capsys):
     assert cli.main(["info", "--bytes", "mine:preset"]) == 0
     assert cli.main(["report", "run", "posted"]) == 0
     page = (folder / "report.html").read_text()
-    assert "final test loss of the center" in page
-    assert "Test loss by step." in page
+    assert "final test loss</dt>" in page
+    assert "<figcaption>Test loss</figcaption>" in page
     assert "test error" not in page
 
 
