@@ -12,6 +12,8 @@ def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} >= {
         "quickstart",
         "own_model",
+        "own_task",
+        "language_model",
         "comparing_methods",
         "paper_figures",
         "groups_and_communication",

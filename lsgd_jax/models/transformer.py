@@ -85,7 +85,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "batch time"]) -> Float[Array, "batch time vocabulary"]:
         """Compute the logits of the token after each token."""
-        embedding = self.embedding[...].astype(self.dtype)
+        embedding = jnp.asarray(self.embedding[...], self.dtype)
         x = embedding[tokens] * self.embedding.shape[1] ** 0.5
         blocks = jax.tree.map(lambda p: p.astype(self.dtype), nnx.to_pure_dict(nnx.state(self.blocks)))
         if self.unroll is None:
@@ -116,7 +116,11 @@ def _block(x: Array, params: dict[str, Array], rotation: tuple[Array, Array]) ->
 
 
 def _attention(q: Array, k: Array, v: Array) -> Array:
-    """Causal attention, [batch, heads, time, head]."""
+    """Causal attention, [batch, heads, time, head].
+
+    `jax.nn.dot_product_attention` leaves it to XLA, too, unless told to use cuDNN. Compiled for a TPU v5e, a network
+    with it needs 1.6 times the memory of this one.
+    """
     scores = jnp.einsum("bhqk,bhtk->bhqt", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     scores = jnp.where(np.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))

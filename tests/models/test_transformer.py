@@ -80,6 +80,13 @@ def test_the_logits_are_those_of_numpy(activation):
     np.testing.assert_allclose(nnx.jit(model)(TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_parameters_may_be_arrays_of_numpy():
+    """As those of a trained network are, which may be called in a compiled function."""
+    graphdef, params = nnx.split(made())
+    loaded = nnx.merge(graphdef, jax.tree.map(np.asarray, params))
+    np.testing.assert_array_equal(jax.jit(lambda tokens: loaded(tokens))(TOKENS), nnx.jit(made())(TOKENS))
+
+
 def losses_and_gradients(**options):
     graphdef, params = nnx.split(made(**options))
 
