@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
 INSTALLED := $(VENV)/.installed
 LIBTPU := $(VENV)/tpu/.installed
 MKDOCS := $(VENV)/.mkdocs-installed
@@ -12,7 +13,7 @@ WHEELS_PYTHON ?= 3.12
 # Not --quiet, which hides warnings from --strict, too. The variable silences what Material announces about its future.
 BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: install tpu docs demo comparison figures notebooks test soak package lint types benchmark gpu wheels lock clean
+.PHONY: install tpu docs serve demo comparison figures notebooks test soak package lint types benchmark gpu wheels lock clean
 
 install: $(INSTALLED)
 
@@ -24,15 +25,18 @@ docs: $(MKDOCS) ## The documentation, as a site in site/; a warning is an error,
 	  $(BUILD_SITE) --config-file - --site-dir $(VENV)/site-with-dead-links 2>&1 | grep -q "Aborted with 2 warnings" || \
 	  { echo "two planted dead links did not fail the build of the site"; exit 1; }
 
-demo: $(INSTALLED) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
+serve: $(MKDOCS) ## The documentation in a browser, built again when a page changes.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+demo: $(RUNTIME) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
 	  --steps 2000 --eval-every 50 --seeds 0..1 --out runs/demo
 
-comparison: $(INSTALLED) ## The committed comparisons, tuned, at 4 and 16 workers: about an hour on two cores.
+comparison: $(RUNTIME) ## The committed comparisons, tuned, at 4 and 16 workers: about an hour on two cores.
 	$(BIN)/lsgd compare mnist1d --groups 1 --workers 4 --steps 2000 --eval-every 50 --tune --out runs/mnist1d-4
 	$(BIN)/lsgd compare mnist1d --groups 1 --workers 16 --steps 1000 --eval-every 25 --tune --out runs/mnist1d-16
 
-figures: $(INSTALLED) ## The paper's analytic figures and the table of its claims, where their results are committed.
+figures: $(RUNTIME) ## The paper's analytic figures and the table of its claims, where their results are committed.
 	$(BIN)/lsgd figure analytic --out benchmarks/paper/results
 	$(BIN)/lsgd figure theory --out benchmarks/paper/results --runs benchmarks/paper/results
 
@@ -66,7 +70,7 @@ types: $(INSTALLED)
 benchmark: $(INSTALLED) ## What an exchange costs.
 	$(BIN)/python -m benchmarks.speed.exchange
 
-gpu: $(INSTALLED) ## What works and what it costs on one NVIDIA GPU, in less than ten minutes; see benchmarks/gpu/README.md.
+gpu: $(INSTALLED) ## What works and what it costs on one NVIDIA GPU, in 9.5 minutes at most; see benchmarks/gpu/README.md.
 	$(BIN)/python -m benchmarks.gpu
 
 wheels: $(INSTALLED) ## What the GPU check imports beyond JAX, Flax, optax and PyTorch, for a machine without a network.
@@ -90,12 +94,17 @@ lock: $(INSTALLED) ## Renew requirements.txt, requirements-tpu.txt and requireme
 clean:
 	rm -rf $(VENV) site
 
-$(INSTALLED): requirements.txt pyproject.toml
+# What running the package needs; its modules are compiled when they are first imported, since most never are.
+$(RUNTIME): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "lsgd_jax needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.txt --editable .
+	touch $@
+
+# What developing it needs, too.
+$(INSTALLED): $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(LIBTPU): requirements-tpu.txt $(INSTALLED)

@@ -64,6 +64,20 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return re.sub(r'<div class="arithmatex">\s*\\\[(.+?)\\\]\s*</div>', _mathml("block"), html, flags=re.DOTALL)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Load the shim with which the search works from the folder out of the site itself."""
+    return _with_own_shim(output, os.path.relpath("iframe-worker.js", Path(page.file.dest_uri).parent))
+
+
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    """As `on_post_page`."""
+    return _with_own_shim(output, "iframe-worker.js")
+
+
+def _with_own_shim(html: str, path: str) -> str:
+    return html.replace("https://unpkg.com/iframe-worker/shim", path)
+
+
 def _uri(path: Path) -> str:
     """Where a file of the repository lies in the site: as it does there, but for the folder docs/."""
     of = path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT)

@@ -13,12 +13,15 @@ def main() -> int:
     for number in stops:
         if before[number] != signal.SIG_IGN:
             signal.signal(number, _stop)
+    from lsgd_jax import cli
+
+    if not cli.overview.names_a_command(sys.argv[1:]):
+        return cli.main()
     try:
         import jax  # noqa: F401 - it reads its variables of the environment.
     except ValueError as error:
         print(f"lsgd: JAX can't read a variable of the environment ({error}): change or unset it.", file=sys.stderr)
         return 2
-    from lsgd_jax import cli
     from lsgd_jax.distributed.interruption import end_process
 
     try:

@@ -22,7 +22,8 @@ from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.task import Headline
-from lsgd_jax.tracking.run_folder import MOST_BYTES, environment, making_sense_of, read_config, read_metrics
+from lsgd_jax.tracking.environment import environment
+from lsgd_jax.tracking.run_folder import MOST_BYTES, making_sense_of, read_config, read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare
 from lsgd_jax.tuning import check_grid, grid
@@ -131,8 +132,8 @@ def _compare(
                 measured = [
                     cell(out / method / f"tune-{i}-seed-{seed}", candidate.replace(seed=seed)) for seed in tuning_seeds
                 ]
-                told = {name: of.effective[name] for name in values}
-                tried[method].append({"values": told, f"validation_{headline.name}": _finite(np.mean(measured))})
+                shown = {name: of.effective[name] for name in values}
+                tried[method].append({"values": shown, f"validation_{headline.name}": _finite(np.mean(measured))})
             scores = [trial[f"validation_{headline.name}"] for trial in tried[method]]
             best = int(np.nanargmin([np.inf if score is None else score for score in scores]))
             chosen[method] = candidates[best]
@@ -353,7 +354,7 @@ def _interval(values: np.ndarray) -> dict[str, Any]:
     half = None
     if len(values) > 1:
         half = _finite(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    median = np.median(np.nan_to_num(values, nan=np.inf))  # Of most seeds, if a few have failed.
+    median = np.median(np.nan_to_num(values, nan=np.inf))  # The median of most seeds stays finite if a few have failed.
     numbers = {"mean": _finite(values.mean()), "median": _finite(median), "half_width": half}
     return numbers | {"values": [_finite(value) for value in values]}
 

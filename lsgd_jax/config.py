@@ -47,29 +47,28 @@ class Config(OptimizerOptions):
     batch_size: int = 32
     """Examples per step."""
     batch: Literal["per_worker", "global"] = "per_worker"
-    """Whether batch_size counts the examples of each worker or of all workers together."""
+    """Whether batch_size is that of each worker or of all together."""
     validation: float = 0.0
-    """Fraction of the training data that is held out and, if it is not 0, replaces the test data."""
+    """Fraction of the training data that is held out and replaces the test data."""
     data_processes: int = 4
     """Processes that read streamed examples ahead, such as ImageNet's images; the batches do not depend on it."""
     sampling: Literal["shards", "independent", "partitions"] = "shards"
-    """How workers sample the training data: each epoch is shuffled and split into disjoint shards; every worker goes
-    through all the data in an order of its own; or every worker keeps a contiguous part of the data (not i.i.d. where
-    the data are sorted)."""
+    """Training data of a worker: a disjoint shard of each epoch, all in an order of its own, or a contiguous part.
+    Partitions are not i.i.d. where the data are sorted."""
     groups: int = 2
     """Groups of workers, each with a local leader."""
     workers: int = 4
     """Workers in each group."""
     chips_per_worker: int = 1
-    """Devices of each worker, over which its parameters, its optimizer's state and its batches are sharded."""
+    """Devices per worker, over which parameters, optimizer state and batches are sharded."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(METHODS) + "}")] = "lsgd"
     """Distributed training method. Options that it does not have are refused."""
     period: int = 4
     """Local steps between exchanges; with LSGD those in a group."""
     asynchronous: Literal["joined", "posted"] | None = None
-    """Asynchronous training, each worker at its own speed. joined: all meet at an exchange, each when it has finished
-    its step. posted: nobody waits; each worker is pulled towards the best that the others have posted or, with methods
-    that keep a center, meets the center on its own clock."""
+    """Asynchronous training: all meet at an exchange, each when it has finished its step (joined), or nobody waits
+    (posted). With posted, each worker is pulled towards the best that the others have posted or, with methods that keep
+    a center, meets the center on its own clock."""
     staleness: int = 0
     """With posted leaders, how many local steps old a post may be: every worker posts after each staleness + 1 of its
     steps."""
@@ -87,9 +86,9 @@ class Config(OptimizerOptions):
     eval_every: int = 100
     """Local steps between evaluations on the test data."""
     checkpoint_every: int | None = None
-    """Local steps between checkpoints, from which a stopped run resumes; by default eval_every, 0 for none."""
+    """Local steps between checkpoints; by default eval_every, 0 for none."""
     keep_checkpoints: int = 2
-    """Number of most recent checkpoints to keep, beside the best one, by the headline measure such as test error."""
+    """Number of most recent checkpoints to keep; the best by the headline measure is kept, too."""
     seed: int = 0
     """Random seed (initialization, data order, augmentation)."""
 

@@ -77,7 +77,7 @@ class Moment(NamedTuple):
     """The number of updates before this one."""
     pull_at: PullAt
     strength: Callable[[], Float[Array, ""]]
-    """Of the worker's pull."""
+    """Strength of the worker's pull, in [0, 1]."""
     signals: dict[str, Any]
 
     def point(self, updates: optax.Updates) -> optax.Params:

@@ -31,13 +31,13 @@ class OptimizerOptions:
     weight_decay: float = 1e-4
     """Weight decay: added to the gradient by SGD; as AdamW, LARS and Muon define it."""
     clip_norm: float | None = None
-    """Scale gradients down to this global norm if theirs is larger; by default they are not clipped."""
+    """Clip gradients to this global norm; by default they are not clipped."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """Learning-rate schedule after the warmup: constant, or falling to 0 along half a cosine."""
     learning_rate_warmup: float = 0.0
-    """Fraction of all steps, the first, over which the learning rate grows linearly from 0."""
+    """Fraction of the steps, the first, over which the learning rate grows linearly from 0."""
     learning_rate_decay: float = 0.0
-    """Fraction of all steps, the last, over which a constant learning rate falls linearly to 0."""
+    """Fraction of the steps, the last, over which a constant learning rate falls to 0."""
     learning_rate_drops: tuple[float, ...] = ()
     """When to multiply the learning rate by 0.1."""
     learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"

@@ -12,11 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Workers at their own speed
+# # Asynchronous training and stragglers
 #
-# What becomes of LSGD when some workers are slower than others? It depends on when an exchange is due, and on who waits.
-# Everything here happens in virtual time, which is counted and not measured, so that it is the same on every machine.
-# `lsgd simulate` does the same from the command line, and `lsgd train --asynchronous` in real time.
+# What happens to LSGD if some workers are slower than others? It depends on when an exchange is due, and on who waits.
+# This notebook simulates it in virtual time, which is counted and not measured, so the results are the same on every
+# machine. `lsgd simulate` does the same on the command line, and `lsgd train --asynchronous` trains asynchronously in
+# real time.
 
 # %%
 try:
@@ -45,12 +46,12 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 #
 # | | an exchange is due | who waits |
 # |---|---|---|
-# | in step | for each worker after `period` steps of its own | all, for the slowest, every time |
-# | joined | when the steps of all n workers together reach the next multiple of n times `period`, whoever took them | all, until each has finished the step that it is at |
-# | posted | as for joined | nobody: each worker puts its score and parameters on a board, and is drawn to the best that lies there |
+# | synchronous | after `period` steps of each worker | all, for the slowest, every time |
+# | joined | when the steps of all n workers together reach the next multiple of n times `period`, whoever took them | all, until each has finished its current step |
+# | posted | as for joined | nobody: each worker posts its score and parameters to a board, and is pulled towards the best post |
 #
-# Joined is the paper's Algorithm 1. Four workers, the first of them at a quarter of the others' speed, a step of the others 0.1
-# seconds, period 4:
+# Joined is the paper's Algorithm 1. In the example, the first of four workers has a quarter of the speed of the others,
+# whose steps take 0.1 seconds. The period is 4:
 
 # %%
 config = dataclasses.replace(PRESETS["digits"], groups=1, workers=4, steps=24)
@@ -66,9 +67,12 @@ logs = logs_of(ways, config, Cluster(slow=((0, 4.0),)))
 draw_timeline(logs, {})
 
 # %% [markdown]
-# In step, three workers wait most of the time: for four steps of the slow one. Joined, they wait for one of its steps at most, and it
-# takes part in every exchange with fewer steps than they. Posted, nobody waits: an exchange (red) comes to each worker at the end of a step
-# of its own. Here is what the event logs say of the first exchanges:
+# - **Synchronous** (`lsgd`): three workers wait most of the time, for four steps of the slow one.
+# - **Joined**: they wait for at most one of its steps, and it takes part in every exchange with fewer steps than the
+#   others.
+# - **Posted**: nobody waits. Each worker exchanges (red) at the end of a step of its own.
+#
+# The event logs of the first exchanges say the same:
 
 # %%
 for name, log in logs.items():
@@ -81,8 +85,8 @@ for name, log in logs.items():
 # %% [markdown]
 # ## A straggler at a tenth of the speed
 #
-# Eight workers train on scikit-learn's digits, the first at a tenth of the others' speed, until they have taken 96 steps each
-# on average. EASGD, in which each worker meets the centre on its own clock, and data-parallel SGD stand beside.
+# Eight workers train on scikit-learn's digits, the first at a tenth of the others' speed, until they have taken 96 steps
+# each on average. For comparison: EASGD, in which each worker meets the center on its own clock, and data-parallel SGD.
 
 # %%
 workers, steps, target = 8, 16 if small else 96, 0.05
@@ -102,8 +106,8 @@ logs, histories = train(Cluster(slow=((0, 10.0),)))
 draw_timeline({name: logs[name] for name in ways}, histories)
 
 # %% [markdown]
-# Stars tell who led. Posted, every worker has exchanges of its own, and each its leader. The slow worker, who has learned least, hardly
-# ever leads.
+# Stars mark the leaders. With posted exchanges, every worker has exchanges of its own, each with a leader. The slow
+# worker, which has learned the least, hardly ever leads.
 
 # %%
 sums = {name: totals(log) for name, log in logs.items()}
@@ -111,22 +115,23 @@ columns = ("virtual_seconds", "efficiency", "waiting", "mean_staleness", "larges
 Markdown(table({name: {column: of.summary()[column] for column in columns} for name, of in sums.items()}))
 
 # %% [markdown]
-# Efficiency is the share of the workers' time in which they compute. Staleness is how many steps a worker's partners have taken, on
-# average, since its last exchange: in step it is the period. Joined, it is little more. Posted, most exchanges are as fresh, but the
-# slow worker, who has one after each of its steps, meets posts that are ten steps further on.
+# Efficiency is the share of the workers' time that they spend computing. Staleness is the number of steps that the other
+# workers have taken, on average, since a worker's last exchange. With synchronous exchanges it equals the period, and
+# with joined ones it is slightly more. Most posted exchanges are as fresh, but the slow worker, which exchanges after
+# each of its steps, sees posts that are ten steps ahead.
 
 # %%
 draw_staleness({name: sums[name] for name in ways})
 
 # %% [markdown]
-# What does it cost in error? On the left against virtual time, on the right against steps.
+# What does this cost in test error? The figure shows it against virtual time (left) and steps (right).
 
 # %%
 draw_headlines(histories, config.task.headline, target)
 
 # %% [markdown]
-# Against steps LSGD's three curves lie together: on this easy problem staleness does no harm that could be seen. Against time they part by
-# how long workers wait. Here is when each gets to 5 % test error, with and without the straggler:
+# Against steps, LSGD's three curves coincide: on this easy problem, staleness does no visible harm. Against time they
+# differ by how long the workers wait. The table has the time to 5 % test error, with and without the straggler:
 
 # %%
 _, even = train(Cluster())
@@ -142,16 +147,17 @@ rows += [f"| {name} | {reached(even[name])} | {reached(histories[name])} |" for 
 Markdown("virtual seconds to 5 % test error, one seed\n\n" + "\n".join(rows))
 
 # %% [markdown]
-# In step, everybody is as slow as the straggler. Joined, LSGD takes about twice as long as without it, and posted about as long: seven of
-# eight workers go on as if it were not there. One seed of an easy problem says no more; in the
-# [committed results](../benchmarks/asynchronous/results/stragglers.md) steps vary at random, too.
+# Synchronous training is as slow as the straggler. Joined LSGD takes about twice as long as without it. Posted LSGD takes
+# about as long as without it: seven of eight workers continue as if it were not there. One seed of an easy problem shows
+# no more than that; in the [committed results](../benchmarks/asynchronous/results/stragglers.md), step times also vary at
+# random.
 #
-# ## Very many workers
+# ## Scaling to thousands of workers
 #
-# Without training, costs alone can be told for up to 100,000 workers. The question is which share of their time the workers
-# compute. It is a model with assumptions, not a measurement: here machines with 8 GPUs each, a group a machine, 2.4 Tbit/s a GPU
-# within a machine and 12.5 Gbit/s a GPU between machines, steps of 0.5 s that vary by a tenth, 100 million parameters, and a
-# server for every 8 workers.
+# Without training, the simulator models costs for up to 100,000 workers. The question is what share of their time the
+# workers compute. This is a model with assumptions, not a measurement: machines with 8 GPUs, one group per machine, 2.4
+# Tbit/s per GPU within a machine and 12.5 Gbit/s per GPU between machines, steps of 0.5 s that vary by a tenth, 100
+# million parameters, and one server per 8 workers.
 
 # %%
 sizes = (8, 64) if small else (8, 64, 512, 4096)
@@ -183,8 +189,8 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Within one machine all compute most of the time. From more than one on, the slow links count, and the shares hardly depend on the number of
-# workers any more: the exchanges of LSGD in step and joined are collectives, whose bytes a worker stay what they are. What machines with a
-# board or a centre serve depends on how many of them there are; with few, workers queue for them. Posted LSGD suffers most: each worker
-# asks the board every 4 steps, behind the slow links. The committed results for other assumptions are in
-# [benchmarks/asynchronous/results](../benchmarks/asynchronous/results).
+# Within one machine, all methods compute most of the time. With more machines the slow links dominate, and the shares
+# hardly depend on the number of workers any more: synchronous and joined LSGD use collectives, whose bytes per worker
+# stay constant. The throughput of a board or a center depends on the number of servers; if there are few, workers queue
+# for them. Posted LSGD suffers most, because each worker reads the board every 4 steps, over the slow links. The
+# committed results for other assumptions are in [benchmarks/asynchronous/results](../benchmarks/asynchronous/results).

@@ -14,8 +14,9 @@
 # %% [markdown]
 # # Comparing methods
 #
-# LSGD and the methods it is compared with have one shape: `build(optimizer, axis_name=..., ...)` makes a gradient
-# transformation, and `center(params, state, axis_name)` says which model the method reports. So one loop trains them all.
+# LSGD and the methods it is compared with have the same interface: `build(optimizer, axis_name=..., ...)` returns a
+# gradient transformation, and `center(params, state, axis_name)` returns the model that the method reports, its
+# *evaluated model*. So one training loop works for all of them.
 
 # %%
 try:
@@ -39,10 +40,10 @@ for name, method in METHODS.items():
     print(f"{name:14} exchanges by {method.exchanges:7} options: {', '.join(options) or 'none'}")
 
 # %% [markdown]
-# ## One loop for all
+# ## One loop for all methods
 #
-# A noisy quadratic with eigenvalues from 0.5 to 5, eight workers, plain SGD: how far above the minimum the model is that
-# each method reports, after every step.
+# The problem is a noisy quadratic with eigenvalues from 0.5 to 5, with eight workers and plain SGD. The figure shows how
+# far above the minimum each method's evaluated model is after every step.
 
 # %%
 problem = quadratic(jax.random.key(0), 20, strong_convexity=0.5, smoothness=5.0, noise=1.0)
@@ -81,16 +82,17 @@ plt.legend(ncols=3, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Constant learning rates leave each method on a floor of its own. A single worker, the best of the independent ones, stays
-# highest. What is averaged over eight workers lies about six times lower, whether gradients, parameters or pulled
-# workers are averaged; on a problem with one minimum and exact losses to elect by, a leader is as good a point to be
-# drawn to as a mean. EASGD's centre averages over time, too: it is late and then lowest. DiLoCo's outer momentum amplifies
-# the noise. The parameters here are one array, so that the two GRAWAs are the same method.
+# With a constant learning rate, each method ends on a noise floor of its own. A single worker, the best of the
+# independent ones, has the highest. Averaging over eight workers lowers the floor about sixfold, whether it averages
+# gradients, parameters or pulled workers: on a problem with one minimum and exact losses to elect by, a leader is as good
+# a target as a mean. EASGD's center also averages over time: it is slow at first and then the lowest. DiLoCo's outer
+# momentum amplifies the noise. MGRAWA and LGRAWA coincide here, because the parameters are one array.
 
 # %% [markdown]
 # ## On a network, with tuning and several seeds
 #
-# `lsgd compare` does that, and draws test error against steps, bytes and wall-clock. These are the committed results of
+# `lsgd compare` does this, and plots test error against steps, bytes and wall-clock time. These are the committed results
+# of
 #
 #     lsgd compare mnist1d --groups 1 --workers 4 --steps 2000 --eval-every 50 --tune --seeds 0..4
 

@@ -12,10 +12,11 @@
 # ---
 
 # %% [markdown]
-# # Groups, and what is sent
+# # Groups of workers and communication cost
 #
-# Workers in groups, with a local leader each and a global leader over all; what an exchange sends, by formula, in the compiled
-# program and as measured; and what periods and groups do to the test error in a small experiment.
+# Workers in groups have one local leader per group, and one global leader. This notebook shows who leads, what an
+# exchange sends (by formula, in the compiled program and as measured), and what periods and groups do to the test error
+# in a small experiment.
 
 # %%
 try:
@@ -53,9 +54,10 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %% [markdown]
 # ## Local and global leaders
 #
-# With groups the workers lie on two axes, and each level is a link. Every `period` steps each group elects a leader of its own, and every
-# `global_period` steps all elect one, after the local pull. Here are 2 groups of 4 workers, a small dense network
-# on MNIST-1D. As in the quickstart, `jax.vmap` maps one worker's step over the worker axes.
+# With groups, the workers are on two axes, with one `leader_pull` per level. Every `period` steps each group elects its
+# local leader, and every `global_period` steps all workers elect the global leader, after the local pull. The example has
+# 2 groups of 4 workers and a small dense network on MNIST-1D. As in the quickstart, `jax.vmap` maps one worker's step
+# over the worker axes.
 
 # %%
 data = load("mnist1d")
@@ -117,13 +119,14 @@ ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# A global leader always leads its own group, too: the scores by which both are elected are the same. So its local pull is nothing,
-# and it is drawn nowhere at all. Who leads changes often: scores are means of the last 10 training losses, and all workers learn
-# about equally well.
+# The global leader always leads its own group, too, because both are elected by the same scores. So both of its pulls are
+# zero. The leader changes often: scores are means of the last 10 training losses, and all workers learn about equally
+# well.
 #
-# ## What is sent, by formula
+# ## Bytes by formula
 #
-# Before anything is run, `lsgd_jax.costs.ledger` tells what each worker sends. `lsgd info --bytes mnist1d` prints the same table.
+# `lsgd_jax.costs.ledger` computes what each worker sends before you run anything. `lsgd info --bytes mnist1d` prints the
+# same table.
 
 # %%
 preset = PRESETS["mnist1d"]
@@ -133,14 +136,16 @@ print(f"{preset.groups} groups of {preset.workers} workers, {size:,} bytes of pa
 print(ledger.table(preset, shapes))
 
 # %% [markdown]
-# LSGD exchanges among 4 workers every 4 steps and among all 8 every 16; the other methods among all 8 every 4 steps. A leader costs what
-# an average costs, since it is sent by a masked all-reduce unless told otherwise. So groups do not save bytes as such: LSGD's total is
-# a little higher. What they save is what crosses between groups, which is sent every 16 steps and not every 4.
+# LSGD exchanges among 4 workers every 4 steps and among all 8 every 16; the other methods exchange among all 8 every 4
+# steps. By default, a leader costs what an average costs, because it is sent by a masked all-reduce. So groups do not
+# save bytes as such: LSGD's total is slightly higher. They save what crosses between groups, which is sent every 16 steps
+# instead of every 4.
 #
-# ## What is sent, as compiled
+# ## Bytes in the compiled program
 #
-# A formula may be wrong. `lsgd_jax.costs.collectives` reads the collective operations from the text of a compiled program. Here is one
-# exchange among 2 groups of 2 workers, each on a device of its own, with 100,000 parameters |x|, for each way to send.
+# A formula can be wrong. `lsgd_jax.costs.collectives` extracts the collectives from the text of a compiled program. The
+# example is one exchange among 2 groups of 2 workers, each on a device of its own, with 100,000 parameters |x|, for every
+# broadcast and wire format.
 
 # %%
 mesh = jax.make_mesh((2, 2), ("group", "worker"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -194,18 +199,19 @@ for way, options in list(ways.items())[: 4 if small else None]:
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# - Two all-reduces of a scalar are the election.
-# - A masked all-reduce costs 2 (n - 1) / n of |x|, 1.5 with four workers: what an average costs.
-# - A ring hands 32 chunks from worker to worker, also where nobody wants them; a chain leaves those links out, and is compiled for
-#   each worker who may lead.
-# - The hierarchical way sends as much as the all-reduce here, but only what its permutes send crosses between the groups: a share of
-#   (32 + 2 - 2) / (32 * 2), a half.
-# - bfloat16 is half of the bytes. int8 is a quarter, and one scale per block of 256 numbers. A delay changes when a leader is used and not what is sent.
+# - The two all-reduces of a scalar are the election.
+# - A masked all-reduce costs 2 (n - 1) / n of |x|, which is 1.5 with four workers: the cost of an average.
+# - A ring passes 32 chunks from worker to worker, also over links where they are not needed. A chain omits those links,
+#   and is compiled for every possible leader.
+# - The hierarchical broadcast sends as much as the all-reduce here, but only its permutes cross between the groups: (32 +
+#   2 - 2) / (32 * 2) of |x|, a half.
+# - bfloat16 halves the bytes. int8 is a quarter, and one scale per block of 256 numbers. A delay changes when a leader is
+#   used, not what is sent.
 #
-# ## What is sent, as measured
+# ## Measured bytes and times
 #
-# The committed measurements, of 8 workers with a link of 200 Mbit/s each and 10 MB of parameters: bytes by the kernel's counters,
-# and time, as a share of what an average takes.
+# The committed measurements for 8 workers with one link of 200 Mbit/s each and 10 MB of parameters: bytes from the
+# kernel's counters, and time relative to an average.
 
 # %%
 folder = next(
@@ -227,11 +233,11 @@ left.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Fewer bytes are less time, if not in proportion, and with one exception: the hierarchical way is slow among so few workers on equal
-# links. It is for links between groups that are slower than those within.
+# Fewer bytes take less time, though not in proportion, with one exception: the hierarchical broadcast is slow among so
+# few workers on equal links. It is for links between groups that are slower than those within.
 #
-# What that comes to in training, against the clock, depends on the link: how long each method took to 8 % test error, as a share
-# of data-parallel SGD's time.
+# What this means for training time depends on the link. The figure shows each method's wall-clock time to 8 % test error,
+# relative to data-parallel SGD:
 
 # %%
 measured = json.loads((folder / "constrained.json").read_text())
@@ -257,14 +263,15 @@ ax.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The slower the link, the more rare exchanges gain over an average every step. Among the methods that exchange rarely, local SGD
-# gains more than LSGD at equal bytes (its period 32). All conditions are told in [docs/communication.md](../docs/communication.md).
+# The slower the link, the more rare exchanges gain over averaging at every step. Among the methods that exchange rarely,
+# local SGD gains more than LSGD at equal bytes (its period 32). The settings are described under [communication
+# benchmarks](../benchmarks/communication/README.md#wall-clock-time-over-limited-links).
 #
-# ## What it costs in test error
+# ## Cost in test error
 #
-# Rare exchanges save bytes, and small groups save bytes between groups. Do they cost accuracy? Eight workers in one, two and four groups, for
-# several periods, all with pulls of 0.1 and a global period of four periods. The center is the mean of all eight, the best worker the one
-# with the lowest score.
+# Rare exchanges save bytes, and small groups save bytes between groups. Do they cost accuracy? The experiment has eight
+# workers in one, two and four groups, with several periods, pulls of 0.1, and a global period of four periods. The center
+# is the mean of all eight workers, and the best worker the one with the lowest score.
 
 # %%
 steps, seeds = (64, 1) if small else (400, 3)
@@ -315,10 +322,10 @@ left.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# - As long as exchanges are frequent, the center is much better than the best worker: a mean of workers who lie close together is a
-#   model with less noise. With a period of 64 it is worse: at a pull of 0.1 workers are then too far apart for their mean to be a good
-#   model. [The notebook on the loss landscape](loss_landscape.ipynb) looks at that.
-# - Two groups of four do as well as one of eight. Four groups of two do so only at a period of 4: what keeps the groups together is the
-#   global exchange, which is four times as rare.
+# - **With frequent exchanges, the center is much better than the best worker:** the mean of workers that are close
+#   together is a model with less noise. With a period of 64 it is worse: with a pull of 0.1, the workers are then too far
+#   apart for their mean to be a good model. [The notebook on the loss landscape](loss_landscape.ipynb) looks into this.
+# - **Two groups of four do as well as one of eight.** Four groups of two do so only with a period of 4: the global
+#   exchange, which keeps the groups together, is four times as rare.
 #
-# This is a small network that is no good for these data, without tuning: it shows what to look at, and not which period is best.
+# This is a small, untuned network that is not suited to these data. It shows what to look at, not which period is best.

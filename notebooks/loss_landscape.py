@@ -12,11 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Between workers, leaders and center
+# # The loss between workers, leaders and their mean
 #
-# LSGD draws workers to leaders, and reports their mean, the center. What does the loss look like in between? Here are the plane
-# through a worker, its local leader and the global leader, the line from the leader to the center, and how sharply the loss
-# curves at each; all beside workers that never exchanged anything.
+# LSGD pulls workers to leaders and reports the mean of all workers, which is called center in this notebook. What does
+# the loss look like in between? The notebook shows the plane through a worker, its local leader and the global leader,
+# the line from the global leader to the center, and the curvature of the loss at each point, next to those of independent
+# workers, which never exchange.
 
 # %%
 try:
@@ -45,8 +46,9 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %% [markdown]
 # ## Training
 #
-# Two groups of four workers on MNIST-1D, a dense network, 2,000 steps at a constant learning rate: with LSGD, and independently. All start
-# at the same point, and both methods see the same batches. A worker's parameters are one vector here, since planes are easier to draw through vectors.
+# Two groups of four workers train a dense network on MNIST-1D for 2,000 steps at a constant learning rate: once with LSGD
+# and once independently, from the same initialization and with the same batches. A worker's parameters are one vector
+# here, because planes are easier to plot through vectors.
 
 # %%
 groups, workers, steps = 2, 4, 100 if small else 2000
@@ -92,8 +94,9 @@ def train(name):
 trained = {name: train(name) for name in ("lsgd", "independent")}
 
 # %% [markdown]
-# Who is who: the global leader is the worker with the lowest score, the local leader that of the other group, and the worker
-# the last of that other group. For the independent workers the same names are given, though nobody followed them.
+# The points: the global leader is the worker with the lowest score, the local leader is the leader of the other group,
+# and the worker is the one with the highest score in that other group. The independent workers get the same names,
+# although nobody followed them.
 
 # %%
 train_loss = jax.jit(lambda vector: loss_fn(vector, data.train_x, data.train_y))
@@ -119,14 +122,13 @@ for name, of in points.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# LSGD's center has a lower loss than its worker and leaders, on the training data and on the test data. The independent workers are several
-# times further from their center, and that is no better than guessing.
+# LSGD's center has a lower loss than its worker and leaders, on the training data and on the test data. The independent
+# workers are several times further from their center, which is no better than guessing.
 #
-# ## The plane
+# ## A plane through three points
 #
-# Three points span a plane. An orthonormal basis of it, by Gram and Schmidt from the global leader, keeps distances and angles as they
-# are. The center does not lie in the plane: it is drawn where it falls when it is projected. Contours are of the logarithm of the
-# training loss.
+# Three points span a plane. An orthonormal basis, by Gram-Schmidt from the global leader, preserves distances and angles.
+# The center is not in the plane: the plot shows its projection. Contours are of the logarithm of the training loss.
 
 
 # %%
@@ -172,9 +174,9 @@ for name, of in points.items():
     )
 
 # %% [markdown]
-# LSGD's workers stand on the walls of one basin, where the noise of their steps holds them, and the center is near its bottom. It is off the
-# plane, too, and still lower there. The independent workers have gone into basins of their own, and between them, where the center is,
-# there is a hill.
+# LSGD's workers are on the walls of one basin, where the noise of their steps keeps them, and the center is near its
+# bottom. The center is also off the plane, where the loss is even lower. The independent workers are in basins of their
+# own, and between them, at the center, there is a hill.
 #
 # ## The line from the leader to the center
 
@@ -194,13 +196,14 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# From LSGD's leader to its center both losses fall, nearly all the way: there is nothing to climb over. From the best independent worker,
-# after a small dip, they rise.
+# From LSGD's leader to its center both losses fall nearly all the way: there is no barrier. From the best independent
+# worker, they rise after a small dip.
 #
-# ## How sharply the loss curves
+# ## Curvature
 #
-# The largest eigenvalue of the Hessian of the training loss, by the Lanczos iteration, and its trace, by Hutchinson's estimator with its
-# standard error: both need only products of the Hessian with vectors, which JAX takes as a derivative of the gradient.
+# The largest eigenvalue of the Hessian of the training loss, by Lanczos iteration, and its trace, by Hutchinson's
+# estimator with its standard error. Both need only Hessian-vector products, which JAX computes as derivatives of the
+# gradient.
 
 # %%
 matvecs, samples = (8, 8) if small else (30, 100)
@@ -227,9 +230,10 @@ for name, of in points.items():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The center of LSGD is flatter than its worker and leaders, by eigenvalue and by trace: at the bottom of the basin and not on its walls.
-# The center of the independent workers is flat as well, and no good: flatness tells something only where the loss is low.
+# The center of LSGD is flatter than its worker and leaders, by eigenvalue and by trace: it is at the bottom of the basin,
+# not on its walls. The center of the independent workers is flat as well, and useless: flatness means something only
+# where the loss is low.
 #
-# All this is one seed of a small network. What it shows is why LSGD may report a mean at all: the pulls keep the workers so close
-# together that there is nothing but lower ground between them. How rare exchanges undo that is seen at the end of
-# [the notebook on groups and communication](groups_and_communication.ipynb).
+# All of this is one seed of a small network. It shows why LSGD can report a mean at all: the pulls keep the workers so
+# close together that the loss between them is lower than at the workers. [The notebook on groups and
+# communication](groups_and_communication.ipynb) shows at its end how rare exchanges undo this.

@@ -12,11 +12,11 @@
 # ---
 
 # %% [markdown]
-# # Your own model, optimiser and data
+# # Your own model, optimizer and data
 #
-# A Flax NNX network with dropout and batch normalisation, AdamW with a schedule, arrays of your own, workers in groups:
-# one function says what one worker does in one step. `jax.vmap` maps it over arrays on one device, `jax.shard_map`
-# over devices.
+# This notebook trains a Flax NNX network with dropout and batch normalization on your own arrays, with AdamW, a
+# learning-rate schedule, and workers in groups. One function defines what a worker does in one step. `jax.vmap` maps it
+# over arrays on one device, and `jax.shard_map` over devices.
 
 # %%
 try:
@@ -42,9 +42,9 @@ jax.config.update("jax_num_cpu_devices", groups * workers)
 small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the results is of full size.
 
 # %% [markdown]
-# ## The data
+# ## Data
 #
-# Any arrays will do. Here are three noisy spirals in the plane.
+# Any arrays work. These are three noisy spirals in the plane.
 
 
 # %%
@@ -61,10 +61,10 @@ train_x, train_y = spirals(3000, seed=0)
 test_x, test_y = spirals(2000, seed=1)
 
 # %% [markdown]
-# ## The model
+# ## Model
 #
-# It is an ordinary NNX module. It is split once into what never changes (the graph definition), the parameters, and the
-# rest, here the running statistics of batch normalisation. From here on parameters and rest are plain trees of arrays.
+# This is an ordinary NNX module. Split it once into the graph definition, which never changes, the parameters, and the
+# rest, here the running statistics of batch normalization. From here on, parameters and rest are plain pytrees.
 
 
 # %%
@@ -97,11 +97,11 @@ print(
 )
 
 # %% [markdown]
-# ## The optimiser
+# ## Optimizer
 #
-# `leader_pull` goes behind any optax optimiser. Pulls may be schedules of the step, as learning rates may: this one grows,
-# so that workers are on their own at first and come together in the end. The global leader is elected every 16 steps, the
-# local ones every 4.
+# `leader_pull` follows any optax optimizer. Like learning rates, pulls can be schedules. This pull grows, so that the
+# workers are independent at first and together at the end. Local leaders are elected every 4 steps, the global leader
+# every 16.
 
 # %%
 steps = 64 if small else 400
@@ -117,8 +117,8 @@ tx = optax.chain(
 # %% [markdown]
 # ## One worker's step
 #
-# There is no worker axis in it. The key is the worker's own, for dropout. What the network has noted down on its way,
-# its statistics, comes back as the new rest; LSGD pulls the parameters only.
+# The step has no worker axis. The key is the worker's own, for dropout. The statistics that the network updates are
+# returned as the new rest; LSGD pulls only the parameters.
 
 
 # %%
@@ -138,10 +138,10 @@ def step_with(tx):
 
 
 # %% [markdown]
-# ## All workers', on one device and on many
+# ## All workers, on one device and on many
 #
-# With `jax.vmap` the workers are the first two axes of every array, [group, worker, ...], on one device. With
-# `jax.shard_map` every worker's entry lies on a device of its own, and the same names are those of a mesh's axes.
+# With `jax.vmap`, the workers are the first two axes of every array, [group, worker, ...], on one device. With
+# `jax.shard_map`, every worker has a device of its own, and the same names are the axes of a mesh.
 
 # %%
 vmapped = jax.jit(jax.vmap(jax.vmap(step_with(tx), axis_name="worker"), axis_name="group"))
@@ -158,10 +158,10 @@ def on_own_device(*stacked):
 sharded = jax.jit(jax.shard_map(on_own_device, mesh=mesh, in_specs=spec, out_specs=spec))
 
 # %% [markdown]
-# ## The loop
+# ## Training loop
 #
-# `BatchIndices` deals every epoch out to the workers in disjoint shards, as a pure function of the seed and the step. All
-# workers start alike; each has a key of its own.
+# `BatchIndices` splits every epoch among the workers into disjoint shards, as a pure function of the seed and the step.
+# All workers start from the same parameters, and each has a key of its own.
 
 # %%
 batches = BatchIndices(examples=len(train_y), workers=groups * workers, batch_size=32, sampling="shards", seed=0)
@@ -195,10 +195,12 @@ print(
 )
 
 # %% [markdown]
-# The two do the same but for rounding: a product of matrices for eight workers at once adds up in another order than
-# eight single ones.
+# Both give the same results up to rounding: a matrix product for eight workers at once sums in a different order than
+# eight single products.
 #
-# ## To the end
+# ## Training and evaluation
+#
+# The evaluated model is the mean of all workers.
 
 # %%
 distances = []
@@ -232,11 +234,12 @@ plt.gca().set(aspect="equal", title="what the center says, and training examples
 plt.show()
 
 # %% [markdown]
-# ## A pull that changes with what happens
+# ## Adapting the pull during a run
 #
-# A schedule knows only the step. To set the pull by hand during a run, without compiling anew, wrap `leader_pull` in
-# `optax.inject_hyperparams`, with all other options static; the pull is then an array in the state. Here it follows the
-# workers' distance to their leader: stronger when they are further than 1 away from it, weaker when they are nearer.
+# A schedule knows only the step. To set the pull by hand during a run without recompiling, wrap `leader_pull` in
+# `optax.inject_hyperparams`, with all other options static; the pull is then an array in the state. In this example it
+# follows the workers' distance to their leader: stronger if they are further than 1 away from it, weaker if they are
+# closer.
 
 # %%
 static = ("axis_name", "period", "window")
@@ -273,5 +276,6 @@ right.legend(fontsize=8, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# The distances are those to the leader at the last exchange, before the pull. By hand, the pull rises as long as the workers drift
-# apart and falls when they are near; in the end the learning rate is so low that they stay together almost without it.
+# The distances are those to the leader at the last exchange, before the pull. Set by hand, the pull rises while the
+# workers drift apart and falls when they are close. At the end, the learning rate is so low that they stay together
+# almost without it.

@@ -14,11 +14,11 @@
 # %% [markdown]
 # # The paper's figures
 #
-# The analytic figures of [Teng et al., 2019](https://arxiv.org/abs/1905.10395), computed here at small sizes, and what
-# each of them says and does not say. `lsgd figure analytic` makes them at full size.
+# This notebook computes the analytic figures of [Teng et al., 2019](https://arxiv.org/abs/1905.10395) at small sizes, and
+# discusses what each of them shows and does not show. `lsgd figure analytic` produces them at full size.
 #
-# Full gradients in place of stochastic ones make E**A**GD of EASGD and LGD of LSGD. Both pulls are taken at x, as in the
-# paper's eq. 2. Independent workers, which exchange nothing, are not in the paper's figures; they are the control.
+# With exact instead of stochastic gradients, EASGD becomes EAGD and LSGD becomes LGD. Both pulls are computed at x, as in
+# the paper's eq. 2. Independent workers, which never exchange, are not in the paper's figures; they are the control.
 
 # %%
 try:
@@ -44,7 +44,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %% [markdown]
 # ## Trajectories
 #
-# Four workers in a convex bowl, $x^2 + y^2$, from the paper's starts (red).
+# Four workers in a convex bowl, $x^2 + y^2$, from the paper's starting points (red).
 
 
 # %%
@@ -83,16 +83,16 @@ for name, (_, values) in in_bowl(jnp.abs(starts)).items():
     print(f"{name:12} after 50 iterations: {values[:, 50].min():.3f}")
 
 # %% [markdown]
-# **It says** that EAGD's paths bend to the mean of the workers, and LGD's to the leader. That is at first the worker at (-6, -4); then
-# another has been drawn past it, on the other side of the minimum, and the two take turns: the kinks in the fourth worker's path.
-# LGD is far ahead of the others. **It does not say** that a leader makes workers faster in bowls: here starts lie all around the
-# minimum, so that whoever is drawn to the leader is drawn inwards. Where all start on one side, nothing draws the leader, and it is as
-# fast as if it were alone.
+# **It shows** that EAGD's paths bend towards the mean of the workers, and LGD's towards the leader. At first, that is the
+# worker at (-6, -4); then another one has been pulled past it, to the other side of the minimum, and the two take turns:
+# hence the kinks in the fourth worker's path. LGD is far ahead of the others. **It does not show** that a leader makes
+# workers faster in bowls. The starting points surround the minimum, so a pull towards the leader is a pull inwards. If
+# all start on one side, nothing pulls the leader, and it is as fast as if it were alone.
 #
 # ## A heavily non-convex function
 #
-# $\sin(\pi r) / (\pi r)$ with r the distance from the origin: its minima are rings, the lowest of them, at r = 1.43 and of height
-# -0.2172, the innermost.
+# $\sin(\pi r) / (\pi r)$, with r the distance from the origin. Its minima are rings; the lowest is the innermost, at r =
+# 1.43, with the value -0.2172.
 
 # %%
 descents = {
@@ -111,8 +111,9 @@ for name, (_, values) in descents.items():
     print(f"{name:12} ends at {listed(values[:, -1], '.4f')}")
 
 # %% [markdown]
-# Rings are drawn where the function is 0. LGD's workers all end in the global minimum, and EAGD's all in the next ring. Independent
-# workers hardly move, since the gradient is small where they start. But these are four starts. From many random ones:
+# The rings in the figure are where the function is 0. All LGD workers end in the global minimum, and all EAGD workers in
+# the next ring. Independent workers hardly move, because the gradient is small where they start. But these are only four
+# starting points. From many random ones:
 
 # %%
 runs = 50 if small else 2000
@@ -122,14 +123,15 @@ for box in nonconvex.BOXES[: 1 if small else None]:
     print(f"{runs} runs from [-{box}, {box}]^2, workers in the global minimum: {shares}")
 
 # %% [markdown]
-# **It says** that one good worker is enough for LGD: whoever leads draws the others after it, and on their way they try what
-# lies in between. So LGD's share is above EAGD's in every square, and most where starts are far out. **It does not say** that LGD finds
-# the global minimum from anywhere: in the largest square most of its workers don't.
+# **It shows** that one good worker is enough for LGD: the leader pulls the others after it, and on their way they explore
+# what lies in between. So LGD's share is above EAGD's in every square, most of all if the starting points are far out.
+# **It does not show** that LGD finds the global minimum from anywhere: in the largest square, most of its workers don't.
 #
 # ## Matrix completion
 #
-# $F(X) = \frac14 \|M - X X^T\|^2$ with $M = X_* X_*^T$ of low rank, eight workers. The solution is unique only up to a rotation
-# of X. The paper has dimension 1000 and ranks up to 100; this is dimension 200, with the learning rate scaled to it.
+# $F(X) = \frac14 \|M - X X^T\|^2$ with $M = X_* X_*^T$ of low rank and eight workers. The solution is unique only up to a
+# rotation of X. The paper has dimension 1000 and ranks up to 100; here the dimension is 200, with the learning rate
+# scaled accordingly.
 
 # %%
 dimension = 50 if small else 200
@@ -149,17 +151,17 @@ axes[1].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **It says** that EAGD stalls on a plateau, and LGD's best worker goes on to what single precision allows. That is what the paper plots.
-# **It does not say** that the pull helps: the best LGD worker is the leader, which no pull moves, and the best of eight independent workers
-# (dotted) lies on its curve. At rank 10 LGD's median worker stalls as EAGD does, since it is pulled towards a solution that is a
-# rotation of its own, while the median independent worker comes down. At rank 1 the solution is unique but for its sign, and about half of
-# the workers share the leader's.
+# **It shows** that EAGD stalls on a plateau, while LGD's best worker converges to what single precision allows. That is
+# what the paper plots. **It does not show** that the pull helps: the best LGD worker is the leader, which is not pulled,
+# and the best of eight independent workers (dotted) is on its curve. At rank 10, LGD's median worker stalls like EAGD's,
+# because it is pulled towards a solution that is a rotation of its own, while the median independent worker converges. At
+# rank 1 the solution is unique up to sign, and about half of the workers share the leader's sign.
 #
-# ## Every claim, with a verdict
+# ## Verdicts on the paper's claims
 #
-# `lsgd figure theory` measures what the paper proves or claims, each by an experiment. These are the committed results, without
-# the numbers; they are in [the whole table](../benchmarks/paper/results/theory.md), and
-# [how to read it](../benchmarks/paper/README.md#every-claim-with-a-verdict) is told beside it.
+# `lsgd figure theory` tests what the paper proves or claims, each claim by an experiment. These are the committed
+# verdicts; [the full table](../benchmarks/paper/results/theory.md) has the numbers, and [the
+# discussion](../benchmarks/paper/README.md#verdicts-on-the-papers-claims) says how to read it.
 
 # %%
 results = next(p for p in (Path("benchmarks/paper/results"), Path("../benchmarks/paper/results")) if p.exists())
@@ -169,7 +171,7 @@ Markdown("\n".join(f"| {row[0]} | {row[1]} | {row[-1]} |" for row in rows))
 # %% [markdown]
 # ## Figures 4 to 8
 #
-# Networks on CIFAR-10 and ImageNet. Nobody has run them at full scale with this code yet. The presets are there:
+# These are networks on CIFAR-10 and ImageNet. Nobody has run them at full scale with this library yet. The presets:
 
 # %%
 for name, layout in networks.FIGURES.items():
@@ -179,13 +181,13 @@ for name, layout in networks.FIGURES.items():
     )
 
 # %% [markdown]
-# and to run one, take a preset's name, here Figure 4's with 4 workers:
+# To run one, take a preset's name, here that of Figure 4 with 4 workers:
 #
 #     lsgd data prepare cifar10        # once; TensorFlow is not needed
 #     lsgd compare cnn7-cifar10-4 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --tune
-#     lsgd figure F4                   # from all runs under runs/; says which cells are missing
+#     lsgd figure F4                   # from all runs under runs/; lists the missing cells
 #
-# What has been run is the network of Figure 4 at a quarter of its width on 5,000 images of MNIST, 3 seeds:
+# What has been run is the network of Figure 4 at a quarter of its width, on 5,000 images of MNIST with 3 seeds:
 
 # %%
 summary = json.loads((results / "cnn7-mnist5k-4" / "comparison.json").read_text())

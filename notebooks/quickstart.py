@@ -12,11 +12,12 @@
 # ---
 
 # %% [markdown]
-# # Quickstart: Leader SGD on your own loss
+# # Quickstart: LSGD on your own loss
 #
-# Several workers train the same model, each with its own steps. Every few steps all are pulled towards the leader, the
-# worker whose recent training loss is lowest. Here the workers are the first axis of the arrays, mapped by `jax.vmap`:
-# no devices are needed. The same step runs under `jax.shard_map` on real ones.
+# In leader stochastic gradient descent, several *workers* train the same model, each with SGD steps of its own. Every few
+# steps all workers are *pulled* towards the *leader*, the worker whose recent training loss is lowest. In this notebook
+# the workers are the first axis of the arrays, mapped by `jax.vmap`, so one CPU is enough. The same step runs on several
+# devices under `jax.shard_map`.
 
 # %%
 try:
@@ -33,10 +34,10 @@ import optax
 from lsgd_jax.data import BatchIndices, load
 
 # %% [markdown]
-# ## A loss
+# ## Loss
 #
-# Anything that JAX can differentiate will do. Here is a small network on scikit-learn's handwritten digits, its
-# parameters a plain dictionary.
+# Any loss that JAX can differentiate works. This one is a small network on scikit-learn's handwritten digits, with a
+# plain dictionary as its parameters.
 
 # %%
 data = load("digits")
@@ -62,9 +63,9 @@ def loss_fn(params, x, y):
 
 
 # %% [markdown]
-# ## Five lines to LSGD
+# ## Training step
 #
-# `leader_pull` is the last link of an optax chain. It needs to be told the loss, by which the leader is elected.
+# Put `leader_pull` last in an optax chain, and pass it the worker's loss as `value`: the leader is elected by it.
 
 # %%
 tx = optax.chain(
@@ -82,10 +83,10 @@ def step(params, state, x, y):
 step = jax.jit(jax.vmap(step, axis_name="worker"))
 
 # %% [markdown]
-# ## Training
+# ## Training loop
 #
-# All workers start at the same point, and every epoch is dealt out to them in disjoint shards. The last link's state
-# tells who leads.
+# All workers start from the same parameters, and every epoch is split among them into disjoint shards. The state of
+# `leader_pull` holds the current leader. The model that LSGD reports is the mean of the workers.
 
 # %%
 workers, steps = 4, 200
@@ -113,10 +114,10 @@ right.set(xlabel="step", ylabel="the leader's rank", title="who led (-1: nobody 
 plt.show()
 
 # %% [markdown]
-# ## What else there is
+# ## Next steps
 #
-# - A second link, `leader_pull(0.1, period=16, axis_name=("group", "worker"))`, adds a leader of all groups: map twice,
-#   `jax.vmap(jax.vmap(step, axis_name="worker"), axis_name="group")`.
-# - A pull may be a schedule of the step, or an array with one entry a worker.
-# - `lsgd_jax.lsgd(0.1, axis_name="worker")` is the chain above with the paper's settings.
-# - `lsgd train --help` and `lsgd compare --help` run whole experiments.
+# - For groups of workers, append a second pull, `leader_pull(0.1, period=16, axis_name=("group", "worker"))`, towards the
+#   global leader, and map twice: `jax.vmap(jax.vmap(step, axis_name="worker"), axis_name="group")`.
+# - A pull can be an optax schedule, or an array with one entry per worker.
+# - `lsgd_jax.lsgd(0.1, axis_name="worker")` is this chain with the paper's settings.
+# - `lsgd train --help` and `lsgd compare --help` describe whole experiments from the command line.

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lsgd_jax import cli, distributed
-from lsgd_jax.cli import commands
+from lsgd_jax.cli import commands, costs, faults, launch, overview, preparation
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 
@@ -28,8 +28,12 @@ def lsgd(*arguments, cwd, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "mnist2d"], "Unrecognized options: mnist2d"),
-        (["train", "mnist1d", "--perid", "4"], "Unrecognized options: --perid"),
+        (["train", "mnist2d"], "lsgd: there is no preset 'mnist2d'; did you mean mnist1d?"),
+        (["train", "imagenet"], "lsgd: there is no preset 'imagenet'; there are mnist1d, digits, "),
+        (["train", "mnist1d", "--perid", "4"], "lsgd: there is no option '--perid'; did you mean --period?"),
+        (["train", "mnist1d", "--lr=0.1"], "lsgd: there is no option '--lr'; did you mean --learning-rate?"),
+        (["train", "diabetes", "--model", "mlp"], "'--model'; lsgd train diabetes --help lists those that there are."),
+        (["figure", "F4", "--rns", "x"], "lsgd: there is no option '--rns'; did you mean --runs?"),
         (["train", "mnist1d", "--period", "0"], "period must be at least 1, got 0."),
         (["train", "mnist1d", "--period", "four"], "invalid literal for int"),
         (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of period, 4, got 6."),
@@ -48,8 +52,8 @@ def lsgd(*arguments, cwd, **environment):
         (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
         (["compile", "digits", "--topology", "v5e:2x4", "--hlo", "no/file"], "no/file can't be written (No such file"),
         (["train", "digits", "--wire", "int4"], "invalid choice 'int4'"),
-        (["trian"], "Unrecognized options: trian"),
-        ([], "Missing subcommand"),
+        (["trian"], "lsgd: there is no command 'trian'; did you mean train?"),
+        (["--verbose"], "lsgd: there is no command '--verbose'; there are train, compare, "),
     ],
 )
 def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, message, tmp_path, monkeypatch, capsys):
@@ -66,13 +70,35 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["trian"], "Unrecognized options: trian"), (["train", "mnist1d", "--period", "0"], "period must be at least 1")],
+    [(["trian"], "did you mean train?"), (["train", "mnist1d", "--period", "0"], "period must be at least 1")],
 )
 def test_a_process_exits_with_2_and_no_traceback(arguments, message, tmp_path):
     done = lsgd(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_overview_and_a_version_are_printed_without_jax(tmp_path):
+    script = "import sys; from lsgd_jax.__main__ import main; assert main() == 0; assert 'jax' not in sys.modules"
+    for arguments, text in (([], "usage: lsgd"), (["--help"], "usage: lsgd"), (["--version"], "lsgd 0.")):
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=True)
+        assert done.stdout.startswith(text)
+
+
+def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
+    functions |= {"launch": launch.launch, "join": launch.join}
+    functions |= {"chaos": faults.chaos, "replay": faults.replay}
+    for name, summary in overview.COMMANDS.items():
+        function = functions.get(name) or getattr(commands, name)
+        assert " ".join(function.__doc__.split("\n\n")[0].split()) == summary
+        assert f"  {name} " in text
 
 
 def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
@@ -229,12 +255,20 @@ def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
     assert done.stdout.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], done.stderr
 
 
+def test_info_tells_what_devices_hold(tmp_path):
+    done = lsgd("info", "--memory", "digits", cwd=tmp_path)
+    assert done.stdout.splitlines()[1].split() == ["lsgd", "35,880", "0", "35,880", "130", "71,890"], done.stderr
+    done = lsgd("info", "--chips-per-worker", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "lsgd: chips_per_worker has no effect without --memory.\n"
+
+
 def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):
-    @functools.wraps(commands.info)
+    @functools.wraps(costs.info)
     def broken(*_, **__):
         raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:7071")
 
-    monkeypatch.setattr(commands, "info", broken)
+    monkeypatch.setattr(costs, "info", broken)
     monkeypatch.setattr(distributed, "process_count", lambda: 2)
     monkeypatch.setattr(cli.os, "_exit", sys.exit)
     with pytest.raises(SystemExit, match="1"):

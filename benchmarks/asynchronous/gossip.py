@@ -24,7 +24,7 @@ import numpy as np
 
 from lsgd_jax.asynchronous import Post
 from lsgd_jax.asynchronous.gossip import GossipBoard
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "gossip.json"
 SIZES = (3, 8, 32)

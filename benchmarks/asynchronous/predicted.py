@@ -35,7 +35,8 @@ from lsgd_jax.distributed import Placement, simulate_devices
 from lsgd_jax.errors import RunFailed
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, event_log
 from lsgd_jax.simulate.training import Network, train_on
-from lsgd_jax.tracking.run_folder import RunFolder, environment, read_metrics
+from lsgd_jax.tracking.environment import environment
+from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import loop, setup
 from lsgd_jax.train.compile_ahead import parameter_shapes
 

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from lsgd_jax.config import Config
 from lsgd_jax.figures.output import write
+from lsgd_jax.figures.palette import look
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate import SCHEDULES, Cluster, event_log, throughput
-from lsgd_jax.simulate.training import History, Network, train_on
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.simulate.training import Network, train_on
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 RESULTS = Path(__file__).parent / "results"
@@ -101,13 +101,12 @@ def tried_divisors(base: Config) -> dict[str, float]:
     return found
 
 
-def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figure]:
+def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list]]:
     """Train with every straggler and every method."""
     base = straggler_config(steps)
     params = parameter_shapes(base)
     summary: dict[str, Any] = {name: {method: [] for method in METHODS} for name in STRAGGLERS}
     rows: list[list] = []
-    first: dict[tuple[str, str], History] = {}
     for seed in range(seeds):
         seeded = dataclasses.replace(base, seed=seed)
         of_downpour, of_others = Network(for_method(seeded, "downpour")), Network(seeded)
@@ -120,23 +119,26 @@ def stragglers(seeds: int, steps: int) -> tuple[dict[str, Any], list[list], Figu
                 summary[name][method].append(course.seconds_to(TARGET))
                 print(f"seed {seed}, {name}, {method}: {course.seconds_to(TARGET)} s to {TARGET:.0%},"
                       f" {course.center[-1]:.2%} after {course.seconds[-1]:.1f} s", flush=True)  # fmt: skip
-                first.setdefault((name, method), course)
                 points = zip(course.seconds, course.steps, course.center, strict=True)
                 rows += [[seed, name, method, f"{s:.3f}", f"{k:g}", f"{e:.5f}"] for s, k, e in points]
-    figure = Figure(figsize=(4 * len(STRAGGLERS), 4), layout="constrained")
-    panels = figure.subplots(1, len(STRAGGLERS), sharey=True)
+    return summary, rows
+
+
+def draw_stragglers(summary: dict[str, Any]) -> Figure:
+    """Plot a dot per method and seed at its time to the target; a seed that did not reach it has none."""
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(STRAGGLERS), sharex=True, sharey=True)
     for axes, name in zip(panels, STRAGGLERS, strict=True):
-        for method, color in zip(METHODS, matplotlib.color_sequences["tab10"], strict=False):
-            course = first[name, method]
-            axes.plot(course.seconds, 100 * course.center, color=color, linewidth=1.3, label=method)
-        axes.axhline(100 * TARGET, color="0.6", linewidth=0.8, linestyle=":")
-        axes.set(title=name, xlabel="seconds of virtual time", xscale="log", yscale="log", xlim=(1, 0.6 * steps))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.grid(alpha=0.2, which="both")
-    panels[0].set_ylabel("test error of the center (%), seed 0")
-    panels[0].legend(fontsize=8)
-    return summary, rows, figure
+        for height, method in enumerate(reversed(METHODS)):
+            times = [seconds for seconds in summary[name][method] if seconds is not None]
+            axes.plot(times, [height] * len(times), "o", color=look(method).color, markersize=8)
+        axes.set_yticks(range(len(METHODS)), [look(method).name for method in reversed(METHODS)])
+        axes.set(title=name, xlabel=f"virtual seconds to {TARGET:.0%} error", xscale="log")
+        axes.set_xticks([5, 10, 20, 40])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3, axis="x")
+    return figure
 
 
 def stragglers_table(summary: dict[str, Any]) -> str:
@@ -158,17 +160,16 @@ def downpour_line(tried: dict[str, float]) -> str:
     )
 
 
-def scaling() -> tuple[dict[str, Any], list[list], Figure]:
+def scaling() -> tuple[dict[str, Any], list[list]]:
     """Simulate costs for every cluster, method and number of workers."""
     methods = [method for method in METHODS if method != "downpour"]  # Its times are EASGD's.
     summary: dict[str, Any] = {}
     rows = []
-    figure = Figure(figsize=(5 * len(CLUSTERS), 4.2), layout="constrained")
-    for axes, (name, machines) in zip(figure.subplots(1, len(CLUSTERS), sharey=True), CLUSTERS.items(), strict=True):
+    for name, machines in CLUSTERS.items():
         summary[name] = {"assumptions": dataclasses.asdict(machines.cluster) | machines._asdict(), "methods": {}}
         summary[name]["assumptions"].pop("cluster")
         params = jax.ShapeDtypeStruct((machines.parameters,), np.float32)
-        for method, color in zip(methods, matplotlib.color_sequences["tab10"], strict=False):
+        for method in methods:
             found = []
             for size in SIZES:
                 workers = min(size, machines.per_group)
@@ -184,12 +185,20 @@ def scaling() -> tuple[dict[str, Any], list[list], Figure]:
                 rows.append([name, method, size, *(f"{number or 0:.4f}" for number in numbers)])
                 print(*rows[-1], flush=True)
             summary[name]["methods"][method] = found
-            axes.plot(SIZES, [100 * of["efficiency"] for of in found], ".-", color=color, label=method)
+    return summary, rows
+
+
+def draw_scaling(summary: dict[str, Any]) -> Figure:
+    """Plot the share of time spent computing against the number of workers."""
+    figure = Figure(figsize=(4 * len(summary), 3.6), layout="constrained")
+    for axes, (name, of) in zip(figure.subplots(1, len(summary), sharey=True), summary.items(), strict=True):
+        for method, found in of["methods"].items():
+            axes.plot(SIZES, [100 * each["efficiency"] for each in found], marker=".", **look(method).line)
         axes.set(title=name, xlabel="workers", xscale="log", ylim=(0, 103))
-        axes.grid(alpha=0.2)
-    figure.axes[0].set_ylabel("share of the workers' time spent computing (%)")
-    figure.axes[0].legend(fontsize=8, loc="lower left")
-    return summary, rows, figure
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("time spent computing (%)")
+    figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
 
 
 def scaling_table(summary: dict[str, Any]) -> str:
@@ -210,19 +219,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    summary, rows, figure = scaling()
+    summary, rows = scaling()
     columns = ["machines", "method", "workers", "efficiency", "waiting", "exchanging", "mean_staleness"]
     periods = {"period": PERIOD, "global_period": GLOBAL_PERIOD}
-    write(arguments.out, "scaling", figure, columns, rows, {**periods, "machines": summary})
+    write(arguments.out, "scaling", draw_scaling(summary), columns, rows, {**periods, "machines": summary})
     table = scaling_table(summary)
     (arguments.out / "scaling.md").write_text(table + "\n")
     print(table, flush=True)
-    summary, rows, figure = stragglers(arguments.seeds, arguments.steps)
+    summary, rows = stragglers(arguments.seeds, arguments.steps)
     columns = ["seed", "stragglers", "method", "seconds", "steps", "center_error"]
     tried = tried_divisors(straggler_config(arguments.steps))
     about = {"target_error": TARGET, "seconds_to_target": summary, "environment": environment()}
     about |= {"downpour": {"divisor": DOWNPOUR_DIVISOR, "error_by_divisor_held_out": tried}}
-    write(arguments.out, "stragglers", figure, columns, rows, about)
+    write(arguments.out, "stragglers", draw_stragglers(summary), columns, rows, about)
     table = stragglers_table(summary) + "\n\n" + downpour_line(tried)
     (arguments.out / "stragglers.md").write_text(table + "\n")
     print(table)

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.speed.input import BATCH, step_program
 from lsgd_jax import distributed
 from lsgd_jax.distributed.launch import launch
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "step_count.json"
 PROCESSES = 4

@@ -23,7 +23,8 @@ import numpy as np
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, simulate_devices
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tracking.run_folder import environment, read_metrics
+from lsgd_jax.tracking.environment import environment
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import prepare, rounds, step_key
 from lsgd_jax.train.step import init_state, local_steps

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lsgd_jax.asynchronous.transport import Endpoint
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "transport.json"
 SECRET = bytes(32)

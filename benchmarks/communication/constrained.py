@@ -25,7 +25,8 @@ from benchmarks.communication.network import hosts
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tracking.run_folder import environment, read_metrics
+from lsgd_jax.tracking.environment import environment
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,7 +18,7 @@ from scipy import stats
 from lsgd_jax import distributed
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.compile_ahead import parameter_shapes
 

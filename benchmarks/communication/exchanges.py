@@ -29,7 +29,7 @@ from lsgd_jax import distributed
 from lsgd_jax.costs.ledger import rounded_collectives
 from lsgd_jax.distributed import SHARED, STACKED, Placement, place
 from lsgd_jax.exchange import broadcast_rounded, mean
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "exchanges.json"
 WAYS: dict[str, dict[str, Any]] = {

@@ -31,7 +31,7 @@ from benchmarks.communication.network import hosts
 from lsgd_jax import distributed
 from lsgd_jax.distributed import STACKED, place
 from lsgd_jax.exchange import broadcast_from
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "overlap.json"
 PROCESSES, MEGABITS, PARAMETERS = 4, 200, 2_500_000

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from lsgd_jax.exchange import CHUNKS
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 MEGABITS = 200

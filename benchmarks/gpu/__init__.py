@@ -1,1 +1,1 @@
-"""The GPU check: what the package does and costs on one NVIDIA GPU, in less than ten minutes and without a network."""
+"""The GPU check: what the package does and costs on one NVIDIA GPU, in 9.5 minutes at most and without a network."""

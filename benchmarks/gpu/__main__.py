@@ -1,11 +1,11 @@
-"""The GPU check: what the package does and costs on one NVIDIA GPU, in less than ten minutes and without a network.
+"""The GPU check: what the package does and costs on one NVIDIA GPU, in 9.5 minutes at most and without a network.
 
     python -m benchmarks.gpu                                    # all parts, for a GPU
     python -m benchmarks.gpu --size small                       # as little as it takes, also on a CPU
     python -m benchmarks.gpu --parts exchange,steps
 
 Every part runs in processes of its own, in time limits, and keeps each result in a file of its name as soon as it is
-there; what fails or takes too long is told in run.json and README.md, and the others go on.
+there; what fails or takes too long is named in run.json and README.md, and the others go on.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks.gpu.part import Record, timed
-from lsgd_jax.tracking.run_folder import installed_version
+from lsgd_jax.tracking.environment import installed_version
 
 ABOUT = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.max.memory,compute_mode"
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "nvidia-cudnn-cu13", "torch")

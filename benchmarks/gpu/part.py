@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.speed.interleaved import milliseconds, ratio, time_interleaved
 from lsgd_jax import files
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 
 class Record:

@@ -30,13 +30,13 @@ class Case(NamedTuple):
     build: Callable[..., nnx.Module]
     """Takes the shape of an example, the number of classes, a dtype and `rngs`."""
     shape: tuple[int, ...]
-    """Of an image, or of a text of tokens."""
+    """Shape of an image, or of a window of tokens."""
     classes: int
     batch: int
     steps: int
     """Steps before a program waits."""
     modes: tuple[str, ...] = ("default", "reduce-overhead")
-    """Of `torch.compile`; "reduce-overhead" uses CUDA graphs."""
+    """Modes of `torch.compile`; "reduce-overhead" uses CUDA graphs."""
 
 
 class LanguageModel(nnx.Module):

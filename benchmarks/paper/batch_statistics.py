@@ -17,7 +17,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, simulate_devices
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.train import setup
 from lsgd_jax.train.evaluate import BatchStatistics, evaluation
 from lsgd_jax.train.step import init_state, local_steps

@@ -27,8 +27,8 @@ import numpy as np
 
 from lsgd_jax import cli
 from lsgd_jax.distributed import process_index
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.tracking.progress import RunProgress
-from lsgd_jax.tracking.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 LAUNCH = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -65,45 +65,20 @@ def jax_step(model: Transformer) -> tuple[Callable, Any]:
 def torch_program(model: Transformer, tokens: np.ndarray) -> Callable[[], None]:
     """The same step of the same network in PyTorch, which starts from this one's parameters."""
     import torch
-    from torch.nn import Parameter, functional
+    from torch.nn import functional
 
-    def parameters(tree: Any) -> Any:
-        return jax.tree.map(lambda x: Parameter(torch.from_numpy(np.array(x))), tree)
-
-    values = nnx.to_pure_dict(nnx.state(model))
-    embedding, final_gain = parameters((values["embedding"], values["final_gain"]))
-    blocks = [
-        parameters({name: x[i] for name, x in values["blocks"].items()}) for i in range(len(values["blocks"]["up"]))
-    ]
-    width, _, heads, head = values["blocks"]["qkv"].shape[1:]
-    angles = torch.arange(tokens.shape[1] - 1)[:, None] * 10_000.0 ** (-torch.arange(0, head, 2) / head)
-    cos, sin = angles.cos(), angles.sin()
-
-    def rotated(x: torch.Tensor) -> torch.Tensor:
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-    def logits(tokens: torch.Tensor) -> torch.Tensor:
-        x = functional.embedding(tokens, embedding) * width**0.5
-        for block in blocks:
-            y = functional.rms_norm(x, (width,), block["attention_gain"], 1e-6)
-            q, k, v = (y @ block["qkv"].reshape(width, -1)).view(*y.shape[:2], 3, heads, head).permute(2, 0, 3, 1, 4)
-            y = functional.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True)
-            x = x + y.transpose(1, 2).flatten(2) @ block["out"].flatten(0, 1)
-            y = functional.rms_norm(x, (width,), block["hidden_gain"], 1e-6)
-            x = x + functional.gelu(y @ block["up"].flatten(1), approximate="tanh") @ block["down"]
-        return functional.rms_norm(x, (width,), final_gain, 1e-6) @ embedding.T
+    from benchmarks.speed import torch_training
 
     torch.set_num_threads(THREADS)
-    trained = [embedding, final_gain, *(x for block in blocks for x in block.values())]
-    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, (B1, B2), weight_decay=WEIGHT_DECAY)
+    twin = torch_training.Transformer.like(model)
+    optimizer = torch.optim.AdamW(twin.parameters(), LEARNING_RATE, (B1, B2), weight_decay=WEIGHT_DECAY)
     x, y = torch.from_numpy(tokens[:, :-1]).long(), torch.from_numpy(tokens[:, 1:]).long()
-    np.testing.assert_allclose(logits(x).detach().numpy(), model(jnp.asarray(tokens[:, :-1])), atol=1e-4)
+    np.testing.assert_allclose(twin(x).detach().numpy(), model(jnp.asarray(tokens[:, :-1])), atol=1e-4)
 
     def run() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(logits(x).flatten(0, 1), y.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+        functional.cross_entropy(twin(x).flatten(0, 1), y.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), CLIP_NORM)
         optimizer.step()
 
     return run

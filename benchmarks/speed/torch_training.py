@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 
+import jax
+import numpy as np
 import torch
+from flax import nnx
 from torch import nn
 from torch.nn import functional
 
 from benchmarks.speed.training import LEARNING_RATE, MOMENTUM, TRANSFORMER, WEIGHT_DECAY
+from lsgd_jax.models import transformer
 
 
 class BasicBlock(nn.Module):
@@ -59,7 +63,27 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.frequencies: torch.Tensor
-        self.register_buffer("frequencies", 10_000.0 ** (-torch.arange(0, width // heads, 2) / (width // heads)))
+        self.register_buffer("frequencies", 10_000.0 ** (-torch.arange(0, width // heads, 2) / (width // heads)), False)
+
+    @staticmethod
+    def like(model: transformer.Transformer) -> "Transformer":
+        """The transformer with the parameters of one of `lsgd_jax.models`, with gelu."""
+        values = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model)))
+        blocks = values["blocks"]
+        depth, width, _, heads, _ = blocks["qkv"].shape
+        layers = {
+            "attention_norm": blocks["attention_gain"],
+            "qkv": blocks["qkv"].reshape(depth, width, -1).swapaxes(1, 2),
+            "out": blocks["out"].reshape(depth, width, width).swapaxes(1, 2),
+            "hidden_norm": blocks["hidden_gain"],
+            "up": blocks["up"].reshape(depth, width, -1).swapaxes(1, 2),
+            "down": blocks["down"].swapaxes(1, 2),
+        }
+        own = Transformer(len(values["embedding"]), width=width, depth=depth, heads=heads)
+        weights = {f"blocks.{i}.{name}.weight": x[i] for name, x in layers.items() for i in range(depth)}
+        weights |= {"embedding.weight": values["embedding"], "norm.weight": values["final_gain"]}
+        own.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+        return own
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the token after each token."""

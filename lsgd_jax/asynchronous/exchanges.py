@@ -129,7 +129,7 @@ class Posted:
         self._staleness, self._log = staleness, log
         self._exchanges = [self._due(board.read()[1])] * workers
         self._fetching: dict[int, Future[list[_Followed]]] = {}
-        self._fetchers = ThreadPoolExecutor(thread_name_prefix="fetch")  # A thread for each worker who fetches.
+        self._fetchers = ThreadPoolExecutor(workers, "fetch")  # A thread for each worker who fetches.
         self.taken = [0] * workers
         """How often each worker has fetched a leader's parameters."""
 
@@ -287,7 +287,7 @@ class Centered:
         self._met: dict[int, int] = {}
         """Meetings that have been due for each worker."""
         self._calling: dict[int, Future[tuple[optax.Params, optax.Params] | None]] = {}
-        self._callers = ThreadPoolExecutor(thread_name_prefix="meet")  # A thread for each worker who meets elsewhere.
+        self._callers = ThreadPoolExecutor(workers, "meet")  # A thread for each worker who meets elsewhere.
         self.taken = [0] * workers
         """How often each worker's parameters or the center have been sent for it."""
         self._device = _device_of(start)

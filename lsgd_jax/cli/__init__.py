@@ -8,11 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
-import tyro
-
-from lsgd_jax import distributed
-from lsgd_jax.cli import commands, faults, launch, preparation
-from lsgd_jax.cli.options import own_preset, with_presets
+from lsgd_jax.cli import overview
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
 from lsgd_jax.tracking.output import Output
 
@@ -21,9 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user error)."""
     stdout: Any = Output(sys.stdout)
     stderr: Any = Output(sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            code = _run(arguments)
+            code = _run(arguments) if overview.names_a_command(arguments) else overview.answer(arguments)
         finally:
             stdout.flush()
             stderr.flush()
@@ -34,9 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     return code or 0
 
 
-def _run(arguments: list[str] | None) -> int | None:
+def _run(arguments: list[str]) -> int | None:
     """Run a command; returns the exit code, or None if the command only prints."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    import tyro  # Here, since they import JAX: an overview is printed without.
+
+    from lsgd_jax import distributed
+    from lsgd_jax.cli import commands, costs, faults, help, launch, preparation
+    from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
+
     try:
         if (here := os.getcwd()) not in sys.path:  # As python -m has it: modules of tasks may be here.
             sys.path.insert(0, here)
@@ -48,13 +50,18 @@ def _run(arguments: list[str] | None) -> int | None:
             "data": preparation.data,
             "report": commands.report,
             "simulate": commands.simulate,
-            "replay": faults.replay,
             "chaos": faults.chaos,
-            "info": commands.info,
+            "replay": faults.replay,
+            "info": costs.info,
             "launch": launch.launch,
             "join": launch.join,
-            "compile": commands.compile_ahead,
+            "compile": costs.compile_ahead,
         }
+        name, command = arguments[0], by_name[arguments[0]]
+        check_spelling(arguments, command, own)
+        if not {"-h", "--help"}.isdisjoint(arguments):
+            print(help.show(name, command, arguments[1:], own, REFUSED.get(name, ())))
+            return None
         return tyro.extras.subcommand_cli_from_dict(
             {name: with_presets(command, own) for name, command in by_name.items()},
             prog="lsgd",

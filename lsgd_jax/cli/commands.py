@@ -16,7 +16,6 @@ from lsgd_jax.cli.options import (
     COSTS,
     TUNING,
     Options,
-    UnplacedOptions,
     check_target,
     refuse,
 )
@@ -24,7 +23,6 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
-from lsgd_jax.presets import PRESETS, find
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
 
@@ -307,79 +305,22 @@ def figure(
         print(f"{each}\n{figures[each](out)}\nsee {out / each.replace('-', '_')}.png", flush=True)
 
 
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html"), watch: bool = False) -> None:
     """Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.
 
     Args:
       runs: run folders; a run may still be in progress.
       out: output file. An existing report is replaced, any other file is not.
+      watch: write it again every 10 seconds, and have browsers load it again, until all runs are finished.
     """
     if not runs:
         raise UsageError("report needs the folder of a run, as in lsgd report runs/a.")
     from lsgd_jax.figures import report as figure
 
+    if watch:
+        print(f"see {out}; Ctrl-C ends the watch", flush=True)
+        with stopped_at_once("the report is as of the last time that it was written"):
+            figure.watch(list(runs), out)
+        return
     figure.write(list(runs), out)
     print(f"see {out}")
-
-
-def info(
-    bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
-) -> None:
-    """Print versions and devices, or the communication cost of a preset.
-
-    Args:
-      bytes: preset, or one of your own, for which to print the bytes per worker per exchange and per step, by method.
-    """
-    if bytes is None:
-        from lsgd_jax.tracking.run_folder import environment
-
-        for name, value in environment().items():
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{name:<10}{text}")
-        return
-    config = find(bytes)
-    from lsgd_jax.costs.ledger import table
-    from lsgd_jax.train.compile_ahead import parameter_shapes
-
-    print(table(config, parameter_shapes(config)))
-
-
-def compile_ahead(options: UnplacedOptions, topology: str, hlo: Path | None = None) -> None:
-    """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
-
-    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
-
-    Args:
-      options: preset and overrides; each device has one worker, or --chips-per-worker devices have.
-      topology: TPU kind and number of chips along each axis, like v5e:16x16.
-      hlo: output file for the text of the compiled program (HLO).
-    """
-    from lsgd_jax.train import compile_ahead
-    from lsgd_jax.train.setup import place_workers
-
-    if options.asynchronous is not None:
-        raise UsageError("compile supports only synchronous training: asynchronous is for train.")
-    options.refuse((*TUNING, *CHECKPOINTS), "in compile")
-    try:
-        if hlo is not None:
-            hlo.touch()  # Before the compilation, which takes minutes.
-    except OSError as error:
-        raise UsageError(f"{hlo} can't be written ({error.strerror}): name another file with --hlo.") from None
-    devices = compile_ahead.described_devices(topology)
-    chips = options.chips_per_worker
-    if chips < 1:
-        raise UsageError(f"chips_per_worker must be at least 1, got {chips}.")
-    groups, workers = compile_ahead.spread(options.groups, options.workers, devices, chips)
-    placed = options.checked(groups=groups, workers=workers)
-    compiled = compile_ahead.compile_steps(compile_ahead.lowered_steps(placed, place_workers(placed, devices)))
-    try:
-        if hlo is not None:
-            hlo.write_text(compiled.as_text() or "")
-    except OSError as error:
-        raise UsageError(f"{hlo} can't be written ({error.strerror}).") from None
-    steps, kind = compile_ahead.steps_per_call(placed), devices[0].device_kind
-    print(f"one program of {steps} local steps of {placed.method} for {topology}, {len(devices)} devices ({kind})")
-    print(f"groups: {groups}, workers in each: {workers}" + (f", chips of each worker: {chips}" if chips > 1 else ""))
-    print(compile_ahead.report(compiled, chips))
-    if chips > 1:
-        print(compile_ahead.share_report(compiled, placed))

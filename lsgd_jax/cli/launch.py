@@ -12,7 +12,7 @@ import tyro
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_path
 from lsgd_jax.cli.commands import default_run_dir, report_result, train
-from lsgd_jax.cli.options import own_preset, with_presets
+from lsgd_jax.cli.options import check_spelling, own_preset, refuse, with_presets
 from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import UsageError
@@ -28,6 +28,8 @@ def launch(
     restarts: int | None = None,
     hang_seconds: float | None = None,
     detach: bool = False,
+    join_timeout: int | None = None,
+    heartbeat: int | None = None,
 ) -> int:
     """Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train mnist1d.
 
@@ -44,13 +46,19 @@ def launch(
       hang_seconds: with --asynchronous posted, seconds without a step after which a process is killed and restarted; 0
         for never, by default 300.
       detach: with --asynchronous posted, let the run go on if the launcher itself is killed.
+      join_timeout: seconds to wait for processes that are missing at the start; by default LSGD_JOIN_TIMEOUT or 300. No
+        effect on posted runs, which wait for nobody.
+      heartbeat: seconds without a heartbeat after which a process counts as dead and all end; by default LSGD_HEARTBEAT
+        or 100. No effect on posted runs. Too few seconds end a run on a busy machine.
     """
     if command[:1] != ("train",):
         raise UsageError(
             "launch supports only train, as in lsgd launch --processes 2 -- train mnist1d;"
             f" got {command[0] if command else 'no command'}."
         )
-    for name, count in (("processes", processes), ("devices_per_process", devices_per_process)):
+    at_least_1 = {"processes": processes, "devices_per_process": devices_per_process}
+    of_steps = {"join_timeout": join_timeout, "heartbeat": heartbeat}
+    for name, count in (at_least_1 | of_steps).items():
         if count is not None and count < 1:
             raise UsageError(f"{name} must be at least 1, got {count}.")
     for name, value in (("restarts", restarts), ("hang_seconds", hang_seconds)):
@@ -61,6 +69,8 @@ def launch(
     config, run_dir = given["options"].checked(), given.get("run_dir")
     if config.asynchronous == "posted":
         from lsgd_jax.distributed.supervision import supervise
+
+        refuse((name for name, seconds in of_steps.items() if seconds is not None), "in posted training")
 
         if run_dir is None:  # All processes need the same.
             program += ["--run-dir", str(default_run_dir(config))]
@@ -79,7 +89,7 @@ def launch(
         raise UsageError("restarts resume in the run's folder: name it with --run-dir.")
     from lsgd_jax.distributed.launch import launch as run_processes
 
-    return run_processes(program, processes, devices_per_process, restarts or 0)
+    return run_processes(program, processes, devices_per_process, restarts or 0, **of_steps)
 
 
 def _train_arguments(command: tuple[str, ...]) -> dict[str, Any]:
@@ -89,6 +99,7 @@ def _train_arguments(command: tuple[str, ...]) -> dict[str, Any]:
     def given(*arguments: Any, **options: Any) -> dict[str, Any]:
         return inspect.signature(train).bind(*arguments, **options).arguments
 
+    check_spelling(command, given, own_preset(command))
     return tyro.cli(
         with_presets(given, own_preset(command)),
         prog="lsgd train",

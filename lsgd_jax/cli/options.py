@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from lsgd_jax import presets
+from lsgd_jax.cli import overview
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.simulate.cluster import Cluster
@@ -18,6 +19,14 @@ from lsgd_jax.task import Headline
 TUNING = ("tune_learning_rates", "tune_periods")
 CHECKPOINTS = ("checkpoint_every", "keep_checkpoints")
 ASYNCHRONOUS = ("asynchronous", "staleness", "min_step_seconds", "slowdowns")
+REFUSED = {
+    "train": TUNING,
+    "compare": (*CHECKPOINTS, "method", "seed", "validation"),
+    "simulate": (*TUNING, *CHECKPOINTS, *ASYNCHRONOUS, "method", "revive"),
+    "chaos": TUNING,
+    "compile": (*TUNING, *CHECKPOINTS, "asynchronous"),
+}
+"""Fields of a configuration that a command does not take."""
 COSTS = (
     *("groups", "workers", "chips_per_worker", "steps", "seed", "period", "global_period", "broadcast", "wire"),
     *("fragments", "overlap"),
@@ -92,6 +101,35 @@ def own_preset(arguments: Sequence[str]) -> str | None:
         return None
     found = arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
     return None if found in presets.PRESETS else found
+
+
+def check_spelling(arguments: Sequence[str], command: Callable, own: str | None) -> None:
+    """Raise UsageError, with the nearest that there is, if a preset or an option is none of the command's.
+
+    Args:
+      arguments: the name of the command and what follows it.
+      command: its function.
+      own: name of a preset that does not come with the package.
+    """
+    parameters, hints = inspect.signature(command).parameters, get_type_hints(command)
+    names, kinds, shown = set(parameters), list(hints.values()), f"lsgd {arguments[0]}"
+    if "options" in parameters:
+        first = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
+        known = [*presets.PRESETS, *([own] if own else [])]
+        if first is not None and first not in known:
+            raise UsageError(overview.misspelt("preset", first, known))
+        configs = [presets.find(name) for name in ([first] if first else known)]
+        kinds += [type(config.task) for config in configs]
+        shown += f" {first}" if first else ""
+    for kind in kinds:
+        names |= {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    flags = [f"--{name.replace('_', '-')}" for name in sorted(names - {"options", "cluster", "task", "preset"})]
+    for argument in arguments[1:]:
+        if argument == "--":
+            return
+        given = argument.partition("=")[0].replace("_", "-")
+        if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
+            raise UsageError(overview.misspelt("option", given, flags, f"{shown} --help lists those that there are"))
 
 
 def with_presets(command: Callable, own: str | None) -> Callable:

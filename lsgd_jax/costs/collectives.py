@@ -44,8 +44,8 @@ class Collective(NamedTuple):
 def collectives(hlo_text: str, chips: int = 1) -> list[Collective]:
     """List the collectives of a compiled program, one entry per instruction and call path.
 
-    Loops count with the trip counts known to the compiler. The start and the end of an asynchronous collective count as
-    one instruction.
+    Loops count with the trip counts known to the compiler. The stages of an asynchronous collective count as one
+    instruction: its start and its end or, on TPUs, the fusions of one channel that a computation has.
 
     Args:
       hlo_text: text of a compiled program, including its computations.
@@ -102,13 +102,25 @@ def _computations(text: str) -> dict[str, list[_Instruction]]:
 
 
 def _walk(
-    computations: dict[str, list[_Instruction]], name: str, devices: _Devices, times: int | None, *, conditional: bool
+    computations: dict[str, list[_Instruction]],
+    name: str,
+    devices: _Devices,
+    times: int | None,
+    *,
+    conditional: bool,
+    fused: set[str] | None = None,
 ) -> Iterator[Collective]:
-    instructions = computations.get(name, [])
+    """Yield the collectives of a computation; those of a fusion, unless their channels are among `fused` already."""
+    instructions, channels = computations.get(name, []), set[str]()
     sizes = {instruction.name: _bytes(instruction.type) for instruction in instructions}
     for instruction in instructions:
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
+            channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
+            if fused is not None and channel:
+                if channel[1] in fused:
+                    continue
+                fused.add(channel[1])
             members, senders = _members(instruction.rest, devices.total)
             group_size, workers = len(members), {member // devices.of_worker for member in members}
             operands = re.split(r"\), \w+=", instruction.rest)[0]
@@ -122,8 +134,9 @@ def _walk(
             trips = _trips(computations, instructions, instruction)
             inside = None if times is None or trips is None else times * trips
         branches = instruction.operation == "conditional"
+        stages = channels if instruction.operation == "fusion" else None
         for called in re.findall(r"(?:\bcalls|body|condition|to_apply|_computation)=%?([\w.-]+)", instruction.rest):
-            yield from _walk(computations, called, devices, inside, conditional=conditional or branches)
+            yield from _walk(computations, called, devices, inside, conditional=conditional or branches, fused=stages)
         for listed in re.findall(r"branch_computations=\{([^}]*)\}", instruction.rest):
             for called in re.findall(r"[\w.-]+", listed):
                 yield from _walk(computations, called, devices, inside, conditional=True)

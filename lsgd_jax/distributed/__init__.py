@@ -1,9 +1,11 @@
 """Processes of a run, and placement of the workers on the devices' mesh."""
 
-from lsgd_jax.distributed.chips import CHIP, fully_sharded, over_chips
+from lsgd_jax.distributed.chips import CHIP, gathered, over_chips, value_and_gradient
 from lsgd_jax.distributed.placement import SHARED, STACKED, Placement, place
 from lsgd_jax.distributed.processes import (
     COORDINATOR,
+    HEARTBEAT,
+    JOIN_TIMEOUT,
     LAUNCHER,
     PROCESS,
     PROCESSES,
@@ -22,6 +24,8 @@ from lsgd_jax.distributed.processes import (
 __all__ = [
     "CHIP",
     "COORDINATOR",
+    "HEARTBEAT",
+    "JOIN_TIMEOUT",
     "LAUNCHER",
     "PROCESS",
     "PROCESSES",
@@ -31,7 +35,7 @@ __all__ = [
     "StepCount",
     "failing_together",
     "from_process_zero",
-    "fully_sharded",
+    "gathered",
     "initialize",
     "of_all_processes",
     "over_chips",
@@ -41,4 +45,5 @@ __all__ = [
     "process_index",
     "simulate_devices",
     "to_first_process",
+    "value_and_gradient",
 ]

@@ -4,15 +4,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
 from lsgd_jax.distributed.children import STOPPED, Child, environment_of, how_it_ended, passing_on_signals
-from lsgd_jax.distributed.processes import COORDINATOR, LAUNCHER
+from lsgd_jax.distributed.processes import COORDINATOR, HEARTBEAT, JOIN_TIMEOUT, LAUNCHER
 
 
-def launch(command: Sequence[str], processes: int, devices_per_process: int | None = None, restarts: int = 0) -> int:
+def launch(
+    command: Sequence[str],
+    processes: int,
+    devices_per_process: int | None = None,
+    restarts: int = 0,
+    *,
+    join_timeout: int | None = None,
+    heartbeat: int | None = None,
+) -> int:
     """Run a command in several processes, which connect over loopback with `lsgd_jax.distributed.initialize`.
 
     Their output is forwarded, each line prefixed with the number of its process. When one process fails, all are
@@ -25,18 +33,25 @@ def launch(command: Sequence[str], processes: int, devices_per_process: int | No
       devices_per_process: CPU devices to simulate in each process; None: what the environment says.
       restarts: how often to restart all processes, with --resume, after one has failed; exit code 2, with which a
         process has said what is wrong, is not restarted.
+      join_timeout: seconds after which processes stop waiting for those that are missing at the start; None: what the
+        environment says.
+      heartbeat: seconds without a heartbeat after which a process counts as dead, and all others end; None: what the
+        environment says.
 
     Returns:
       0 if all processes ended with 0. Otherwise the exit code of the first that did not, which is 128 + signal if it
       was killed, or 128 + the signal that stopped the launcher or a process.
     """
-    code = _launch_once(command, processes, devices_per_process)
+    seconds = {JOIN_TIMEOUT: join_timeout, HEARTBEAT: heartbeat}
+    environment = environment_of(processes, devices_per_process)
+    environment |= {name: str(number) for name, number in seconds.items() if number is not None}
+    code = _launch_once(command, processes, environment)
     for restart in range(1, restarts + 1):
         if not code.failed:
             break
         print(f"lsgd: the run resumes from its last checkpoint, restart {restart} of {restarts}.", file=sys.stderr)
         again = command if "--resume" in command else [*command, "--resume"]
-        code = _launch_once(again, processes, devices_per_process)
+        code = _launch_once(again, processes, environment)
     return code.number
 
 
@@ -48,12 +63,15 @@ class _Code(NamedTuple):
     """Whether a process was killed or crashed."""
 
 
-def _launch_once(command: Sequence[str], processes: int, devices_per_process: int | None) -> _Code:
+def _launch_once(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> _Code:
     address = f"127.0.0.1:{_free_port()}"
-    environment = environment_of(processes, devices_per_process)
-    environment |= {COORDINATOR: address, "JAX_COORDINATOR_BIND_ADDRESS": address}
     watched, held = os.pipe()  # Only the launcher holds it: the kernel closes it when the launcher ends.
-    environment[LAUNCHER] = str(watched)
+    environment = {
+        **environment,
+        COORDINATOR: address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        LAUNCHER: str(watched),
+    }
     started: list[Child] = []
     ended: SimpleQueue[tuple[Child, int]] = SimpleQueue()
     with passing_on_signals(lambda: started) as received:

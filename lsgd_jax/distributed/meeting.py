@@ -13,8 +13,6 @@ from contextlib import ExitStack, suppress
 
 from lsgd_jax.errors import UsageError
 
-LONGEST = 300
-"""Seconds after which a process stops waiting for the others."""
 _JOINED, _ALL_JOINED, _REFUSED = "joined", "all joined", "refused: "
 """Answers of process 0, one line each."""
 _ALONE = "to train alone, give --processes 1 or set LSGD_PROCESSES=1"
@@ -32,7 +30,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def meet(address: str, count: int, number: int, listen_at: str, patience: float) -> None:
+def meet(address: str, count: int, number: int, listen_at: str, patience: float, timeout: float) -> None:
     """Wait until all processes of the run have joined; print which ones are missing for longer than `patience`.
 
     Args:
@@ -41,12 +39,13 @@ def meet(address: str, count: int, number: int, listen_at: str, patience: float)
       number: of this process.
       listen_at: host:port at which process 0 listens; the host [::] stands for all of its addresses.
       patience: seconds to wait silently.
+      timeout: seconds after which it stops waiting.
 
     Raises:
-      UsageError: if process 0 can't listen there or refuses this process, or a process is still missing after
-        `LONGEST` seconds.
+      UsageError: if process 0 can't listen there or refuses this process, or a process is still missing after the
+        timeout.
     """
-    waiting = _Waiting(patience)
+    waiting = _Waiting(patience, timeout)
     if number == 0:
         _receive(address, count, listen_at, waiting)
     else:
@@ -56,19 +55,19 @@ def meet(address: str, count: int, number: int, listen_at: str, patience: float)
 class _Waiting:
     """Prints what a process waits for, after a while and whenever that changes, and gives up in the end."""
 
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
+    def __init__(self, patience: float, timeout: float) -> None:
+        self.patience, self._timeout = patience, timeout
         self._begun = time.monotonic()
         self._due, self._printed = self._begun + patience, ""
 
     @property
     def seconds_left(self) -> float:
-        return max(0.1, self._begun + LONGEST - time.monotonic())
+        return max(0.1, self._begun + self._timeout - time.monotonic())
 
     def on(self, what: str) -> None:
         now = time.monotonic()
-        if now > self._begun + LONGEST:
-            raise UsageError(f"after {LONGEST} seconds {what}: start every process of the run, or {_ALONE}.")
+        if now > self._begun + self._timeout:
+            raise UsageError(f"after {self._timeout:g} seconds {what}: start every process of the run, or {_ALONE}.")
         if now > self._due and what != self._printed:
             print(f"{what}; {_ALONE}.", file=sys.stderr, flush=True)
             self._due, self._printed = now + self.patience, what

@@ -20,7 +20,7 @@ from jax._src.xla_bridge import make_cpu_client
 from jax.experimental import multihost_utils
 from jax.extend.backend import register_backend_factory
 
-from lsgd_jax.distributed.meeting import LONGEST, host_and_port, meet
+from lsgd_jax.distributed.meeting import host_and_port, meet
 from lsgd_jax.errors import AgreedError, UsageError
 
 COORDINATOR, PROCESSES, PROCESS = "LSGD_COORDINATOR", "LSGD_PROCESSES", "LSGD_PROCESS"
@@ -29,6 +29,10 @@ MOST_SIMULATED = 512
 """Maximum number of devices simulated on one host: each takes threads and its own part of every program."""
 LAUNCHER = "LSGD_LAUNCHER"
 """Environment variable with the number of a pipe that is closed when `lsgd launch` ends, however it ends."""
+JOIN_TIMEOUT, HEARTBEAT = "LSGD_JOIN_TIMEOUT", "LSGD_HEARTBEAT"
+"""Environment variables with seconds: after the first, processes stop waiting for those that are missing at the start;
+after the second without a heartbeat a process counts as dead, and all others end."""
+_DEFAULTS = {JOIN_TIMEOUT: 300, HEARTBEAT: 100}
 _JAX_ADDRESS, _JAX_LISTENS_AT = "JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"
 """JAX's environment variables: the address of process 0 in a cluster, and the address at which it listens."""
 
@@ -39,6 +43,7 @@ def initialize(processes: int | None = None) -> None:
     There are others if the environment has `COORDINATOR`, `PROCESSES` and `PROCESS`, as set by `lsgd launch`, or if JAX
     detects a cluster: a TPU pod, a SLURM or Open MPI job, Kubernetes. `PROCESSES` may be set to 1 alone: then this
     process runs alone, whatever JAX would detect. Missing processes are named on standard error.
+    `JOIN_TIMEOUT` and `HEARTBEAT` may be set, too.
 
     Args:
       processes: value for `PROCESSES`; None: that of the environment, or what JAX detects.
@@ -50,18 +55,21 @@ def initialize(processes: int | None = None) -> None:
         _end_with_launcher(os.environ[LAUNCHER])
     # It would take every SIGTERM; `lsgd_jax.distributed.interruption` stops runs.
     jax.config.update("jax_enable_preemption_service", False)
-    place = _place(processes)
+    join_timeout, heartbeat = _seconds(JOIN_TIMEOUT), _seconds(HEARTBEAT)
+    place = _place(processes, join_timeout)
     if place.processes == 1:
         return
     # The launcher's processes start together, but slowly where they share few cores.
     patience = 10 if LAUNCHER in os.environ else 5
-    meet(place.address, place.processes, place.process, place.listens_at, patience)
+    meet(place.address, place.processes, place.process, place.listens_at, patience, join_timeout)
     try:
         jax.distributed.initialize(
             place.address,
             place.processes,
             place.process,
             cluster_detection_method=None if place.is_detected else "deactivate",  # Also detects local devices.
+            initialization_timeout=join_timeout,
+            heartbeat_timeout_seconds=heartbeat,
             coordinator_bind_address=place.listens_at,
         )
     except ValueError as error:
@@ -84,7 +92,7 @@ def posted_place(processes: int | None = None) -> tuple[int, int]:
     """
     if LAUNCHER in os.environ:
         _end_with_launcher(os.environ[LAUNCHER])
-    place = _place(processes, needs_address=False)
+    place = _place(processes, _seconds(JOIN_TIMEOUT), needs_address=False)
     return place.process, place.processes
 
 
@@ -100,7 +108,7 @@ class _Place(NamedTuple):
     is_detected: bool
 
 
-def _place(processes: int | None, *, needs_address: bool = True) -> _Place:
+def _place(processes: int | None, join_timeout: int, *, needs_address: bool = True) -> _Place:
     """The place according to the environment variables, or else in the cluster that JAX detects."""
     address, count, number = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
     if processes is not None:
@@ -112,7 +120,7 @@ def _place(processes: int | None, *, needs_address: bool = True) -> _Place:
     if not needs_address:
         address = address or "127.0.0.1:1"
     named = count or number or (address and needs_address)
-    return _named_place(address, count, number) if named else _detected_place()
+    return _named_place(address, count, number) if named else _detected_place(join_timeout)
 
 
 def _named_place(address: str, count: str, number: str) -> _Place:
@@ -131,11 +139,11 @@ def _named_place(address: str, count: str, number: str) -> _Place:
     return _Place(address, int(count), int(number), listens_at, is_detected=False)
 
 
-def _detected_place() -> _Place:
+def _detected_place(timeout: int) -> _Place:
     """The place in the cluster that JAX detects; outside a cluster, that of a single process."""
     try:
         address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            os.environ.get(_JAX_ADDRESS) or None, None, None, None, None, LONGEST
+            os.environ.get(_JAX_ADDRESS) or None, None, None, None, None, timeout
         )
         if address is None:
             return _Place("", 1, 0, "", is_detected=True)
@@ -147,6 +155,14 @@ def _detected_place() -> _Place:
             f"{_JAX_ADDRESS} is set, but JAX detects no cluster: set {COORDINATOR}, {PROCESSES} and {PROCESS} instead."
         )
     return _Place(address, count, number, _listens_at(f"[::]:{port}"), is_detected=True)
+
+
+def _seconds(name: str) -> int:
+    """The value of an environment variable, or its default."""
+    value = os.environ.get(name) or str(_DEFAULTS[name])
+    if not (value.isdecimal() and 1 <= int(value) < 2**31):
+        raise UsageError(f"{name} must be a whole number of seconds, at least 1, got {value!r}.")
+    return int(value)
 
 
 def _listens_at(default: str) -> str:

@@ -21,7 +21,7 @@ from lsgd_jax.distributed.children import (
 )
 from lsgd_jax.distributed.processes import COORDINATOR, LAUNCHER
 
-HEARTBEAT = "LSGD_HEARTBEAT"
+BEATS = "LSGD_BEATS"
 """Environment variable with the number of the pipe in which a process tells `lsgd launch` that it gets on."""
 _GETS_ON, _ENDS = b".", b"!"
 DELAYS = (0.25, 30.0)
@@ -37,7 +37,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         """Say nothing yet."""
-        number = os.environ.get(HEARTBEAT, "")
+        number = os.environ.get(BEATS, "")
         self._pipe = int(number) if number.isdecimal() else None
         if self._pipe is not None:
             with suppress(OSError):
@@ -163,7 +163,7 @@ class _Supervisor:
             hears, tells = os.pipe()
             begins = place.started == 0.0 or "--resume" in self._command
             command = self._command if begins else [*self._command, "--resume"]
-            environment = {**self._environment, HEARTBEAT: str(tells)}
+            environment = {**self._environment, BEATS: str(tells)}
             place.child = Child(
                 place.number,
                 command,

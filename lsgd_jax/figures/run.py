@@ -1,4 +1,4 @@
-"""Figure of a run: its headline measure against steps and wall-clock time, and the leaders, as in the paper's F8."""
+"""Figure of a run: its headline measure, its training loss and the leaders, as in the paper's F8."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write_picture
+from lsgd_jax.figures.palette import BLUE, VERMILION, look, looks
 from lsgd_jax.task import Headline
 from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metrics
 
@@ -39,18 +41,17 @@ def draw(run: Path | str) -> Path:
     rows = 2 if len(leaders) else 1  # The second shows the leaders.
     figure = Figure(figsize=(12, 4 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
-    by_step, by_time = panels[0]
-    draw_curves(by_step, curves.steps, curves, "local steps", headline)
-    draw_curves(by_time, curves.seconds, curves, "seconds of training", headline)
-    by_step.set_title(
-        f"{config.method} on {config.task}, {config.groups} x {config.workers} workers, seed {config.seed}"
-    )
-    by_time.set_title(f"final {headline.title} of the center {headline.text(curves.center[-1], space=' ')}")
+    measures, losses = panels[0]
+    draw_curves(measures, curves, headline)
+    draw_losses(losses, curves.steps, losses_of(run))
+    name = look(config.method).name
+    measures.set_title(f"{name} on {config.task}, {config.groups} x {config.workers} workers, seed {config.seed}")
+    losses.set_title(f"final {headline.title} {headline.text(curves.center[-1], space=' ')}")
 
     if len(leaders):
         count = max(curves.workers.shape[1], leaders.max() + 1)  # Some may have left before an evaluation.
         identity, share = panels[1]
-        draw_leaders(identity, exchange_steps, leaders, count)
+        draw_strip(identity, exchange_steps, leaders, count)
         draw_shares(share, leaders, count)
         identity.set_title("global leader")
         share.set_title(f"exchanges led by each worker ({len(leaders)} total)")
@@ -133,17 +134,44 @@ def logged_indices(values: Any) -> Int[np.ndarray, "..."]:
     return found
 
 
-def draw_curves(axes: Axes, x: np.ndarray, curves: Curves, label: str, headline: Headline) -> None:
-    """Plot the headline measure of the workers, the leader and the center against x."""
+def losses_of(run: Path) -> Float[np.ndarray, "evaluations workers"]:
+    """Read each worker's training losses, means since the previous evaluation.
+
+    Raises:
+      UsageError: if they can't be read.
+    """
+    evaluations = read_metrics(run, "evaluation")
+    with making_sense_of(run):
+        return by_worker(evaluations, "train_losses")
+
+
+def mean_loss(losses: Float[np.ndarray, "evaluations workers"]) -> Float[np.ndarray, " evaluations"]:
+    """The mean of the finite losses; NaN where there is none."""
+    there = np.isfinite(losses)
+    return np.where(there, losses, 0).sum(1) / np.where(there.any(1), there.sum(1), np.nan)
+
+
+def draw_curves(axes: Axes, curves: Curves, headline: Headline) -> None:
+    """Plot the headline measure of the workers, the leader and the evaluated model against steps."""
     leader, center, workers = (headline.scale * each for each in (curves.leader, curves.center, curves.workers))
-    draw_workers(axes, x, workers)
-    marker = marker_of(x)
+    draw_workers(axes, curves.steps, workers)
+    marker = marker_of(curves.steps)
     if np.isfinite(leader).any():
-        axes.plot(x, leader, color="tab:blue", linewidth=1, marker=marker, label="leader")
-    axes.plot(x, center, color="tab:red", linewidth=1.5, marker=marker, label="center")
-    axes.set(xlabel=label, ylabel=f"{headline.title}{headline.unit}")
+        axes.plot(curves.steps, leader, color=BLUE, linewidth=1, marker=marker, label="leader")
+    axes.plot(curves.steps, center, color=VERMILION, linewidth=1.5, marker=marker, label="evaluated model")
+    axes.set(xlabel="local steps", ylabel=f"{headline.title}{headline.unit}")
     scale(axes, center, workers)
-    axes.legend()
+    axes.legend(frameon=False)
+
+
+def draw_losses(axes: Axes, steps: np.ndarray, losses: Float[np.ndarray, "evaluations workers"]) -> None:
+    """Plot the workers' training losses and their mean."""
+    draw_workers(axes, steps, losses)
+    mean = mean_loss(losses)
+    axes.plot(steps, mean, color=VERMILION, linewidth=1.5, marker=marker_of(steps), label="mean")
+    axes.set(xlabel="local steps", ylabel="training loss")
+    scale(axes, losses)
+    axes.legend(frameon=False)
 
 
 def draw_workers(axes: Axes, x: np.ndarray, values: np.ndarray) -> None:
@@ -167,6 +195,18 @@ def scale(axes: Axes, *values: np.ndarray) -> None:
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if ratio > 6 else range(2, 10)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
+
+
+def draw_strip(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
+    """Plot who led, out of `count` workers, as a row per worker in which its exchanges are filled."""
+    led = np.ma.masked_less(np.where(np.arange(count)[:, None] == leaders, leaders, -1), 0)
+    edges = np.concatenate([steps, steps[-1:] + np.diff(steps[-2:], prepend=0)[-1:]])
+    colors = ListedColormap([color for color, _ in looks(count)])
+    if count > MOST_BARS:
+        draw_leaders(axes, steps, leaders, count)
+        return
+    axes.pcolormesh(edges, np.arange(count + 1) - 0.5, led, cmap=colors, vmin=-0.5, vmax=count - 0.5, rasterized=True)
+    axes.set(xlabel="local steps", ylabel="index of the leader", yticks=_ticks(count))
 
 
 def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:

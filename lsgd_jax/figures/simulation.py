@@ -1,14 +1,12 @@
 """Figures of simulations in virtual time: timelines, staleness of exchanges, and the headline measure against time."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +18,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.exchange import NOBODY
 from lsgd_jax.figures.output import write
+from lsgd_jax.figures.palette import look
 from lsgd_jax.figures.run import scale
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import History, Network, train_on
@@ -244,10 +243,9 @@ def draw_headlines(histories: dict[str, History], headline: Headline, target: fl
     """Plot the headline measure of each method's center against virtual time and steps."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    colors = itertools.cycle(matplotlib.color_sequences["tab10"])
-    for (name, history), color in zip(histories.items(), colors, strict=False):
+    for name, history in histories.items():
         for axes, x in zip(panels, (history.seconds, history.steps), strict=True):
-            axes.plot(x, headline.scale * history.center, color=color, linewidth=1.4, label=name)
+            axes.plot(x, headline.scale * history.center, linewidth=1.4, **look(name).line)
     for axes, label in zip(panels, ("seconds of virtual time", "local steps of the average worker"), strict=True):
         if target is not None:
             axes.axhline(headline.scale * target, color="0.6", linewidth=0.8, linestyle=":")

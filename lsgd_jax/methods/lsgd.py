@@ -77,7 +77,7 @@ def leader_sgd(
         of the parameters.
       delay: 1 applies each pull one exchange late, overlapping communication with compute.
       revive: "from_leader" restarts a worker whose loss or parameters are NaN or infinite from the leader at the next
-        exchange, with an optimizer state as at the start.
+        exchange; its optimizer state is then as at the start.
       fragments: in how many parts parameters are sent, one at a time, evenly over the period; None: all at once.
       overlap: updates between sending and applying, less than period / fragments; None: 0.
       election: of a leader sent in fragments, "per_round" for all of a period's fragments, or "per_fragment" for each.

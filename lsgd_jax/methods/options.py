@@ -45,6 +45,11 @@ def fields_of(methods: Mapping[str, Method]) -> Iterator[tuple[str, Any, str]]:
         yield name, _any_of(hints), _help(texts)
 
 
+def description(build: Callable, name: str) -> str:
+    """What the docstring of a method's builder says of an option."""
+    return _described(build).get(name, "")
+
+
 def with_options_of(methods: Mapping[str, Method]) -> Callable[[type], type]:
     """A decorator that gives a class the options of methods: annotations with help for the command line, and None."""
 

@@ -17,6 +17,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers
 
+from lsgd_jax.distributed import gathered
+
 
 class Transformer(nnx.Module):
     """Decoder-only transformer: from tokens to logits of the next tokens.
@@ -62,19 +64,19 @@ class Transformer(nnx.Module):
 
         def matrix(inputs: int, shape: tuple[int, ...], axes: MuonDimensionNumbers, scale: float = 1.0) -> nnx.Param:
             normal = nnx.initializers.normal(scale * inputs**-0.5)
-            return nnx.Param(normal(rngs.params(), (depth, *shape), jnp.float32), muon=axes)
+            return nnx.Param(normal(rngs.params(), (depth, *shape), jnp.float32), muon=axes, stacked=True)
 
-        def gain(*shape: int) -> nnx.Param:
-            return nnx.Param(jnp.ones(shape), muon=None)
+        def gain(*shape: int, stacked: bool = False) -> nnx.Param:
+            return nnx.Param(jnp.ones(shape), muon=None, stacked=stacked)
 
         start = nnx.initializers.normal(width**-0.5)(rngs.params(), (vocabulary, width), jnp.float32)
         self.embedding = nnx.Param(start, muon=None)
         residual = (2 * depth) ** -0.5  # The residual stream starts with the same variance at any depth.
         self.blocks = nnx.Dict(
-            attention_gain=gain(depth, width),
+            attention_gain=gain(depth, width, stacked=True),
             qkv=matrix(width, (width, 3, heads, head), MuonDimensionNumbers(1, (3, 4))),
             out=matrix(width, (heads, head, width), MuonDimensionNumbers((1, 2), 3), residual),
-            hidden_gain=gain(depth, width),
+            hidden_gain=gain(depth, width, stacked=True),
             up=matrix(width, (width, layers, hidden), MuonDimensionNumbers(1, 3)),
             down=matrix(hidden, (hidden, width), MuonDimensionNumbers(1, 2), residual),
         )
@@ -97,7 +99,7 @@ class Transformer(nnx.Module):
         rotation = _rotation(x.shape[1], blocks["qkv"].shape[-1])
 
         def block(x: Array, params: dict[str, Array]) -> tuple[Array, None]:
-            return _block(x, params, rotation), None
+            return _block(x, gathered(params), rotation), None
 
         if self.remat:
             block = jax.checkpoint(block, prevent_cse=unroll)  # A scan prevents it by itself.

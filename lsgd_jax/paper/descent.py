@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from lsgd_jax.figures.palette import look, looks
 from lsgd_jax.leader import leader_pull
 from lsgd_jax.methods.easgd import easgd
 
 METHODS = ("EAGD", "LGD", "independent")
-COLORS = {"EAGD": "tab:orange", "LGD": "tab:blue", "independent": "tab:gray"}
-START_COLOR, END_COLOR = "tab:red", "navy"
+COLORS = {"EAGD": look("easgd").color, "LGD": look("lsgd").color, "independent": look("independent").color}
+WORKER_COLORS = [color for color, _ in looks(8)]
 
 
 class Descent(NamedTuple):

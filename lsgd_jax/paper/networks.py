@@ -13,6 +13,7 @@ from lsgd_jax.compare import curves
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write
+from lsgd_jax.figures.palette import look
 from lsgd_jax.figures.run import draw_leaders, draw_shares, leaders_of
 from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.run_folder import read_config, read_metrics
@@ -37,7 +38,6 @@ FIGURES = {
     "F8": Layout("resnet20", "cifar10", (4,), ("lsgd",)),
 }
 LABELS = {"data_parallel": "SGD (data parallel)", "downpour": "DOWNPOUR", "easgd": "EASGD", "lsgd": "LSGD"}
-COLORS = {"data_parallel": "tab:gray", "downpour": "tab:green", "easgd": "tab:orange", "lsgd": "tab:blue"}
 
 
 def make(name: str, runs: Path | str, out: Path | str, *, model: str | None = None, dataset: str | None = None) -> str:
@@ -124,8 +124,12 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
             metrics = curves(found, Classification.headline)
             error, seconds = 100 * metrics["center"], np.median(metrics["seconds"], axis=0)
             for axes in (whole, zoomed):
-                axes.plot(seconds, np.median(error, axis=0), color=COLORS[method], label=LABELS[method], linewidth=1.3)
-                axes.fill_between(seconds, error.min(0), error.max(0), color=COLORS[method], alpha=0.15, linewidth=0)
+                axes.plot(
+                    seconds, np.median(error, axis=0), color=look(method).color, label=LABELS[method], linewidth=1.3
+                )
+                axes.fill_between(
+                    seconds, error.min(0), error.max(0), color=look(method).color, alpha=0.15, linewidth=0
+                )
             ends.append((error[:, -1].max(), error.min()))
             for run, *values in zip(found, metrics["step"], metrics["seconds"], metrics["center"], strict=True):
                 seed = read_config(run).seed

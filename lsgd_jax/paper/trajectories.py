@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 
 from lsgd_jax.figures.output import write
 from lsgd_jax.paper.descent import (
-    END_COLOR,
     METHODS,
     PATH_COLUMNS,
-    START_COLOR,
     STARTS,
+    WORKER_COLORS,
     Descent,
     descend,
     methods,
@@ -61,10 +60,11 @@ def _draw(descents: dict[str, Descent]) -> Figure:
     for axes, name in zip(figure.subplots(1, 3, sharex=True, sharey=True), METHODS, strict=True):
         axes.contour(side, side, heights, levels=12, colors="0.85", linewidths=0.7)
         for worker, path in enumerate(np.asarray(descents[name].x)):
-            axes.plot(*path.T, marker=".", markersize=3, linewidth=1, label=f"worker {worker}")
-            axes.plot(*path[0], "o", color=START_COLOR, markersize=6)
-        axes.plot(0, 0, "*", color=END_COLOR, markersize=10)
-        axes.set(title=name, xlabel="x", aspect="equal")
+            color = WORKER_COLORS[worker]
+            axes.plot(*path.T, marker=".", markersize=3, linewidth=1, color=color, label=f"worker {worker}")
+            axes.plot(*path[0], "o", color=color, markerfacecolor="white", markersize=7)
+        axes.plot(0, 0, "*", color="black", markersize=10, label="minimum")
+        axes.set(title=f"{name} (circles: starts)", xlabel="x", aspect="equal")
     figure.axes[0].set_ylabel("y")
     figure.axes[0].legend(fontsize=8)
     return figure

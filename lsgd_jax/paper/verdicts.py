@@ -14,6 +14,7 @@ from matplotlib.image import AxesImage
 
 from lsgd_jax import files
 from lsgd_jax.figures.output import write
+from lsgd_jax.figures.palette import BLUE, looks
 from lsgd_jax.paper.claims import CLAIMS, comparisons
 from lsgd_jax.paper.claims.base import Curve, Findings, Row, Sizes
 from lsgd_jax.paper.claims.one_step import ETA_FACTORS, PULL_FACTORS
@@ -66,6 +67,9 @@ def table(rows: list[Row]) -> str:
     )
 
 
+_GAP = "$E\\,f(x_k) - f^*$"
+
+
 def _points(curve: Curve) -> list[list]:
     columns = [curve.x, curve.y, curve.low, curve.high, curve.bound]
     cells = [[""] * len(curve.x) if column is None else np.asarray(column).tolist() for column in columns]
@@ -73,17 +77,17 @@ def _points(curve: Curve) -> list[list]:
 
 
 def _draw(found: dict[str, Findings], networks: Findings) -> Figure:
-    figure = Figure(figsize=(20, 9), layout="constrained")
-    (rest, steps, rate, limit), (direction, wells, completion, error) = figure.subplots(2, 4)
+    figure = Figure(figsize=(11, 17), layout="constrained")
+    (rest, steps), (rate, limit), (direction, wells), (completion, error) = figure.subplots(4, 2)
     _draw_rest(rest, *found["stationary points"].curves)
     shares = _draw_shares(steps, found["one step"].curves)
     figure.colorbar(shares, ax=steps, label="share of means shown to exceed the bound")
     _draw_bounded(rate, found["decreasing steps"].curves)
-    rate.set(title="decreasing steps (dashed: bounds)", xlabel="k", ylabel="E f(x_k) - f*", xscale="log", yscale="log")
+    rate.set(title="decreasing steps (dashed: bounds)", xlabel="k", ylabel=_GAP, xscale="log", yscale="log")
     _draw_bounded(limit, found["stochastic leader"].curves)
-    limit.axhline(found["stochastic leader"].numbers["independent"], color="tab:gray", label="independent")
-    limit.set(title="limit with a leader elected on noisy losses (dashed: bounds)", yscale="log")
-    limit.set(xlabel="noise of the losses, sigma_f", ylabel="lim E f(x_k) - f*")
+    limit.axhline(found["stochastic leader"].numbers["independent"], color=COLORS["independent"], label="independent")
+    limit.set(title="leader elected on noisy losses (dashed: bounds)", yscale="log")
+    limit.set(xlabel=r"noise of the losses, $\sigma_f$", ylabel=f"lim {_GAP}")
     limit.set_xscale("symlog", linthresh=0.01, linscale=0.3)
     limit.set_xlim(left=-0.002)
     limit.legend(fontsize=8)
@@ -118,19 +122,21 @@ def _draw_shares(axes: Axes, curves: list[Curve]) -> AxesImage:
     shares = np.stack([curve.y for curve in curves])
     image = axes.imshow(shares, origin="lower", cmap="Reds", vmin=0, vmax=max(shares.max(), 1e-9), aspect="auto")
     for (i, j), share in np.ndenumerate(shares):
-        axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=8)
+        color = "white" if share > 0.6 * shares.max() else "black"
+        axes.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(np.arange(len(PULL_FACTORS)), [f"{factor:g}" for factor in PULL_FACTORS])
     axes.set_yticks(np.arange(len(ETA_FACTORS)), [f"{factor:g}" for factor in ETA_FACTORS])
     right = PULL_FACTORS.index(1.0) + 0.5
     top = ETA_FACTORS.index(1.0) + 0.5
-    axes.plot([-0.5, right, right], [top, top, -0.5], color="tab:blue", linewidth=2.5)
-    axes.set(title="one step (promised: below left of the line)", xlabel="eta lambda 2 kappa", ylabel="eta 2M")
+    axes.plot([-0.5, right, right], [top, top, -0.5], color=BLUE, linewidth=2.5)
+    axes.set(title="one step (promised: below left of the line)", xlabel="ηλ · 2κ", ylabel="η · 2M")
     return image
 
 
 def _draw_bounded(axes: Axes, curves: list[Curve]) -> None:
-    for curve in curves:
-        [line] = axes.plot(curve.x, curve.y, linewidth=1.2, label=curve.series)
+    for curve, (color, _) in zip(curves, looks(len(curves)), strict=True):
+        label = curve.series.replace("lambda_k = Theta(1/k)", r"$\lambda_k = \Theta(1/k)$")
+        [line] = axes.plot(curve.x, curve.y, linewidth=1.2, color=color, label=label)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
         if curve.bound is not None:
@@ -145,7 +151,7 @@ def _draw_directions(axes: Axes, found: Findings) -> None:
         applicable = curve.x <= (np.inf if point["lambda"] is None else point["lambda"])
         axes.semilogx(curve.x[applicable], curve.y[applicable], "-", color=color, linewidth=1.5)
     axes.axhline(0.5, color="black", linewidth=1)
-    axes.set(title="step direction (solid: promised; dark: small angle)", xlabel="lambda / m")
+    axes.set(title="step direction (solid: promised; dark: small angle)", xlabel="λ / m")
     axes.set_ylabel("share of candidate leaders that improve it")
     axes.set_ylim(0, 1.02)
 
@@ -156,7 +162,7 @@ def _draw_errors(axes: Axes, networks: Findings) -> None:
     labels: list[str] = []
     for name, by_rival in networks.numbers.get("test error less LSGD's (%), seed by seed", {}).items():
         for rival, differences in by_rival.items():
-            axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color="tab:blue")
+            axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color=BLUE, clip_on=False)
             labels.append(f"{comparisons.RIVALS[rival]}\n{name}")
     axes.set_yticks(np.arange(len(labels)), labels)
     axes.set_xscale("symlog", linthresh=1)

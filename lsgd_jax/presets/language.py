@@ -4,7 +4,7 @@
     lsgd compare tragedies --methods lsgd,local_sgd,diloco,data_parallel --seeds 0..2 --tune
     lsgd train dialects
     lsgd train dialects --sampling partitions
-    lsgd compile gpt-1b --topology v5e:16x16
+    lsgd compile gpt-1b --topology v5e:16x16 --chips-per-worker 32
 
 `tragedies` has 0.2 million parameters. The pull is 1 over the number of workers, the strongest that EASGD takes, too.
 

@@ -43,8 +43,7 @@ class Language(Task):
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the feed-forward layers."""
     remat: bool = False
-    """Recompute activations in the backward pass instead of keeping them in memory; not yet with several chips per
-    worker."""
+    """Recompute activations in the backward pass instead of keeping them in memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type in which the network computes; parameters are float32."""
 

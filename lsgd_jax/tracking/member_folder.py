@@ -10,7 +10,7 @@ from typing import Any
 from lsgd_jax import files
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
-from lsgd_jax.tracking.run_folder import RunFolder, read_config, read_metrics
+from lsgd_jax.tracking.run_folder import RunFolder, making_sense_of, read_config
 
 PATIENCE = 10.0
 """Seconds to wait for another process that opens the folder."""
@@ -66,7 +66,7 @@ class MemberFolder(RunFolder):
             self.members.mkdir(exist_ok=True)
             if resume and read_config(self.path).effective != self._config.effective:
                 files.write(self.path / "config.json", self._config.to_json() + "\n")
-            self._complete_last_line()
+            self._take_up_events()
 
     def _check_same_workers(self) -> None:
         before, now = ((config.groups, config.workers) for config in (read_config(self.path), self._config))
@@ -89,13 +89,16 @@ class MemberFolder(RunFolder):
         with locked:
             yield
 
-    def _complete_last_line(self) -> None:
+    def _take_up_events(self) -> None:
         """Make the file of events, or remove a last line that a killed process has not finished."""
         with self._metrics.open("a+b") as events:
-            length = events.tell()
             events.seek(0)
-            content = events.read() if length else b""
-            events.truncate(content.rfind(b"\n") + 1)
+            *lines, _ = events.read().split(b"\n")
+            events.truncate(sum(len(line) + 1 for line in lines))
+        if self._event_file is not None:
+            with making_sense_of(self.path):
+                for line in lines:  # TensorBoard forgets the events of earlier files.
+                    self._event_file.add(files.parse_json(line.decode()))
 
     @property
     def members(self) -> Path:
@@ -114,11 +117,6 @@ class MemberFolder(RunFolder):
     def center(self) -> Path:
         """The file in which the center is saved, with methods that have one."""
         return self.path / "workers" / "center.npz"
-
-    def next_life(self) -> int:
-        """The life that the workers of this process begin, by the events of all before."""
-        lives = [entry["life"] for entry in read_metrics(self.path, "start") if entry["worker"] in self._positions]
-        return max(lives, default=0) + 1
 
     def begun(self) -> float:
         """When the first process of the run began to train, in seconds since the epoch: now if none has before."""

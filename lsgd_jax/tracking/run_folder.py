@@ -8,22 +8,19 @@ import io
 import itertools
 import json
 import os
-import platform
-import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-import jax
 import numpy as np
 
 from lsgd_jax import files
 from lsgd_jax.config import Config
-from lsgd_jax.distributed import process_count, process_index
+from lsgd_jax.distributed import process_index
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
+from lsgd_jax.tracking.environment import environment
 from lsgd_jax.tracking.tensorboard import EventFile
 
 MAY_CHANGE = (
@@ -33,8 +30,6 @@ MAY_CHANGE = (
 """Fields of the configuration that may change when a run is resumed."""
 MOST_BYTES = 2**20
 """Maximum size of a configuration or environment file."""
-_SETTINGS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
-"""JAX settings that change what a run computes."""
 
 
 class RunFolder:
@@ -290,37 +285,6 @@ def _jsonable(value: Any) -> Any:
         array = array.astype(object)
         array[~np.isfinite(np.asarray(value, float))] = None
     return array.tolist()
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on besides the configuration: versions, machine, devices, JAX settings, command."""
-    packages = ("lsgd-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
-    return {
-        "command": _command(),
-        "python": platform.python_version(),
-        "packages": {package: installed_version(package) for package in packages},
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "processes": process_count(),
-        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "settings": {name: getattr(jax.config, name) for name in _SETTINGS} | {"XLA_FLAGS": os.getenv("XLA_FLAGS", "")},
-    }
-
-
-def installed_version(package: str) -> str:
-    """The version of a package; "not installed" also for this one, where its source tree is used as it is."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _command() -> str:
-    """The command line of this process, without the path of a script."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # Only `python -m` sets it.
-    program = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
-    return " ".join(["lsgd" if program == "python -m lsgd_jax" else program, *sys.argv[1:]])
 
 
 def read_config(path: Path | str) -> Config:

@@ -59,7 +59,7 @@ class EventFile:
         from tensorboardX.proto.summary_pb2 import Summary
 
         if self._writer is None:
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(self._folder / "events"))
             self._writer.write_event(
                 Event(step=0, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
@@ -87,5 +87,6 @@ class EventFile:
             losses = [loss for loss in np.ravel(entry["train_losses"]).tolist() if loss is not None]
             if losses:
                 yield "training_loss/mean", float(np.mean(losses))
-            if self._leader >= 0:
-                yield f"test_{self._headline.name}/leader", np.ravel(entry[self._headline.workers])[self._leader]
+            of_workers = np.ravel(entry[self._headline.workers])
+            if self._leader >= 0 and of_workers[self._leader] is not None:
+                yield f"test_{self._headline.name}/leader", of_workers[self._leader]

@@ -27,7 +27,9 @@ from lsgd_jax.train.saved_arrays import Part, SavedArray, arrays_of, joined, loa
 from lsgd_jax.train.step import TrainState
 
 FORMAT = 1
-"""Version of what a checkpoint holds; raise it when the arrays of the state or the fields of `Progress` change."""
+"""Version of what a checkpoint holds; raise it when arrays of the state or fields of `Progress` change.
+
+A new field of `Progress` whose default is right for older checkpoints, as that of `chips` is, needs no new version."""
 UNREADABLE = (OSError, ValueError, RecursionError)
 """Errors of reading a damaged JSON file."""
 
@@ -295,10 +297,17 @@ class Checkpoints:
 
 
 def _of_leaders(arrays: list[SavedArray]) -> set[SavedArray]:
-    """What a worker knows of its leaders: the links of `leader_pull`, and all of levels beyond the first."""
+    """What a worker knows of its leaders: the links of `leader_pull`, and all of levels beyond the first.
+
+    The first level's counts of steps stay, one per fragment if it is streamed.
+    """
     levels = list(dict.fromkeys(array.name.split(".link.")[0] for array in arrays if ".link." in array.name))
     starts = (*(f"{level}.link." for level in levels[:1]), *(f"{level}." for level in levels[1:]))
-    return {array for array in arrays if array.name.startswith(starts) and array.name != f"{levels[0]}.link.step"}
+    return {
+        array
+        for array in arrays
+        if array.name.startswith(starts) and not (array.name.startswith(starts[0]) and array.name.endswith(".step"))
+    }
 
 
 def _other_format(metadata: Any) -> str:

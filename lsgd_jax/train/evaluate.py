@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement, fully_sharded, over_chips
+from lsgd_jax.distributed import SHARED, STACKED, Placement, gathered, over_chips
 from lsgd_jax.exchange import broadcast_from, mean, worker_count, worker_index
 from lsgd_jax.methods import mean_of_workers
 from lsgd_jax.task import Task
@@ -97,7 +97,7 @@ def evaluation(
             task.loss(network, examples, jax.random.fold_in(key, worker_index(axes)))
             return nnx.state(network, nnx.BatchStat)
 
-        return (mean(fully_sharded(seen)(params), axes),)
+        return (mean(seen(gathered(params)), axes),)
 
     def measured(
         params: optax.Params, statistics: nnx.State, chunk: tuple[Any, Bool[Array, " examples"]]
@@ -108,7 +108,7 @@ def evaluation(
             return task.measures(nnx.merge(graphdef, params, statistics, copy=True), examples)
 
         examples, real = over_chips(chunk)
-        found = fully_sharded(measures)(params, examples)
+        found = measures(gathered(params), examples)
         names = sorted(found, key=lambda name: (name != task.headline.name, name))
         values = jnp.stack([found[name].astype(jnp.float32) for name in names])
         return names, jnp.where(real[None], values, 0).sum(1)

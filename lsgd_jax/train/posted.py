@@ -17,7 +17,7 @@ from lsgd_jax.asynchronous import Board, Centered, Level, Model, Posted, Threads
 from lsgd_jax.asynchronous.board import Gone, Post, ranked
 from lsgd_jax.asynchronous.gossip import GossipBoard
 from lsgd_jax.asynchronous.links import injected_faults
-from lsgd_jax.asynchronous.rendezvous import run_secret
+from lsgd_jax.asynchronous.rendezvous import begin_life, run_secret
 from lsgd_jax.asynchronous.workers import NOTICE
 from lsgd_jax.config import Config
 from lsgd_jax.data import Feed
@@ -172,7 +172,7 @@ class _Member:
 
     def _make_board(self, state: TrainState, host: str) -> Board:
         if self.is_alone:
-            return Board(self.folder.next_life())
+            return Board(begin_life(self.folder.members, self.positions, "no address"))
         return GossipBoard(
             self.folder.path,
             self.positions,

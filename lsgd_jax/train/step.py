@@ -14,7 +14,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement, fully_sharded, over_chips
+from lsgd_jax.distributed import SHARED, STACKED, Placement, over_chips, value_and_gradient
 from lsgd_jax.exchange import worker_index
 from lsgd_jax.task import Task
 from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
@@ -110,7 +110,7 @@ def worker_step(
             loss = task.loss(network, examples, step_key)
             return loss, nnx.state(network, nnx.BatchStat)
 
-        (loss, statistics), grads = jax.value_and_grad(fully_sharded(loss_of), has_aux=True)(state.params)
+        (loss, statistics), grads = value_and_gradient(loss_of)(state.params)
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
         )

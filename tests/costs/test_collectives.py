@@ -51,6 +51,26 @@ def test_several_arrays_in_one_collective_add_up():
     assert sum(each.bytes for each in found) == 480 + 28
 
 
+def test_fusions_of_one_channel_are_stages_of_one_collective():
+    """As a TPU's compiler writes an asynchronous one; another computation may have the channel, too."""
+    fusions = {"start": 1, "stage": 1, "done": 1, "alone": 2}
+    fused = "".join(
+        f"""
+%{name} (p: f32[10]) -> f32[40] {{
+  %p = f32[10] parameter(0)
+  ROOT %gathered = f32[40] all-gather(%p), channel_id={channel}, replica_groups=[2,4]<=[8], dimensions={{0}}
+}}
+"""
+        for name, channel in fusions.items()
+    )
+    body = "".join(f"  %{name}.0 = f32[40] fusion(%x), kind=kCustom, calls=%{name}\n" for name in fusions)
+    called = f"\n%called (x: f32[10]) -> f32[40] {{\n  %x = f32[10] parameter(0)\n{body}}}\n"
+    entry = f"\nENTRY %main (x: f32[10]) -> f32[40] {{\n  %x = f32[10] parameter(0)\n{body}"
+    entry += "  ROOT %call = f32[40] call(%x), to_apply=%called\n}\n"
+    found = collectives(f"HloModule example, num_partitions=8\n{fused}{called}{entry}")
+    assert found == [Collective("all-gather", 160, 4)] * 4  # Two here, and two in what is called.
+
+
 def test_loops_multiply_and_branches_are_told():
     def function(x):
         def often(_, x):

@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 
+import jax
 import pytest
 
 from lsgd_jax import cli, distributed
@@ -37,9 +38,9 @@ def address():
 class Thread(threading.Thread):
     """A process that meets the others."""
 
-    def __init__(self, address, count, number):
+    def __init__(self, address, count, number, timeout=HANG):
         super().__init__(daemon=True)
-        self._arguments = (address, count, number, address, 0.2)
+        self._arguments = (address, count, number, address, 0.2, timeout)
         self.error = None
         self.start()
 
@@ -79,16 +80,39 @@ def test_whoever_is_missing_is_named_until_all_have_come(address, capsys):
         process.end()
 
 
-def test_after_a_while_they_give_up(address, monkeypatch):
-    monkeypatch.setattr(meeting, "LONGEST", 1)
-    first = Thread(address, 20, 0)
+def test_after_a_while_they_give_up(address):
+    first = Thread(address, 20, 0, timeout=1)
     missing = "1, 2, 3, 4, 5, 6, 7, 8, 9 and 10 others"
     with pytest.raises(
         UsageError, match=f"^after 1 seconds process 0 of 20 waits at {address} for processes {missing}: "
     ):
         first.end()
     with pytest.raises(UsageError, match=f"^after 1 seconds process 1 of 2 finds no process 0 at {address} "):
-        Thread(address, 2, 1).end()
+        Thread(address, 2, 1, timeout=1).end()
+
+
+@pytest.mark.parametrize(("given", "seconds"), [({}, (300, 100)), ({"JOIN_TIMEOUT": "7", "HEARTBEAT": "9"}, (7, 9))])
+def test_how_long_processes_wait_is_what_the_environment_says(given, seconds, address, monkeypatch):
+    here = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2", "LSGD_PROCESS": "0"}
+    for name, value in (here | {f"LSGD_{name}": value for name, value in given.items()}).items():
+        monkeypatch.setenv(name, value)
+    met, connected = [], {}
+    monkeypatch.setattr(processes, "meet", lambda *arguments: met.append(arguments))
+    monkeypatch.setattr(processes, "_keep_collectives_on_loopback", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: connected.update(options))
+    distributed.initialize()
+    assert met == [(address, 2, 0, address, 5, seconds[0])]
+    assert (connected["initialization_timeout"], connected["heartbeat_timeout_seconds"]) == seconds
+
+
+@pytest.mark.parametrize("name", ["LSGD_JOIN_TIMEOUT", "LSGD_HEARTBEAT"])
+@pytest.mark.parametrize("value", ["0", "1.5", "-1", "soon", str(2**31)])
+def test_seconds_that_are_none_are_one_sentence(name, value, address, monkeypatch):
+    here = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2", "LSGD_PROCESS": "0", name: value}
+    for variable, text in here.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(UsageError, match=f"^{name} must be a whole number of seconds, at least 1, got '{value}'\\.$"):
+        distributed.initialize()
 
 
 @contextmanager
@@ -225,7 +249,7 @@ def test_whoever_is_missing_is_named_within_10_seconds(launched, address, monkey
     class Meeting(Exception):  # noqa: N818 - it is no error.
         pass
 
-    def meet(address, count, number, listens_at, patience):
+    def meet(address, count, number, listens_at, patience, seconds):
         raise Meeting(patience)
 
     monkeypatch.setattr(processes, "meet", meet)

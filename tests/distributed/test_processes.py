@@ -159,7 +159,11 @@ def test_compare_is_for_one_process(tmp_path):
             "launch supports only train, as in lsgd launch ",
         ),
         (["--processes", "0", "--", "train", "digits"], "processes must be at least 1, got 0."),
-        (["--processes", "2", "--", "train", "digits", "--perid", "4"], "Unrecognized options: --perid"),
+        (["--processes", "2", "--heartbeat", "0", "--", "train", "digits"], "heartbeat must be at least 1, got 0."),
+        (
+            ["--processes", "2", "--", "train", "digits", "--perid", "4"],
+            "there is no option '--perid'; did you mean --period?",
+        ),
     ],
 )
 def test_a_wrong_command_exits_with_2(arguments, message, tmp_path):

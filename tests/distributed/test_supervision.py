@@ -84,8 +84,8 @@ def test_what_may_pass_is_no_reason_not_to_restart_who_has_trained(done):
 def test_who_does_not_get_on_is_killed_once_it_has(done):
     """Neither before it trains nor after it has ended."""
     script = """
-        [ "$1" ] || { sleep 1; printf . >&$LSGD_HEARTBEAT; exec sleep 60; }
-        printf . >&$LSGD_HEARTBEAT; printf ! >&$LSGD_HEARTBEAT; sleep 1
+        [ "$1" ] || { sleep 1; printf . >&$LSGD_BEATS; exec sleep 60; }
+        printf . >&$LSGD_BEATS; printf ! >&$LSGD_BEATS; sleep 1
     """
     code, _, errors = done(script, processes=1, hang_seconds=0.5)
     assert code == 0

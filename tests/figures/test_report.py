@@ -1,10 +1,13 @@
 """The page about runs, of runs that are trained and of made-up ones."""
 
+import base64
 import dataclasses
+import hashlib
 import json
 import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +18,14 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import report
 from lsgd_jax.figures import run as figures
-from lsgd_jax.figures.report import charts, page, reading
+from lsgd_jax.figures.palette import look
+from lsgd_jax.figures.report import charts, reading
+from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import read_metrics
 from tests.figures.runs import evaluation, make_run
 from tests.reliability import faults
+
+FOLDER = Path(report.__file__).parent
 
 
 class Page(HTMLParser):
@@ -26,7 +33,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.text, self.tags, self.references, self.ids, self.open = [], [], [], [], []
+        self.text, self.tags, self.references, self.ids, self.open, self.scripts = [], [], [], [], [], []
         self.feed(path.read_text())
         self.close()
         assert self.open == []  # All that was opened is closed.
@@ -52,21 +59,29 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] == "style":
             self.references += re.findall(r"url\((.*?)\)|@import", data)
+        elif self.open and self.open[-1] == "script":
+            self.scripts.append(data)
         else:
             self.text.append(data)
 
     def says(self, words):
         return words in " ".join(" ".join(self.text).split())
 
+    def charts(self, run=0):
+        return {
+            chart["title"]: chart for chart in (self.data["runs"][run]["charts"] if run >= 0 else self.data["shared"])
+        }
+
 
 def page_of(tmp_path, *runs):
     report.write(list(runs), tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
-    assert "script" not in page.tags
     for reference in page.references:
-        assert reference.startswith(("#", "data:image/png;base64,")), reference
-        if reference.startswith("#"):
-            assert reference[1:] in page.ids
+        assert reference.startswith("#"), reference
+        assert reference[1:] in page.ids
+    data, *scripts = page.scripts
+    assert scripts == [(FOLDER / name).read_text() for name in ("uplot.js", "report.js")]
+    page.data = json.loads(data)
     assert len(set(page.ids)) == len(page.ids)
     return page
 
@@ -74,19 +89,28 @@ def page_of(tmp_path, *runs):
 def test_a_page_tells_of_a_run(trained, tmp_path):
     page, asynchronous = page_of(tmp_path, trained), Config.load(trained).asynchronous is not None
     error = read_metrics(trained, "evaluation")[-1]["center_error"]
-    assert page.says(f"final test error of the center {100 * error:.2f} %")
+    assert page.says(f"final test error {100 * error:.2f} %")
     assert page.says("steps taken 32 MB sent")
-    for title in ("Global leader", "Group leader", "distance to the group leader"):
+    for title in ("Global leader", "Group leader", "Distance to the group leader: median and range of the workers"):
         assert page.says(title)
-    assert page.says("a worker's local steps") == asynchronous
-    assert page.says("Workers' score") != asynchronous
+    assert page.says("Local steps of each worker") == asynchronous
+    assert page.says("Score: median and range of the workers") != asynchronous
     config = Config.load(trained)
     for name, value in config.effective.items():
         assert page.says(f"{name} {reading.text_of(value)}")
     for name in {field.name for field in dataclasses.fields(Config)} - config.effective.keys():
         assert not page.says(f"{name} not given")
     assert page.says("jaxlib")
-    assert page.tags.count("figure") == page.tags.count("figcaption") == 11
+    charts = page.charts()
+    assert page.tags.count("figure") == page.tags.count("figcaption") == len(charts) == 7
+    *workers, leader, center = charts["Test error"]["lines"]
+    assert [line["name"] for line in (*workers, leader, center)] == [
+        *(f"worker {i}" for i in range(4)),
+        "leader",
+        "evaluated model",
+    ]
+    assert center["y"][-1] == pytest.approx(100 * error, rel=1e-5)
+    assert charts["Test error"]["steps"][-1] == 32
 
 
 def test_a_run_without_leaders(tmp_path):
@@ -128,9 +152,7 @@ def test_several_runs_differ_in_some_fields(tmp_path):
     runs.append(make_run(tmp_path / "b", []))
     page = page_of(tmp_path, *runs)
     assert page.says("3 runs")
-    assert page.says(
-        "run final test error of the center lowest test error steps taken MB sent per worker seconds of training"
-    )
+    assert page.says("run final test error lowest test error steps taken MB sent per worker seconds of training")
     assert page.says("a/seed-1 12.50 % 12.50 % 32 32.00 3.2 3 1")
     assert page.says("b not evaluated yet 0 of 32, not finished 4 0")
     assert {"#run-1", "#run-3"} <= set(page.references)
@@ -161,12 +183,6 @@ def test_what_has_happened(tmp_path):
     assert not page.says("its life 1 after")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(page, "picture", lambda *_: "")
-
-
-@pytest.mark.usefixtures("no_pictures")  # Nothing in them is a folder's.
 def test_nothing_that_a_folder_holds_becomes_part_of_the_page(tmp_path):
     hostile = "<script>alert('$x$')</script>&amp;\"'"
     run = make_run(tmp_path / "<b>run$a$", [evaluation(16)])
@@ -177,16 +193,100 @@ def test_nothing_that_a_folder_holds_becomes_part_of_the_page(tmp_path):
         assert "b" not in page.tags
 
 
-def test_long_series_are_small_pictures():
-    rng, x = np.random.default_rng(0), np.arange(10_000)
-    lines = charts.picture(lambda axes: axes.plot(x, rng.random((10_000, 4))), "Lines.", "run")
-    assert "data:image/png;base64," in lines
-    assert ">10000</text>" in lines  # What stands at the axes is text.
-    assert len(lines) < 100_000
+def test_only_scripts_of_the_package_may_run(tmp_path):
+    run = make_run(tmp_path / "</script><script>alert(1)", [evaluation(16)])
+    text = (report.write([run], tmp_path / "report.html"), (tmp_path / "report.html").read_text())[1]
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    hashes = [hashlib.sha256((FOLDER / name).read_bytes()).digest() for name in ("uplot.js", "report.js")]
+    allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes)
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}"
+    assert text.count("</script>") == 3
+
+
+def test_long_series_are_thinned_out(tmp_path):
+    rng = np.random.default_rng(0)
+    events = [evaluation(step, float(rng.random())) for step in range(1, 5001)]
+    page = page_of(tmp_path, make_run(tmp_path / "run", events, steps=5000))
+    chart = page.charts()["Test error"]
+    lengths = {len(chart["steps"]), *(len(line["y"]) for line in chart["lines"])}
+    assert lengths == {charts.MOST_POINTS}
+    assert (chart["steps"][0], chart["steps"][-1]) == (1, 5000)
     values = [(step, rng.random(16)) for step in range(2_000)]
-    band = charts.picture(lambda axes: charts.draw_band(axes, values, "score"), "Band.", "run")
-    assert "data:" not in band
-    assert len(band) < 60_000
+    x, low, middle, high = charts.band(values)
+    assert len(x) == len(low) == len(middle) == len(high) == charts.MOST_POINTS
+    assert all(a <= b <= c for a, b, c in zip(low, middle, high, strict=True))
+    assert low[0] == pytest.approx(min(values[0][1].min(), values[1][1].min()), rel=1e-5)
+
+
+def test_many_workers_are_a_band(tmp_path):
+    errors = [[i / 128 for i in range(128)]]
+    page = page_of(
+        tmp_path, make_run(tmp_path / "run", [evaluation(16, worker_errors=errors, workers=128)], workers=64)
+    )
+    line, center = page.charts()["Test error"]["lines"]
+    assert (line["low"], line["high"], center["name"]) == ([0.0], [99.2188], "evaluated model")
+
+
+def test_leaders_have_a_row_per_group(tmp_path):
+    events = [
+        {
+            "event": "exchange",
+            "step": 4,
+            "local_leaders": [1, 0],
+            "local_distances": [[0, 0]] * 2,
+            "scores": [[1, 2]] * 2,
+        },
+        {
+            "event": "exchange",
+            "step": 8,
+            "local_leaders": [-1, 1],
+            "local_distances": [[0, 0]] * 2,
+            "scores": [[1, 2]] * 2,
+        },
+    ]
+    chart = page_of(tmp_path, make_run(tmp_path / "run", events)).charts()["Group leader"]
+    assert (chart["steps"], chart["leaders"], chart["shares"]) == ([4, 8], [[1, -1], [2, 3]], [0, 1, 1, 1])
+
+
+def test_runs_that_differ_in_seeds_have_a_mean_and_an_interval(tmp_path):
+    errors = {"easgd": (0.1, 0.2, 0.6), "lsgd": (0.3,)}
+    runs = [
+        make_run(tmp_path / f"{method}-{seed}", [evaluation(16, 0.5), evaluation(32, error)], seed=seed, method=method)
+        for method, values in errors.items()
+        for seed, error in enumerate(values)
+    ]
+    chart = page_of(tmp_path, *runs).charts(-1)["Test error of the evaluated model"]
+    assert [line["run"] for line in chart["lines"]] == [0, 1, 2, 3]
+    mean, alone = chart["means"]
+    assert (mean["name"], mean["runs"], alone["name"], "low" in alone) == ("EASGD, 3 seeds", [0, 1, 2], "lsgd-0", False)
+    assert mean["y"] == [50, 30]
+    half = 4.302653 * np.std([10, 20, 60], ddof=1) / np.sqrt(3)  # The t quantile for 2 degrees of freedom.
+    np.testing.assert_allclose([mean["low"][1], mean["high"][1]], [30 - half, 30 + half], rtol=1e-4)
+    assert mean["color"] == look("easgd").color
+
+
+def test_a_watched_report_is_renewed_until_its_runs_have_ended(tmp_path, monkeypatch):
+    run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
+    pages = []
+
+    def sleep(seconds):
+        assert seconds == report.RENEWED_EVERY
+        pages.append(out.read_text())
+        with (run / "metrics.jsonl").open("a") as metrics:
+            metrics.write(json.dumps(evaluation(16 * (len(pages) + 1))) + "\n")
+
+    monkeypatch.setattr(report.time, "sleep", sleep)
+    report.watch([run], out)
+    assert len(pages) == 1
+    assert '<meta http-equiv="refresh" content="10">' in pages[0]
+    assert "refresh" not in out.read_text().split("<style>")[0]
+
+
+def test_methods_look_alike_in_all_figures():
+    known = [look(method) for method in METHODS]
+    assert len({(each.color, each.dashes) for each in known}) == len(known)
+    assert look("mine") == look("mine") != look("another")
+    assert look("mine").name == "mine"
 
 
 def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
@@ -222,7 +322,6 @@ def test_what_is_no_run_is_one_sentence(tmp_path, capsys):
         ({"event": "resume", "workers_from": 5}, "ValueError: not enough values"),
     ],
 )
-@pytest.mark.usefixtures("no_pictures")
 def test_numbers_that_no_run_has_are_one_sentence(lie, message, tmp_path):
     run = make_run(tmp_path / "run", [evaluation(16) | lie])
     with pytest.raises(UsageError, match=message) as error:
@@ -230,7 +329,6 @@ def test_numbers_that_no_run_has_are_one_sentence(lie, message, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_more_workers_than_a_page_can_show_are_one_sentence(tmp_path):
     run = make_run(tmp_path / "run", [evaluation(16)], workers=500_000_000)
     with pytest.raises(UsageError, match="a worker's index is 999,999,999, but the largest is 65,535"):
@@ -240,7 +338,6 @@ def test_more_workers_than_a_page_can_show_are_one_sentence(tmp_path):
         figures.by_worker(rows, "errors")
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_pipes_are_not_waited_for(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     os.mkfifo(run / "environment.json")
@@ -287,7 +384,6 @@ def test_many_workers_are_an_outline(count):
     assert len(outline.get_data().values) == count
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_only_a_report_is_replaced(tmp_path):
     run, out = make_run(tmp_path / "run", [evaluation(16)]), tmp_path / "report.html"
     out.write_text("<!doctype html>mine")

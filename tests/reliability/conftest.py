@@ -5,7 +5,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from lsgd_jax.tracking.run_folder import environment
+from lsgd_jax.tracking.environment import environment
 from tests.reliability.faults import SOAK
 
 # It is ignored in a script's background, and then in all that is started here.

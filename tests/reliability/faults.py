@@ -191,7 +191,8 @@ def wait_for_step(run_dir, step):
     """Until a run has logged an event of this step or of a later one."""
     files, end = ("metrics.jsonl", "events-0.jsonl"), time.monotonic() + HANG
     while time.monotonic() < end:
-        lines = [line for name in files if (run_dir / name).exists() for line in (run_dir / name).open()][:-1]
+        texts = [(run_dir / name).read_text() for name in files if (run_dir / name).exists()]
+        lines = [line for text in texts for line in text.split("\n")[:-1]]
         if lines and json.loads(lines[-1])["step"] >= step:
             return
         time.sleep(0.02)

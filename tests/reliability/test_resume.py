@@ -27,7 +27,8 @@ from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import checkpoint, setup
 from lsgd_jax.train.checkpoint import Checkpoints, Progress
-from lsgd_jax.train.step import state_shapes
+from lsgd_jax.train.step import init_state, state_shapes
+from lsgd_jax.variants import links
 from tests.mapping import need_devices
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, assert_same, metrics
@@ -111,6 +112,25 @@ def test_a_run_goes_on_with_other_workers(saved, now, options, tmp_path, capsys)
     assert np.shape(metrics(path)[-1]["worker_errors"]) == now
     assert draw(path).exists()
     assert f"{now[0]} x {now[1]} workers in place of {saved[0]} x {saved[1]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"fragments": 2, "overlap": 1}], ids=str)
+def test_workers_of_other_groups_keep_their_counts_of_steps(options, tmp_path):
+    """Those of the first level; what they know of leaders is dropped."""
+    placement, _, model, optimizer = setup.prepare(SMALL.replace(global_period=8, **options))
+    fresh = init_state(model, optimizer, placement)
+    state = jax.tree.map(lambda x: x + 7 if x.dtype == np.int32 else x, fresh)
+    with Checkpoints(tmp_path, placement, 1) as checkpoints:
+        checkpoints.save(state, dataclasses.replace(Progress.at_start(placement), step=7, scores=[[1.0] * 2] * 2))
+    resized = checkpoints.restore_resized(7, fresh, [0, 1, 2, 3])
+    first, second = links(resized.optimizer)
+    parts_of_first = (*first.link.sending, *first.link.applying) if options else (first.link,)
+    for part in (*parts_of_first, first.link):
+        np.testing.assert_array_equal(part.step, np.full((2, 2), 7))
+        np.testing.assert_array_equal(part.exchanges, np.zeros((2, 2)))
+    np.testing.assert_array_equal(first.seen, np.full((2, 2), 7))
+    np.testing.assert_array_equal(second.link.step, np.zeros((2, 2)))
+    np.testing.assert_array_equal(second.seen, np.zeros((2, 2)))
 
 
 def best_first(path):
@@ -291,6 +311,20 @@ def test_checkpoints_of_another_version_are_refused_and_left_alone(version, how,
     with pytest.raises(UsageError, match=message):
         train.train_and_evaluate(LONGER, path, lines=False, resume=True)
     assert {file: file.read_bytes() for file in faults.files(path)} == before
+
+
+def test_a_checkpoint_from_before_workers_of_several_chips_is_read(finished, to_save, tmp_path):
+    shutil.copytree(finished / "checkpoints" / "24", tmp_path / "24")
+    path = tmp_path / "24" / "progress" / "metadata"
+    about = json.loads(path.read_text())
+    assert about["progress"].pop("chips") == 1
+    path.write_text(json.dumps(about))
+    placement, state, progress = to_save
+    older = Checkpoints(tmp_path, placement, 9)
+    older.check_formats()
+    assert older.progress(24) == progress
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    jax.tree.map(np.testing.assert_array_equal, older.restore(24, shapes), state)
 
 
 def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys):

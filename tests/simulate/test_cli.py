@@ -83,7 +83,7 @@ def test_costs_only(tmp_path, capsys):
     cli.main([*SMALL, "--costs-only", "--slow", "0", "10", "--absences", "1", "0.2", "0.5", "--out", str(out)])
     assert "| lsgd-joined " in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
-        f"{name}.{kind}" for name in ("staleness", "timeline") for kind in ("csv", "json", "png")
+        f"{name}.{kind}" for name in ("staleness", "timeline") for kind in ("csv", "json", "pdf", "png", "svg")
     ]
     methods = json.loads((out / "timeline.json").read_text())["methods"]
     assert methods["lsgd-posted"]["efficiency"] > methods["lsgd"]["efficiency"]
@@ -96,7 +96,7 @@ def test_many_workers(tmp_path, capsys):
     out = tmp_path / "out"
     many = ["--workers", "1000", "--costs-only", "--parameters", "1000000", "--variation", "pareto"]
     cli.main([*SMALL, *many, "--out", str(out)])
-    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".png"]
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".pdf", ".png", ".svg"]
 
 
 def test_training(tmp_path, capsys):

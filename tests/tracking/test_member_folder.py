@@ -8,6 +8,8 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.run_folder import RunFolder, read_config, read_metrics
+from tests.figures.runs import evaluation
+from tests.tracking.test_tensorboard import points_in
 
 CONFIG = PRESETS["digits"].replace(groups=1, workers=4, steps=10, asynchronous="posted")
 OTHER = "can only be resumed with as many workers: 1 x 4, not 2 x 2."
@@ -32,19 +34,26 @@ def test_each_process_begins_its_workers_and_logs_its_events(tmp_path):
     assert read_config(tmp_path / "run").steps == 11
 
 
-def test_a_life_is_the_next_one_and_a_line_that_was_cut_is_removed(tmp_path):
+def test_a_last_line_that_was_cut_is_removed(tmp_path):
     with member(tmp_path, 2, 3) as folder:
-        assert folder.next_life() == 1
-        folder.log("start", step=0, worker=3, life=1)
-        folder.log("start", step=0, worker=2, life=4)
+        folder.log("start", step=0)
     with (tmp_path / "events-2.jsonl").open("a") as events:
-        events.write('{"event": "start", "st')
-    with member(tmp_path, 3, resume=True) as folder:
-        assert folder.next_life() == 2
+        events.write('{"event": "exchange", "st')
     with member(tmp_path, 2, 3, resume=True) as folder:
-        assert folder.next_life() == 5
         folder.log("end", step=1)
-    assert [event["event"] for event in read_metrics(tmp_path)] == ["start", "start", "end"]
+    assert [event["event"] for event in read_metrics(tmp_path)] == ["start", "end"]
+
+
+def test_event_files_have_the_events_of_all_lives(tmp_path):
+    for step in (4, 8):
+        with member(tmp_path, 2, resume=step == 8, tensorboard=True) as folder:
+            folder.log("exchange", step=step - 1, worker=2, leader=1)
+            folder.log(**evaluation(step, worker_errors=[[0.5, None]]))  # The leader could not be evaluated.
+        for file in (tmp_path / "tensorboard" / "events-2").iterdir():
+            file.rename(file.with_name("events.out.tfevents.1") if step == 4 else file)  # Names have seconds.
+    points = points_in(tmp_path / "tensorboard" / "events-2")
+    assert [step for tag, step, _ in points if tag == "test_error/center"] == [4, 8]
+    assert [step for tag, step, _ in points if tag == "leader/of_all"] == [3, 7]
 
 
 @pytest.mark.parametrize(

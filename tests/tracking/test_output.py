@@ -10,7 +10,7 @@ import pytest
 
 from lsgd_jax import cli, distributed, train
 from lsgd_jax.errors import UsageError
-from lsgd_jax.tracking import run_folder
+from lsgd_jax.tracking import environment
 from lsgd_jax.tracking.output import Output
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train.checkpoint import Checkpoints
@@ -34,8 +34,8 @@ def test_a_source_tree_that_is_not_installed_has_no_version(monkeypatch):
             raise PackageNotFoundError(package)
         return "1.0"
 
-    monkeypatch.setattr(run_folder, "version", version)
-    packages = run_folder.environment()["packages"]
+    monkeypatch.setattr(environment, "version", version)
+    packages = environment.environment()["packages"]
     assert (packages["lsgd-jax"], packages["jax"]) == ("not installed", "1.0")
 
 

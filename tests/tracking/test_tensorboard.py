@@ -25,10 +25,10 @@ def events_in(file):
         at += length + 16
 
 
-def points_in(run):
-    """What TensorBoard shows of a run, [(tag, step, value)]: a start makes it forget all points from its step on."""
+def points_in(folder):
+    """What TensorBoard shows of a folder, [(tag, step, value)]: a start makes it forget all points from its step on."""
     points = []
-    for file in sorted((run / "tensorboard").iterdir()):
+    for file in sorted(folder.iterdir()):
         version, *events = events_in(file)
         assert version.file_version == "brain.Event:2"
         for event in events:
@@ -40,7 +40,7 @@ def points_in(run):
 
 def test_event_files_hold_the_metrics(trained):
     found = {}
-    for tag, step, value in points_in(trained):
+    for tag, step, value in points_in(trained / "tensorboard"):
         found.setdefault(tag, []).append((step, value))
     evaluations, exchanges = read_metrics(trained, "evaluation"), read_metrics(trained, "exchange")
 
@@ -84,7 +84,9 @@ def test_a_run_that_goes_on_has_each_point_once(from_the_start, tmp_path):
         folder.resume(length)
         log_evaluations(folder, 12)
     steps = [(step, pytest.approx(step / 100)) for step in (4, 8, 12)]
-    assert [point[1:] for point in points_in(tmp_path / "run") if point[0] == "test_error/center"] == steps
+    assert [
+        point[1:] for point in points_in(tmp_path / "run" / "tensorboard") if point[0] == "test_error/center"
+    ] == steps
 
 
 def test_an_event_file_that_cannot_be_ended_is_one_sentence(tmp_path, monkeypatch):

@@ -4,19 +4,25 @@ import dataclasses
 import json
 import math
 import shutil
+from functools import partial
 from unittest.mock import ANY
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax import numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lsgd_jax import train
 from lsgd_jax.config import Config
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.costs.ledger import bytes_sent, exchanges, share_bytes, shares
-from lsgd_jax.distributed import SHARED, place
+from lsgd_jax.distributed import CHIP, SHARED, over_chips, place, value_and_gradient
 from lsgd_jax.errors import UsageError
+from lsgd_jax.exchange import largest_axis
+from lsgd_jax.models.transformer import Transformer
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.simulate.cluster import Cluster, collective_costs, server_costs
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -145,6 +151,84 @@ def test_a_chip_holds_its_share_of_the_optimizer_state_too(options):
         held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(part))
         whole = sum(math.prod(x.shape[2:]) for x in jax.tree.leaves(part))
         assert 0.5 * whole <= held < 0.51 * whole
+
+
+def test_a_chip_keeps_neither_gathered_weights_nor_what_is_rematerialized():
+    """Weights are gathered a second time for the backward pass, and `jax.checkpoint` has its effect."""
+    mesh = jax.make_mesh((1, 2), ("worker", CHIP), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    rng = np.random.default_rng(0)
+    weights, x = (0.2 * rng.normal(size=shape).astype(np.float32) for shape in ((6, 32, 32), (512, 32)))
+
+    def block(x, w):
+        return jnp.sin(jnp.sin(jnp.cos(x) @ w) @ w), None
+
+    def loss_of(x, block, dtype):
+        def loss(w):
+            y, _ = jax.lax.scan(block, x.astype(dtype), w.astype(dtype))
+            return jnp.sum(y.astype(np.float32) ** 2), y
+
+        return loss
+
+    def run(block, dtype):
+        """Bytes gathered and held, as the compiled program has them; loss, last activations and gradient."""
+        program = jax.shard_map(
+            lambda w, x: value_and_gradient(loss_of(over_chips(x), block, dtype))(w),
+            mesh=mesh,
+            in_specs=P(),
+            out_specs=P(),
+            axis_names={"worker"},
+        )
+        sharded = jax.device_put(weights, NamedSharding(mesh, P(None, CHIP)))
+        compiled = jax.jit(program).lower(sharded, x).compile()
+        gathered = sum(
+            each.sent * each.times for each in collectives(compiled.as_text(), 2) if each.kind == "all-gather"
+        )
+        return gathered, compiled.memory_analysis().temp_size_in_bytes, compiled(sharded, x)
+
+    results = {
+        (dtype, name): run(function, dtype)
+        for dtype in ("float32", "bfloat16")
+        for name, function in (("plain", block), ("remat", jax.checkpoint(block, prevent_cse=False)))
+    }
+    for dtype in ("float32", "bfloat16"):
+        (gathered, held, _), (gathered_too, rest, _) = results[dtype, "plain"], results[dtype, "remat"]
+        assert gathered == gathered_too == 2 * weights.nbytes / 2  # Twice, and each time a chip sends its half.
+        assert rest < 0.6 * held
+    found = results["float32", "remat"][2]
+    expected = jax.value_and_grad(loss_of(x, block, "float32"), has_aux=True)(weights)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("remat", [True, False])
+def test_stacked_layers_are_gathered_one_after_the_other(remat):
+    model = Transformer(16, width=32, depth=4, heads=2, remat=remat, unroll=False, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    tokens = np.random.default_rng(0).integers(16, size=(8, 6))
+
+    def loss(params, tokens):
+        logits = nnx.merge(graphdef, params)(tokens)
+        return jnp.mean(logits**2), logits[0, 0, 0]
+
+    mesh = jax.make_mesh((1, 2), ("worker", CHIP), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    sharded = jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, largest_axis(params, CHIP, 2)
+    )
+    program = jax.shard_map(
+        lambda params, tokens: value_and_gradient(lambda params: loss(params, over_chips(tokens)))(params),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+        axis_names={"worker"},
+    )
+    compiled = jax.jit(program).lower(sharded, tokens).compile()
+    gathered = [
+        each.bytes for each in collectives(compiled.as_text(), 2) if each.kind == "all-gather" and each.times > 1
+    ]
+    largest = params["blocks"]["up"][...].nbytes // 4
+    assert gathered.count(largest) >= (2 if remat else 1)  # Of the forward and of the backward pass.
+    assert max(gathered) == largest
+    expected = jax.value_and_grad(loss, has_aux=True)(params, tokens)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), compiled(sharded, tokens), expected)
 
 
 def test_the_simulator_sends_what_a_chip_holds():

@@ -46,11 +46,15 @@ class Run(NamedTuple):
     """Steps, with a description of each event."""
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it has been evaluated after its last step."""
+        tested = self.curves.steps
+        return len(tested) > 0 and tested[-1] >= self.config.steps
+
+    @property
     def progress(self) -> str:
         """Steps taken, out of how many if unfinished."""
-        tested = self.curves.steps
-        finished = len(tested) and tested[-1] >= self.config.steps
-        return f"{self.step:,}" + ("" if finished else f" of {self.config.steps:,}, not finished")
+        return f"{self.step:,}" + ("" if self.is_finished else f" of {self.config.steps:,}, not finished")
 
 
 def read(run: Path, name: str) -> Run:

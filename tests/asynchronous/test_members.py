@@ -1,4 +1,4 @@
-"""What the workers of a process that comes back start from, with a board and files of the test's own."""
+"""A process of a posted run: what its workers start from, and whom it evaluates, with boards of the test's own."""
 
 import jax
 import numpy as np
@@ -9,7 +9,9 @@ from lsgd_jax.distributed import place
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import posted, saved_worker, setup
+from lsgd_jax.train.posted_evaluation import Evaluations
 from lsgd_jax.train.saved_worker import SavedWorker, checksum
 from lsgd_jax.train.step import TrainState
 
@@ -96,3 +98,34 @@ def test_what_can_not_be_read_is_set_aside(member, monkeypatch):
     assert (start.step, origin) == (0, None)
     assert path.with_name("unreadable-state.npz").read_bytes() == b"no state"
     assert told[0].endswith("can't be read (File is not a zip file): worker 0 starts from the leader, or anew")
+
+
+def test_who_can_not_be_fetched_is_left_out_of_the_evaluation(member):
+    """Worker 1 is another process's; its parameters are 0, so that it and the mean differ from worker 0."""
+    [own, _], board = member.workers, Others(1)
+    board.write(0, own.step, None)
+    board.write(1, 7, Post(1, 7, 0.25, True, Model(*changed(own.model, 0.0))))
+    evaluations = Evaluations(
+        CONFIG,
+        setup.make_model(CONFIG),
+        setup.make_feed(CONFIG, rows=[0]),
+        board,
+        [own],
+        member.recorder,
+        shared=None,
+        center=None,
+        bytes_sent=lambda: 12.0,
+    )
+    for board.gone in (True, False):
+        measured = evaluations.at_end().result()
+        entry = read_metrics(member.folder.path, "evaluation")[-1]
+        assert entry["center_error"] == measured
+        assert (entry["worker_steps"], entry["count"], entry["bytes_sent"]) == ([[0, 7]], 7, 12.0)
+        assert entry["train_losses"] == [[None, 0.25]]
+        [[of_own, of_other]] = entry["worker_errors"]
+        if board.gone:
+            assert (of_own, of_other) == (measured, None)
+            alone = entry["center_loss"]
+        else:
+            assert of_other > 0.8
+            assert entry["center_loss"] != alone

@@ -1,0 +1,100 @@
+"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspellings."""
+
+import difflib
+import importlib.metadata
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+
+COMMANDS = {
+    "train": "Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.",
+    "compare": "Compare methods on a preset over several seeds; writes a table and a figure.",
+    "figure": "Draw a figure of the paper, and write its curves (CSV) and numbers (JSON).",
+    "data": "Prepare a data set once, from archives in downloads/manual in the data folder or by downloading them.",
+    "report": "Write an HTML report on one or more runs, viewable offline: lsgd report runs/a runs/b.",
+    "simulate": "Simulate methods in virtual time, with heterogeneous workers and network costs.",
+    "chaos": "Train a preset with --asynchronous posted, inject faults into its processes, and sum up what they did.",
+    "replay": "Train a run of --asynchronous posted again from its events, and compare all parameters to the bit.",
+    "info": "Print versions and devices, or the communication cost or the memory of a preset.",
+    "launch": "Train in several processes on this machine, as if on several hosts: lsgd launch --processes 2 -- train "
+    "mnist1d.",
+    "join": "Add a process to a posted run, from any machine that sees its folder: lsgd join runs/a.",
+    "compile": "Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU "
+    "needed.",
+}
+"""Every command with its summary, which is the first line of its docstring, too."""
+
+
+def names_a_command(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a command."""
+    return arguments[:1] in [[name] for name in COMMANDS]
+
+
+def answer(arguments: Sequence[str]) -> int | None:
+    """Answer a command line that names no command; returns the exit code, or None if it is only printed to.
+
+    Args:
+      arguments: of the command line.
+    """
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(_overview(min(shutil.get_terminal_size().columns, 120)))
+        case ["--version", *_]:
+            print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
+        case [word, *_]:
+            print(f"lsgd: {misspelt('command', word, COMMANDS)}", file=sys.stderr)
+            return 2
+    return None
+
+
+def misspelt(kind: str, word: str, known: Collection[str], otherwise: str = "") -> str:
+    """A sentence that says that there is no such word, and which is nearest.
+
+    Args:
+      kind: of the word, such as "command".
+      word: as given.
+      known: the words that there are.
+      otherwise: what to say if none is near; by default, all that there are.
+    """
+    close = nearest(word, known)
+    otherwise = otherwise or f"there are {', '.join(known)}"
+    return f"there is no {kind} {word!r}; " + (f"did you mean {close}?" if close else f"{otherwise}.")
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The known word that has a word as its initials, or else looks most like it; None if none does.
+
+    Example:
+      >>> nearest("trian", COMMANDS), nearest("--lr", ["--learning-rate", "--wire"]), nearest("--model", ["--delay"])
+      ('train', '--learning-rate', None)
+    """
+    by_stem = {each.lstrip("-"): each for each in known}
+    stem = word.lstrip("-")
+    initials = ("".join(part[:1] for part in re.split("[-_]", each)) for each in by_stem)
+    alike = [each for each, parts in zip(by_stem, initials, strict=True) if len(parts) > 1 and parts == stem]
+    alike = alike or difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.7)
+    return by_stem[alike[0]] if alike else None
+
+
+def _overview(columns: int) -> str:
+    """Usage, commands and first steps, for a terminal of so many columns."""
+    start = max(map(len, COMMANDS)) + 4
+    commands = []
+    for name, text in COMMANDS.items():
+        first = f"  {name}".ljust(start)
+        commands.append(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=" " * start))
+    return "\n".join(
+        [
+            "usage: lsgd [-h] [--version] COMMAND ...",
+            "",
+            "Leader SGD in JAX.",
+            "",
+            *commands,
+            "",
+            "lsgd train mnist1d trains on data that comes with the package;",
+            "lsgd COMMAND --help shows the options of a command,",
+            "and lsgd train PRESET --help those of training.",
+        ]
+    )

@@ -1,0 +1,70 @@
+"""The help of the commands: whole, short, and as wide as the terminal."""
+
+import dataclasses
+import re
+
+import pytest
+
+from lsgd_jax import cli
+from lsgd_jax.cli import help
+from lsgd_jax.config import Config
+from lsgd_jax.methods import METHODS
+from lsgd_jax.presets import PRESETS
+
+
+def helped(capsys, monkeypatch, *arguments, columns=120):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def flags(fields):
+    return {"--" + name.replace("_", "-") for name in fields}
+
+
+@pytest.mark.parametrize("preset", ["mnist1d", "diabetes", "tragedies", "resnet50-imagenet-4"])
+def test_the_help_of_a_preset_names_every_option_once(preset, capsys, monkeypatch):
+    text = helped(capsys, monkeypatch, "train", preset)
+    fields = {field.name for field in dataclasses.fields(Config)} - {"task", "tune_learning_rates", "tune_periods"}
+    named = re.findall(r"--[a-z0-9-]+(?=[ ,.\n])", text)
+    assert flags(fields | PRESETS[preset].task.fields.keys()) <= set(named)
+    shown = re.findall(r"^  (--[a-z0-9-]+)", text, re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    assert "tune" not in text
+
+
+def test_the_groups_have_all_fields_but_those_of_methods():
+    grouped = [name for names in help.GROUPS.values() for name in names]
+    assert len(grouped) == len(set(grouped))
+    of_methods = {name for row in METHODS.values() for name in row.options}
+    assert {field.name for field in dataclasses.fields(Config)} - {"task"} <= set(grouped) | of_methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_option_takes_more_than_two_lines(method, capsys, monkeypatch):
+    text = helped(capsys, monkeypatch, "train", "mnist1d", "--method", method)
+    assert len(text.splitlines()) <= 90
+    for option in re.findall(r"^  --.*\n(?:   .*\n)*", text, re.MULTILINE):
+        alone = re.fullmatch(r"  --\S+ \S+\n((?:.*\n)+)", option)  # Where flag and value have a line of their own.
+        assert len((alone[1] if alone and alone[1].strip() else option).splitlines()) <= 2, option
+
+
+def test_the_help_shows_the_values_that_a_run_has(capsys, monkeypatch):
+    text = helped(capsys, monkeypatch, "train", "tragedies", "--method", "diloco")
+    for line in ("--outer-momentum 0.9 ", "--clip-norm 1.0 ", "--method diloco ", "--adam-b2 0.98 ", "--context 64 "):
+        assert line in text
+    assert "--pull " not in text
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "compare", "simulate", "compile", "figure", "data", "report", "launch", "join", "info"]
+)
+def test_the_help_of_a_command_fits_the_terminal(command, capsys, monkeypatch):
+    for columns in (80, 120):
+        text = helped(capsys, monkeypatch, command, columns=columns)
+        assert text.startswith(f"usage: lsgd {command} ")
+        assert max(map(len, text.splitlines())) <= columns
+    if command in ("train", "compare", "simulate", "compile"):
+        assert all(f"\n  {name} " in text for name in PRESETS)
+        within = helped(capsys, monkeypatch, command, "digits", columns=80)
+        assert max(map(len, within.splitlines())) <= 80
