@@ -45,6 +45,13 @@ def check_positive(**numbers: Any) -> None:
             raise ValueError(f"{name} must be positive, got {number}.")
 
 
+def check_not_negative(**numbers: Any) -> None:
+    """Raise ValueError unless all are at least 0, infinite or not; what is not known yet passes."""
+    for name, number in numbers.items():
+        if not _is_unknown(number) and not np.all(np.asarray(number) >= 0):
+            raise ValueError(f"{name} must be at least 0, got {number}.")
+
+
 def check_strengths(**strengths: Any) -> None:
     """Raise ValueError unless all strengths are in [0, 1]; schedules and traced values are not checked."""
     for name, strength in strengths.items():

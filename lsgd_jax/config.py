@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import optax
 import tyro
@@ -16,6 +16,7 @@ from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
 from lsgd_jax.methods.options import option_types, with_options_of
 from lsgd_jax.optimizers import OptimizerOptions
+from lsgd_jax.option_rules import no_effect
 from lsgd_jax.task import Task, check_fields, of_earlier_version
 
 
@@ -65,6 +66,23 @@ class Config(OptimizerOptions):
     """Distributed training method. Options that it does not have are refused."""
     period: int = 4
     """Local steps between exchanges; with LSGD those in a group."""
+    elect_by: Literal["training_losses", "common_batch", "held_out_batch"] = "training_losses"
+    """What elections compare: each worker's recent training losses, or at each exchange one batch that all see. That
+    costs one more forward pass: of training examples sampled anew each time, or of examples held out."""
+    election_examples: int = 256
+    """Examples of the batch that all see."""
+    evaluated_model: Literal["mean", "leader", "center", "tail_mean"] | None = None
+    """Model that is evaluated; by default the method's own. Others: the mean of the workers, the worker with the lowest
+    score (methods with scores), the center (methods that have one; of quorum the average of the last quorum), or the
+    mean of the method's own over the last exchanges."""
+    tail_share: float = 0.1
+    """Last part of the steps whose exchanges the tail mean is over."""
+    corrupt_workers: int = 0
+    """For experiments: number of workers, the last ones, that are unsound."""
+    corruption: Literal["labels", "gradient-noise", "stale", "skewed-shard"] = "labels"
+    """What is wrong with them. labels: targets are random. gradient-noise: noise 5 times as large is added to
+    gradients. stale: a gradient is computed in one step of 16 and taken in all of them. skewed-shard: of the examples,
+    sorted by label, each sees one fifth."""
     asynchronous: Literal["joined", "posted"] | None = None
     """Asynchronous training: all meet at an exchange, each when it has finished its step (joined), or nobody waits
     (posted). With posted, each worker is pulled towards the best that the others have posted or, with methods that keep
@@ -100,7 +118,7 @@ class Config(OptimizerOptions):
             check_type(name, getattr(self, name), hint)
         self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
         for name in [*self.task.idle, *_field_types()]:
-            if (name in self.task.fields or _differs(name, self)) and (reason := _no_effect(name, self)):
+            if (name in self.task.fields or _differs(name, self)) and (reason := no_effect(name, self)):
                 raise ValueError(f"{name} has no effect {reason}.")
         counts = ["steps", "batch_size", "groups", "workers", "period", "eval_every", "keep_checkpoints"]
         for name in [*counts, "chips_per_worker", "statistics_batches"]:
@@ -125,6 +143,14 @@ class Config(OptimizerOptions):
             f"a divisor of the {examples} examples of a worker",
         )
         self._check("min_step_seconds", 0 <= self.min_step_seconds < float("inf"), "at least 0")
+        self._check("election_examples", self.election_examples >= 1, "at least 1")
+        self._check("tail_share", 0 < self.tail_share <= 1, "in (0, 1]")
+        self._check("corrupt_workers", 0 <= self.corrupt_workers <= workers, f"in [0, {workers}], among all workers")
+        if self.corrupt_workers and self.corruption == "labels":
+            has_targets = type(self.task).with_random_targets is not Task.with_random_targets
+            self._check(
+                "corruption", has_targets, f"another for {type(self.task).__name__}, which has no random targets"
+            )
         self._check("slowdowns", all(0 < factor < float("inf") for factor in self.slowdowns), "positive")
         self._check("slowdowns", len(self.slowdowns) <= workers, f"at most {workers}, one per worker")
         rates, periods = self.tune_learning_rates, self.tune_periods
@@ -142,6 +168,9 @@ class Config(OptimizerOptions):
         self._check("asynchronous", self.asynchronous in ways, f"{texts} for {self.method}")
         equal = method.exchanges != "step" or self.learning_rates == "equal"
         self._check("learning_rates", equal, f"equal for {self.method}, whose workers are to stay together")
+        models = [method.reports, *["leader"] * method.elects, *["mean", "tail_mean"] * (method.exchanges != "never")]
+        fits = self.evaluated_model in (None, *models)
+        self._check("evaluated_model", fits, f"{' or '.join(dict.fromkeys(models))} for {self.method}")
         if self.batch_statistics == "leader":
             self._check("batch_statistics", method.elects, "own, mean or reestimate for methods without leaders")
             self._check("batch_statistics", self.asynchronous != "posted", "own, mean or reestimate with posted")
@@ -181,7 +210,7 @@ class Config(OptimizerOptions):
 
     def has_effect(self, name: str) -> bool:
         """Whether a run depends on an option, given the others."""
-        return name in self.flat and _no_effect(name, self) is None
+        return name in self.flat and no_effect(name, self) is None
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed; options that the changes leave without effect return to their defaults.
@@ -226,7 +255,7 @@ class Config(OptimizerOptions):
         for label, method in methods.items():
             of_method = types.SimpleNamespace(**_values(self) | options | {"task": task, "method": method})
             for name, found in reasons.items():
-                found.append(_no_effect(name, of_method))
+                found.append(no_effect(name, of_method))
             own = {name: value for name, value in options.items() if reasons[name][-1] is None}
             try:
                 configs[label] = self.replace(**own | {"task": task, "method": method})
@@ -300,66 +329,8 @@ class Config(OptimizerOptions):
         return Config.from_json(files.read_text(Path(run) / "config.json"))
 
 
-class _Rule(NamedTuple):
-    """When options have an effect, whatever the method."""
-
-    options: tuple[str, ...]
-    have_effect: Callable[[Any], bool]
-    """From a configuration, which need not have been checked yet."""
-    otherwise: str
-    """When they have none, as the end of a sentence."""
-
-
-_STATISTICS = ("batch_statistics", "statistics_batches")
-_RULES = (
-    _Rule(("momentum",), lambda c: c.local_optimizer != "adamw", "with the local_optimizer adamw"),
-    _Rule(
-        ("adam_b1", "adam_b2"),
-        lambda c: c.local_optimizer in ("adamw", "muon"),
-        "unless the local_optimizer is adamw or muon",
-    ),
-    _Rule(
-        ("learning_rate_decay",),
-        lambda c: c.learning_rate_schedule == "constant",
-        "unless the learning_rate_schedule is constant",
-    ),
-    _Rule(_STATISTICS, lambda c: c.task.has_batch_norm, "with a model without batch normalization"),
-    _Rule(_STATISTICS[1:], lambda c: c.batch_statistics == "reestimate", "unless batch_statistics is reestimate"),
-    _Rule(("data_processes",), lambda c: c.task.is_streamed, "unless examples are streamed, as ImageNet's are"),
-    _Rule(("learning_rate_drops_in",), lambda c: bool(c.learning_rate_drops), "without learning_rate_drops"),
-    _Rule(("checkpoint_every",), lambda c: c.asynchronous != "joined", "with joined, which keeps no checkpoints"),
-    _Rule(("keep_checkpoints",), lambda c: c.asynchronous is None, "in asynchronous training"),
-    _Rule(("keep_checkpoints",), lambda c: c.checkpoint_every != 0, "if checkpoint_every is 0"),
-    _Rule(
-        ("staleness",),
-        lambda c: c.asynchronous == "posted" and METHODS[c.method].elects,
-        "unless workers elect leaders among what is posted",
-    ),
-    _Rule(("election",), lambda c: (c.fragments or 1) > 1, "unless there are several fragments"),
-    _Rule(("min_step_seconds",), lambda c: c.asynchronous is not None, "unless training is asynchronous"),
-    _Rule(("slowdowns",), lambda c: c.min_step_seconds != 0, "without min_step_seconds"),
-    _Rule(("tune_periods",), lambda c: bool(c.tune_learning_rates), "without tune_learning_rates"),
-)
-"""When options that are not a method's have no effect; of a method's options, its row tells."""
 _RENAMED = {"least_step_seconds": "min_step_seconds"}
 """Names of fields in the files of earlier versions."""
-
-
-def _no_effect(name: str, config: Any) -> str | None:
-    """Why an option has no effect in a run, as the end of a sentence; None if it has one."""
-    if name in config.task.fields:
-        return config.task.no_effect(name)
-    if config.method not in METHODS:
-        return None
-    method, way = METHODS[config.method], config.asynchronous
-    if name not in method.options:
-        if having := [other for other, row in METHODS.items() if name in row.options]:
-            return f"with {config.method}: it is an option of {', '.join(having)}"
-    elif name in method.in_groups and config.groups == 1:
-        return "with one group"
-    elif way in method.asynchronous and name not in (with_effect := ["period", *method.asynchronous[way]]):
-        return f"with {way}, where the options of {config.method} are {', '.join(with_effect)}"
-    return next((rule.otherwise for rule in _RULES if name in rule.options and not rule.have_effect(config)), None)
 
 
 def _values(config: Config) -> dict[str, Any]:
@@ -382,7 +353,7 @@ def _fitted(values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingP
     for name in values.keys() & _field_types().keys():
         check_type(name, values[name], _field_types()[name])
     config = types.SimpleNamespace(**dict.fromkeys(_field_types()) | _defaults() | dict(values))
-    kept = (name for name in values if name in given or not (_differs(name, config) and _no_effect(name, config)))
+    kept = (name for name in values if name in given or not (_differs(name, config) and no_effect(name, config)))
     return Config(**{name: values[name] for name in kept})
 
 

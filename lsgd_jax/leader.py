@@ -24,58 +24,18 @@ tau_G steps then towards the global one: an optimizer and two links, each over i
 `lsgd_jax.leader_sgd` builds that chain. What the paper does not have is in `lsgd_jax.variants`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
-from lsgd_jax.checks import check_window
-from lsgd_jax.exchange import NOBODY, AxisName, Sending, elect, exact, init_losses, record_loss, worker_index
+from lsgd_jax.exchange import NOBODY, AxisName, Sending, elect, exact, worker_index
 from lsgd_jax.exchange.election import all_finite
 from lsgd_jax.exchange.trees import distance, scalar_like
 from lsgd_jax.link import AT_ONCE, Attractor, Exchange, LinkState, Pull, PullAt, Target, parts
-from lsgd_jax.streaming import WHOLE, Streamed, Streaming, streamed
-
-
-class LeaderState(NamedTuple):
-    """What a worker knows of its leader."""
-
-    position: Int[Array, ""]
-    """The last leader's position among the workers who elected it; `NOBODY` before the first exchange, or if the last
-    exchange found no worker that could lead."""
-    leads: Bool[Array, ""]
-    """Whether that is this worker."""
-    distance: Float[Array, ""]
-    """||x - leader|| at the last exchange, before the pull; 0 if nobody led. With a delay, of the pull that came then,
-    which is that of the exchange before."""
-    sent: Any
-    """What the way to send keeps."""
-
-
-class LeaderPullState(NamedTuple):
-    """The state of `leader_pull`: one worker's, without a worker axis."""
-
-    losses: Float[Array, " window"]
-    """The recent losses, the newest at the end; zeros in front as long as there have been fewer."""
-    seen: Int[Array, ""]
-    """How many losses there have been: updates so far or, after a revival, since then."""
-    score: Float[Array, ""]
-    """The mean of the losses seen, which elections compare; infinite before the first."""
-    link: LinkState | Streamed
-    """The counts of updates and exchanges, and what is known of the leader."""
-
-    @property
-    def leader(self) -> LeaderState:
-        """What the worker knows of its leader: if streamed, of the first fragment's, with the distance over all."""
-        first, *more = parts(LeaderState, self.link)
-        squares = (each.distance**2 for each in (first, *more))
-        return first._replace(distance=jnp.sqrt(sum(squares))) if more else first
-
-    @property
-    def exchanges(self) -> Int[Array, ""]:
-        """Exchanges so far."""
-        return self.link.exchanges
+from lsgd_jax.scores import CommonLoss, LeaderState, scored
+from lsgd_jax.streaming import WHOLE, Streaming, streamed
 
 
 def leader_pull(
@@ -144,28 +104,10 @@ def leader_pull(
       >>> print(x, state.leader.position)
       [ 1.25  0.5  -0.25  0.75] [1 1 1 1]
     """
-    check_window(window)
     leader = leader_of(axis_name, sending, model_axis_name)
     # "if tau divides t", and then "x <- x - lambda (x - x~)".
     moving = streamed(leader, pull, streaming, axis_name=axis_name, period=period, pull_at=pull_at, exchange=exchange)
-
-    def init(params: optax.Params) -> LeaderPullState:
-        losses, score = init_losses(window, params)
-        return LeaderPullState(losses, scalar_like(params, 0, jnp.int32), score, moving.init(params))
-
-    def update(
-        updates: optax.Updates,
-        state: LeaderPullState,
-        params: optax.Params | None = None,
-        *,
-        value: Float[Array, ""] | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, LeaderPullState]:
-        losses, score = record_loss(state.losses, value, state.seen)
-        updates, moved = moving.update(updates, state.link, params, score=score, **extra_args)
-        return updates, LeaderPullState(losses, optax.safe_increment(state.seen), score, moved)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return scored(moving, window)
 
 
 def leader_of(axis_name: AxisName, sending: Sending, model_axis_name: AxisName | None = None) -> Attractor:
@@ -182,8 +124,10 @@ def leader_of(axis_name: AxisName, sending: Sending, model_axis_name: AxisName |
         score: Array,
         able: Array | bool = True,
         before: LinkState | None = None,
+        common_loss: CommonLoss | None = None,
         **signals: Any,
     ) -> LeaderState:
+        score = score if common_loss is None else common_loss(x)
         # "x~ = argmin E f(x)", among those who are able to lead; of a streamed leader the rest, if it still is.
         led = True if before is None else parts(LeaderState, before)[0].leads
         position = elect(score, axis_name, eligible=all_finite(x, model_axis_name) & able & led)

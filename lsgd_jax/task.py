@@ -117,6 +117,10 @@ class Task:
         del key
         return self.measures(network, batch)["loss"].mean()
 
+    def with_random_targets(self, batch: Any, key: PRNGKeyArray) -> Any:
+        """Return a batch with random targets in place of its own, for experiments with unsound workers; jittable."""
+        raise NotImplementedError
+
     def blank(self) -> Data:
         """Return data of the same shapes with any values, for compiling without the data. By default, the data."""
         return self.data()

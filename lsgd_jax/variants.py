@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool
 from lsgd_jax.checks import check_static
 from lsgd_jax.exchange import AxisName, all_finite
 from lsgd_jax.exchange.trees import distance, like, merged, norm, promoted, scalar_like, select, towards
-from lsgd_jax.leader import LeaderPullState, LeaderState
 from lsgd_jax.link import AT_ONCE, Attractor, Exchange, Moment, Target, chained, parts, pulled
+from lsgd_jax.scores import LeaderPullState, LeaderState
 
 Revive: TypeAlias = Literal["never", "from_leader"]
 """What becomes of a worker whose score or parameters are not finite."""

@@ -21,7 +21,8 @@ if "XLA_FLAGS" not in os.environ:
     if version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Nor do they run long enough for most optimizations to pay, here or in the processes that they start.
+# Nor do they run long enough for most optimizations to pay, here or in the processes that they start. Those are LLVM's,
+# which may round otherwise: tests of the core that compare bits are marked `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -55,17 +56,30 @@ def prepared(tmp_path_factory):
     return data_dir, truth
 
 
-CORE = ("test_leader.py", "exchange/", "methods/")
-"""Tests of what comes out to the bit: of programs as users have them compiled."""
-
-
 @pytest.fixture(autouse=True)
-def _core_is_optimized(request):
+def _marked_tests_are_optimized(request):
     before = jax.config.read("jax_disable_most_optimizations")
-    core = request.path.relative_to(request.config.rootpath / "tests").as_posix().startswith(CORE)
-    jax.config.update("jax_disable_most_optimizations", before and not core)
+    optimized = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", before and not optimized)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def lsgd(tmp_path, monkeypatch, capsys):
+    """Run a command in this process, in a folder of its own; returns its exit code, and what it has printed."""
+    from lsgd_jax import cli, distributed
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("initialize", "simulate_devices"):
+        monkeypatch.setattr(distributed, name, lambda *_, **__: None)
+
+    def run(*arguments):
+        code = cli.main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session", params=[None, "posted"])

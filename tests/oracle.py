@@ -174,6 +174,8 @@ def peer(
     prox: float = 0.0,
     outer_learning_rate: float = 0.0,
     outer_momentum: float = 0.0,
+    kappa: float = 0.0,
+    trim: float = 0.5,
     window: int = 1,
     delay: int = 0,
     wire: str | None = None,
@@ -183,9 +185,10 @@ def peer(
 ) -> tuple[list[list[Layers]], Layers]:
     """The methods LSGD is compared with, each from its paper's equations; local SGD with Nesterov momentum.
 
-    With a `delay` of 1 local SGD's workers move by how far each was from the mean at the end of the last exchange. With
-    a `wire` what is summed is each one's rounded difference to the last mean. Fragments are the layers that are sent
-    together, one after the other in equal parts of the period; what comes of them is applied `overlap` steps later.
+    With a `delay` of 1 workers move by how far each was from the mean at the end of the last exchange. With a `wire`
+    what is summed is each one's rounded difference to the last mean. Fragments are the layers that are sent together,
+    one after the other in equal parts of the period; what comes of them is applied `overlap` steps later. The quorum of
+    the first one sends the others of a period, whoever of it still can.
 
     Returns every worker's layers after each step, and the model that the method reports at the end.
     """
@@ -196,19 +199,51 @@ def peer(
 
     x = [[layer.astype(np.float64) for layer in worker] for worker in start]
     velocity = [[np.zeros_like(layer) for layer in worker] for worker in x]
-    center = average(x)
+    center, last_mean = average(x), average(x)
     last_center = [list(worker) for worker in x]
     waiting = [list(worker) for worker in x]
     outer_velocity = [np.zeros_like(layer) for layer in center]
     losses: list[list[float]] = [[] for _ in workers]
-    flying: dict[int, np.ndarray] = {}  # by layer: the point that will come, and that which has
-    received: dict[int, np.ndarray] = {}
+    flying: dict[int, np.ndarray | None] = {}  # by layer: the point that will come, and that which has
+    received: dict[int, np.ndarray | None] = {}
     exchanged = [] if method in ("data_parallel", "independent") else fragments or [list(layers)]
-    strength = pull if method in ("easgd", "mgrawa", "lgrawa") else mixing
+    strength = mixing if method in ("local_sgd", "diloco", "downpour") else pull
+    quorums: dict[int, list[int]] = {number: [] for number in range(len(exchanged))}  # by fragment
     trajectory = []
+
+    def choose(number: int) -> None:
+        """Whose layers of this fragment are averaged."""
+        scores = {i: sum(losses[i][-window:]) / len(losses[i][-window:]) for i in workers}
+        finite = [i for i in workers if all(np.isfinite(x[i][k]).all() for k in exchanged[number])]
+        able = [i for i in finite if math.isfinite(scores[i]) and (number == 0 or i in quorums[number - 1])]
+        if number == 0 and able:
+            in_order = sorted(scores[i] for i in able)
+            least, middle = in_order[0], in_order[len(in_order) // 2]
+            able = [i for i in able if kappa == math.inf or scores[i] - least <= kappa * (middle - least)]
+        quorums[number] = able
+
+    def meet_quorum(k: int, who: list[int]) -> np.ndarray | None:
+        """Where the layers k of all workers are pulled, if there is a quorum; the center moves."""
+        if not who:
+            return None
+        place = waiting if delay else x
+        if wire:
+            rounded = sum(sent(place[i][k] - last_mean[k], last_mean[k], wire) for i in who)
+            last_mean[k] = last_mean[k] + sent(rounded, last_mean[k], wire) / len(who)
+        else:
+            last_mean[k] = sum(place[i][k] for i in who) / len(who)
+        if (outer_learning_rate, outer_momentum) == (1, 0):
+            return last_mean[k]
+        outer_velocity[k] = outer_momentum * outer_velocity[k] + last_mean[k] - center[k]
+        center[k] = center[k] + outer_learning_rate * (last_mean[k] - center[k] + outer_momentum * outer_velocity[k])
+        return center[k]
 
     def meet(k: int, g: list[Layers]) -> np.ndarray:
         """Where the layers k of all workers are pulled; the center moves."""
+        if method in ("coordinate_median", "trimmed_mean"):
+            finite = [x[i][k] for i in workers if all(np.isfinite(layer).all() for layer in x[i])]
+            cut = min(int(trim * len(x)), (len(finite) - 1) // 2)
+            return np.mean(np.sort(finite, axis=0)[cut : len(finite) - cut], axis=0)
         mean = sum(x[i][k] for i in workers) / len(x)
         if method == "easgd":
             point, center[k] = center[k], center[k] + center_pull * (mean - center[k])
@@ -250,19 +285,28 @@ def peer(
 
         for number, part in enumerate(exchanged):
             falls = (number + 1) * period // len(exchanged) % period
-            if (t + 1) % period == falls:
-                flying.update({k: meet(k, g) for k in part})
+            due = (t + 1) % period == falls
+            if due and method == "quorum" and not delay:
+                choose(number)
+            if due:
+                flying.update({k: meet_quorum(k, quorums[number]) if method == "quorum" else meet(k, g) for k in part})
             for k in part:
                 if (t + 1 - overlap) % period == falls and k in flying:
                     received[k] = flying.pop(k)
                     for i in workers:
                         place = waiting[i][k] if delay else x[i][k]
-                        x[i][k] = waiting[i][k] = x[i][k] - strength * (place - received[k])
+                        if received[k] is not None:
+                            x[i][k] = x[i][k] - strength * (place - received[k])
+                        waiting[i][k] = x[i][k]
+            if due and method == "quorum" and delay:
+                choose(number)
 
         trajectory.append([[layer.copy() for layer in worker] for worker in x])
 
     if method in ("easgd", "downpour", "diloco"):
         return trajectory, center
+    if method == "quorum":
+        return trajectory, last_mean
     if method == "independent":
         scores = [sum(losses[i][-window:]) / len(losses[i][-window:]) for i in workers]
         return trajectory, x[scores.index(min(scores))]

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -10,10 +11,13 @@ import pytest
 from lsgd_jax import cli, distributed
 from lsgd_jax.cli import commands, costs, faults, launch, overview, preparation
 from lsgd_jax.errors import UsageError
+from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tracking.output import Output
+from lsgd_jax.tracking.run_folder import read_metrics
 
 
-def lsgd(*arguments, cwd, **environment):
+def started(*arguments, cwd, **environment):
     return subprocess.run(
         [sys.executable, "-m", "lsgd_jax", *arguments],
         capture_output=True,
@@ -73,7 +77,7 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
     [(["trian"], "did you mean train?"), (["train", "mnist1d", "--period", "0"], "period must be at least 1")],
 )
 def test_a_process_exits_with_2_and_no_traceback(arguments, message, tmp_path):
-    done = lsgd(*arguments, cwd=tmp_path)
+    done = started(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -93,8 +97,7 @@ def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
-    functions |= {"launch": launch.launch, "join": launch.join}
-    functions |= {"chaos": faults.chaos, "replay": faults.replay}
+    functions |= {"launch": launch.launch, "join": launch.join, "chaos": faults.chaos, "replay": faults.replay}
     for name, summary in overview.COMMANDS.items():
         function = functions.get(name) or getattr(commands, name)
         assert " ".join(function.__doc__.split("\n\n")[0].split()) == summary
@@ -102,7 +105,7 @@ def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
 
 
 def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
-    done = lsgd("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="abc")
+    done = started("train", "digits", cwd=tmp_path, JAX_NUM_CPU_DEVICES="abc")
     assert done.returncode == 2
     assert done.stderr == (
         'lsgd: JAX can\'t read a variable of the environment (Invalid value "abc" for JAX flag jax_num_cpu_devices):'
@@ -115,7 +118,8 @@ def test_a_variable_that_jax_can_not_read_is_one_sentence(tmp_path):
     [
         (
             ["train", "mnist1d", "--method", "local_sgd", "--pull", "0.3"],
-            "pull has no effect with local_sgd: it is an option of lsgd, easgd, mgrawa, lgrawa.",
+            "pull has no effect with local_sgd: it is an option of lsgd, easgd, quorum, mgrawa, lgrawa,"
+            " coordinate_median, trimmed_mean.",
         ),
         (["train", "mnist1d", "--groups", "1", "--global-period", "6"], "global_period has no effect with one group."),
         (["train", "digits", "--local-optimizer", "adamw", "--momentum", "0.5"], "momentum has no effect with the"),
@@ -199,30 +203,30 @@ def test_more_workers_than_a_host_simulates_devices_for_are_refused(monkeypatch)
 
 
 def test_fewer_devices_than_workers(tmp_path):
-    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    train = ["train", "digits", "--width", "0.1", "--steps", "8", "--run-dir", "run"]
+    done = started(*train, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(lsgd, tmp_path):
     (tmp_path / "file").touch()
     for command in (["figure", "trajectories"], ["compare", "digits"]):
-        done = lsgd(*command, "--out", "file", cwd=tmp_path)
-        assert done.returncode == 2
-        assert "can't be written" in done.stderr
-        assert "Traceback" not in done.stderr
+        code, _, errors = lsgd(*command, "--out", "file")
+        assert code == 2
+        assert "can't be written" in errors
 
 
-def test_a_run_that_ends_before_anybody_led_is_drawn(tmp_path):
-    done = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", "--tensorboard", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_run_that_ends_before_anybody_led_is_drawn(lsgd, tmp_path):
+    code, _, errors = lsgd("train", "digits", "--steps", "8", "--run-dir", "run", "--tensorboard")
+    assert code == 0, errors
     assert (tmp_path / "run" / "curves.png").exists()
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
-def test_train_and_a_second_time_into_the_same_folder(tmp_path):
-    done = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
+def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
+    done = started("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("test error of the center after 20 steps: ")
+    assert done.stdout.startswith("test error of the evaluated model after 20 steps: ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         ".lock",
         "checkpoints",
@@ -231,36 +235,49 @@ def test_train_and_a_second_time_into_the_same_folder(tmp_path):
         "environment.json",
         "metrics.jsonl",
     ]
-    again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
-    assert again.returncode == 2
-    assert again.stderr == "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n"
+    again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run")
+    assert again == (2, "", "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n")
 
 
-def test_figure(tmp_path):
-    done = lsgd("figure", "trajectories", "--out", "drawn", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "see drawn/trajectories.png" in done.stdout
+def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatch):
+    monkeypatch.setattr(Output, "isatty", lambda _: True, raising=False)
+    code, printed, errors = lsgd("train", "digits", "--width", "0.1", "--steps", "32", "--run-dir", "run")
+    assert code == 0
+    told = "mlp-digits with lsgd: 2 x 4 workers, 32 steps of each; the run is in run\n"
+    assert errors.startswith(told)
+    assert re.search(r"step 32/32  loss .*test error .*steps/s", errors)
+    evaluated = read_metrics("run", "evaluation")[-1]
+    sent = f"{evaluated['bytes_sent'] / 1e6:,.2f} MB sent per worker"
+    pattern = (
+        rf"test error of the evaluated model after 32 steps: .*%; {sent}, leader changes: [01] in 2 exchanges; see "
+    )
+    assert re.match(pattern, printed)
 
 
-def test_info_tells_versions_and_devices_and_what_is_sent(tmp_path):
-    done = lsgd("info", cwd=tmp_path)
-    assert "devices" in done.stdout
-    assert "jax " in done.stdout
-    done = lsgd("info", "--bytes", "digits", cwd=tmp_path)
-    _, first, *others = done.stdout.splitlines()
+def test_figure(lsgd):
+    code, printed, errors = lsgd("figure", "trajectories", "--out", "drawn")
+    assert code == 0, errors
+    assert "see drawn/trajectories.png" in printed
+
+
+def test_info_tells_versions_and_devices_and_what_is_sent(lsgd):
+    _, printed, _ = lsgd("info")
+    assert "devices" in printed
+    assert "jax " in printed
+    _, printed, _ = lsgd("info", "--bytes", "digits")
+    _, first, *others = printed.splitlines()
     # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
     assert first.split() == ["lsgd", "53,832", "every", "4,", "62,804", "every", "16", "17,383"]
-    assert len(others) == 8
-    done = lsgd("info", "--bytes", "resnet20-cifar10-4", cwd=tmp_path)  # Whose data are not there.
-    assert done.stdout.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], done.stderr
+    assert len(others) == len(METHODS) - 1
+    _, printed, errors = lsgd("info", "--bytes", "resnet20-cifar10-4")  # Whose data are not there.
+    assert printed.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], errors
 
 
-def test_info_tells_what_devices_hold(tmp_path):
-    done = lsgd("info", "--memory", "digits", cwd=tmp_path)
-    assert done.stdout.splitlines()[1].split() == ["lsgd", "35,880", "0", "35,880", "130", "71,890"], done.stderr
-    done = lsgd("info", "--chips-per-worker", "2", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "lsgd: chips_per_worker has no effect without --memory.\n"
+def test_info_tells_what_devices_hold(lsgd):
+    _, printed, errors = lsgd("info", "--memory", "digits")
+    assert printed.splitlines()[1].split() == ["lsgd", "35,880", "0", "35,880", "130", "71,890"], errors
+    code, _, errors = lsgd("info", "--chips-per-worker", "2")
+    assert (code, errors) == (2, "lsgd: chips_per_worker has no effect without --memory.\n")
 
 
 def test_a_connection_that_broke_is_one_sentence(monkeypatch, capsys):

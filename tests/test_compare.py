@@ -22,6 +22,9 @@ from tests.reliability import faults
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
 
 
+METHODS_COMPARED = ("lsgd", "data_parallel", "independent")
+
+
 def run(out, methods=("lsgd", "independent"), seeds=(0, 1), *, config=FAST, tune=False):
     return compare.compare(config, list(methods), list(seeds), out, tune=tune, target=0.5)
 
@@ -39,13 +42,20 @@ def counted(monkeypatch):
     return trained
 
 
-def test_the_second_time_nothing_is_trained(tmp_path, counted):
-    first = run(tmp_path)
-    assert len(counted) == 4
-    assert run(tmp_path) == first
-    assert len(counted) == 4
-    run(tmp_path, methods=("lsgd", "local_sgd"))
-    assert len(counted) == 6
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder of a comparison of three methods, and its summary."""
+    path = tmp_path_factory.mktemp("compared") / "out"
+    return path, run(path, METHODS_COMPARED)
+
+
+def test_the_second_time_nothing_is_trained(compared, tmp_path, counted):
+    path = tmp_path / "out"
+    shutil.copytree(compared[0], path)
+    assert run(path, METHODS_COMPARED) == compared[1]
+    assert len(counted) == 0
+    run(path, methods=("lsgd", "local_sgd"))
+    assert len(counted) == 2
 
 
 def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path, monkeypatch):
@@ -122,10 +132,10 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_folder_to_begin_in(tmp_p
         assert not files.is_empty(tmp_path)
 
 
-def test_the_summary_is_what_the_runs_say(tmp_path):
-    summary = run(tmp_path, methods=("lsgd", "data_parallel", "independent"))
+def test_the_summary_is_what_the_runs_say(compared):
+    path, summary = compared
     for method, of in summary["methods"].items():
-        finals = [read_metrics(tmp_path / method / f"seed-{s}", "evaluation")[-1]["center_error"] for s in (0, 1)]
+        finals = [read_metrics(path / method / f"seed-{s}", "evaluation")[-1]["center_error"] for s in (0, 1)]
         assert of["final_error"]["values"] == finals
         np.testing.assert_allclose(of["final_error"]["mean"], np.mean(finals))
         difference = np.array(finals) - summary["methods"]["lsgd"]["final_error"]["values"]
@@ -135,7 +145,7 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
     # What sends more, every step, is trained for as many steps as send the same, and its schedule ends there.
     assert summary["methods"]["lsgd"]["final_error_at_equal_bytes"] == summary["methods"]["lsgd"]["final_error"]
     whole, matched = (
-        read_metrics(tmp_path / folder, "evaluation")[-1]
+        read_metrics(path / folder, "evaluation")[-1]
         for folder in ("lsgd/seed-1", "data_parallel/matched-bytes-seed-1")
     )
     assert matched["step"] == 3
@@ -143,12 +153,12 @@ def test_the_summary_is_what_the_runs_say(tmp_path):
     at_equal = summary["methods"]["data_parallel"]["final_error_at_equal_bytes"]["values"]
     assert at_equal[1] == matched["center_error"]
 
-    with (tmp_path / "comparison.csv").open() as file:
+    with (path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["lsgd", "data_parallel", "independent"]
-    assert (tmp_path / "comparison.md").read_text().count("\n") == 5
-    assert json.loads((tmp_path / "comparison.json").read_text()) == summary
-    assert comparison.draw(tmp_path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
+    assert (path / "comparison.md").read_text().count("\n") == 5
+    assert json.loads((path / "comparison.json").read_text()) == summary
+    assert comparison.draw(path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_path):

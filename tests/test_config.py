@@ -146,32 +146,36 @@ def test_no_number_is_nan(name):
     value = (float("nan"),) if name in ("learning_rate_drops", "slowdowns", "tune_learning_rates") else float("nan")
     method = next((method for method, row in METHODS.items() if name in row.options), "lsgd")
     needed = {"local_optimizer": "adamw"} if name in ("adam_b1", "adam_b2") else {}
+    needed |= {"evaluated_model": "tail_mean"} if name == "tail_share" else {}
     stretched = {"asynchronous": "joined", "min_step_seconds": 0.1} if name in ("min_step_seconds", "slowdowns") else {}
     with pytest.raises(ValueError, match=f"^{name} must be "):
         dataclasses.replace(BASE, **{"method": method} | needed | stretched | {name: value})
 
 
+ROBUST = ("coordinate_median", "trimmed_mean")
 HAVE = {
-    "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
-    "pull": ("lsgd", "easgd", "mgrawa", "lgrawa"),
-    "window": ("lsgd", "independent"),
-    "pull_at": ("lsgd", "easgd"),
+    "period": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
+    "pull": ("lsgd", "easgd", "quorum", "mgrawa", "lgrawa", *ROBUST),
+    "window": ("lsgd", "quorum", "independent"),
+    "pull_at": ("lsgd", "easgd", "quorum"),
     "center_pull": ("easgd",),
-    "outer_learning_rate": ("diloco",),
-    "outer_momentum": ("diloco",),
+    "outer_learning_rate": ("diloco", "quorum"),
+    "outer_momentum": ("diloco", "quorum"),
+    "kappa": ("quorum",),
     "prox": ("mgrawa", "lgrawa"),
-    "global_pull": ("lsgd",),
-    "global_period": ("lsgd",),
+    "trim": ("trimmed_mean",),
+    "global_pull": ("lsgd", "quorum"),
+    "global_period": ("lsgd", "quorum"),
     "stale_pull": ("lsgd",),
     "global_stale_pull": ("lsgd",),
     "broadcast": ("lsgd",),
-    "wire": ("lsgd", "local_sgd"),
-    "delay": ("lsgd", "local_sgd"),
-    "revive": ("lsgd",),
-    "fragments": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
-    "overlap": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lgrawa"),
+    "wire": ("lsgd", "local_sgd", "quorum"),
+    "delay": ("lsgd", "local_sgd", "quorum"),
+    "revive": ("lsgd", "quorum"),
+    "fragments": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
+    "overlap": ("lsgd", "easgd", "downpour", "local_sgd", "diloco", "quorum", "mgrawa", "lgrawa", *ROBUST),
     "mixing": ("local_sgd", "diloco"),
-    "election": ("lsgd",),
+    "election": ("lsgd", "quorum"),
 }
 """The methods that have an option."""
 GIVEN = dict.fromkeys(HAVE, 0.1) | {"period": 2, "window": 5, "global_period": 8, "broadcast": "ring"}

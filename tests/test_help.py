@@ -57,14 +57,28 @@ def test_the_help_shows_the_values_that_a_run_has(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "simulate", "compile", "figure", "data", "report", "launch", "join", "info"]
+    "command",
+    [
+        "train",
+        "compare",
+        "simulate",
+        "compile",
+        "figure",
+        "data",
+        "report",
+        "launch",
+        "join",
+        "info",
+        "chaos",
+        "replay",
+    ],
 )
 def test_the_help_of_a_command_fits_the_terminal(command, capsys, monkeypatch):
     for columns in (80, 120):
         text = helped(capsys, monkeypatch, command, columns=columns)
         assert text.startswith(f"usage: lsgd {command} ")
         assert max(map(len, text.splitlines())) <= columns
-    if command in ("train", "compare", "simulate", "compile"):
+    if command in ("train", "compare", "simulate", "compile", "chaos"):
         assert all(f"\n  {name} " in text for name in PRESETS)
         within = helped(capsys, monkeypatch, command, "digits", columns=80)
         assert max(map(len, within.splitlines())) <= 80

@@ -182,6 +182,7 @@ def test_follows_the_oracle(p):
     assert_same_run(got, expected, p["period"], p["global_period"])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("pass_step", "sending"),
     [
@@ -220,9 +221,9 @@ def test_hand_computed_steps_of_one_group():
         updates, state = tx.update(2 * x, state, x, value=x**2)
         return optax.apply_updates(x, updates), state
 
-    step = jax.vmap(step, axis_name="worker")
-    x = jnp.array([8.0, -4.0, 16.0])
-    state = jax.vmap(tx.init)(x)
+    step = jax.jit(jax.vmap(step, axis_name="worker"))
+    x = np.array([8.0, -4.0, 16.0])
+    state = jax.jit(jax.vmap(tx.init))(x)
     x, state = step(x, state)
     np.testing.assert_array_equal(x, [4, -2, 8])  # No exchange yet.
     np.testing.assert_array_equal(state[-1].leader.position, [NOBODY] * 3)
@@ -251,7 +252,7 @@ def test_hand_computed_step_of_two_groups():
             updates, state = tx.update(2 * x, state, x, value=x**2)
             return optax.apply_updates(x, updates), state
 
-        both = over_workers(step, "vmap")(x, jax.vmap(jax.vmap(tx.init))(x))
+        both = over_workers(step, "vmap")(x, jax.jit(jax.vmap(jax.vmap(tx.init)))(x))
         np.testing.assert_array_equal(both[0], expected)
         np.testing.assert_array_equal(both[1][-1].leader.position, np.full((2, 2), 3))
 
@@ -308,6 +309,7 @@ def test_no_pull_is_independent_sgd(problem):
         np.testing.assert_allclose(x[:, :, t], alone, rtol=1e-12)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("sending", [{}, {"delay": 1}, {"wire": "int8"}, {"wire": "bfloat16", "delay": 1}])
 def test_one_worker_is_its_optimiser_to_the_bit(problem, sending):
     """However it sends, as with pulls of zero; there the compiler may round its own step otherwise."""
@@ -326,6 +328,7 @@ def test_one_worker_is_its_optimiser_to_the_bit(problem, sending):
         assert pulled.tobytes() == unpulled.tobytes()
 
 
+@pytest.mark.optimized
 def test_a_leader_is_not_moved_to_the_bit(problem):
     """Step by step: the leader's update is the one that entered, every follower's is not."""
     start, loss_noise, _ = problem
@@ -337,6 +340,7 @@ def test_a_leader_is_not_moved_to_the_bit(problem):
     np.testing.assert_array_equal(np.flatnonzero(same), state.leader.position[0, 0])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])
 @pytest.mark.parametrize("delay", [0, 1])
 def test_a_leader_is_not_moved_by_its_own_pull_however_it_is_sent(wire, delay, problem):
@@ -369,6 +373,7 @@ def test_a_delayed_pull_of_zero_is_no_pull(problem):
     np.testing.assert_allclose(delayed, plain, rtol=1e-13)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("broadcast", ["ring", "chain", "hierarchical"])
 def test_however_leaders_are_sent_the_run_is_the_same_to_the_bit(broadcast, problem):
     def under(method):
@@ -378,6 +383,7 @@ def test_however_leaders_are_sent_the_run_is_the_same_to_the_bit(broadcast, prob
     assert under(broadcast) == under("all_reduce")
 
 
+@pytest.mark.optimized
 def test_int8_does_not_drift_from_full_precision(problem):
     """Noiseless and over 200 exchanges both end at the minimum; rounding errors go with the differences."""
     start = problem[0]
@@ -574,6 +580,7 @@ def test_an_unbatched_step_keeps_a_branch_under_vmap():
     assert branches((0, 0, 0), jnp.zeros(4, int)) == 0  # One count a worker becomes a select.
 
 
+@pytest.mark.optimized
 def test_the_compiled_exchange_gathers_nobodys_parameters_but_the_leaders():
     tx = leader_pull(0.5, axis_name=("group", "worker"), period=4)
     x = jnp.ones((GROUPS, WORKERS, 1000))
@@ -606,6 +613,7 @@ def test_hyperparameters_can_be_changed_without_recompiling():
     assert traces <= 2  # The first call's state is weakly typed, as optax makes it.
 
 
+@pytest.mark.optimized
 def test_lsgd_is_sgd_with_nesterov_momentum_weight_decay_and_the_pull(problem):
     chain = optax.chain(
         optax.add_decayed_weights(1e-4),

@@ -51,7 +51,8 @@ def test_it_goes_through_every_command(folder, capsys):
     evaluations = read_metrics(folder / "run", "evaluation")
     assert [entry["step"] for entry in evaluations] == [4, 8]
     loss = evaluations[-1]["center_loss"]
-    assert f"test loss of the center after 8 steps: {loss:.4f}; see run/curves.png" in shown.out
+    assert f"test loss of the evaluated model after 8 steps: {loss:.4f}; " in shown.out
+    assert "; see run/curves.png" in shown.out
     assert f"  test loss {loss:.4f}  leader " in shown.err
     assert np.shape(evaluations[-1]["worker_losses"]) == (1, 2)
     assert "center_error" not in evaluations[-1]

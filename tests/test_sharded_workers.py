@@ -1,5 +1,6 @@
 """Workers that are models sharded over a further mesh axis: the same numbers, and each device sends its own shards."""
 
+import functools
 import math
 from functools import partial
 
@@ -76,6 +77,14 @@ def received(devices, x, last, roots):
     ]
 
 
+@functools.cache
+def to_send(groups, workers):
+    """What workers hold and have received last, the roots of all and of each group, and what whole workers receive."""
+    x, last = (tree(seed, (groups, workers)) for seed in range(2))
+    roots = np.stack([np.full((groups, workers), groups * workers - 1), np.mgrid[:groups, :workers][0]], -1)
+    return x, last, roots, unsharded(partial(received, None))(x, last, roots)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -87,9 +96,7 @@ def received(devices, x, last, roots):
 def test_every_broadcast_gives_what_whole_workers_receive(name, kind):
     layout = LAYOUTS[name]
     groups, workers, devices = layout
-    x, last = (tree(seed, (groups, workers)) for seed in range(2))
-    roots = np.stack([np.full((groups, workers), groups * workers - 1), np.mgrid[:groups, :workers][0]], -1)
-    expected = unsharded(partial(received, None))(x, last, roots)
+    x, last, roots, expected = to_send(groups, workers)
     mesh, program, put = over_workers(partial(received, devices if kind == AxisType.Auto else None), layout, kind)
     with jax.set_mesh(mesh):
         found = program(put(x), put(last), jax.device_put(roots, NamedSharding(mesh, P(*AXES))))
@@ -278,6 +285,8 @@ def test_specs_may_be_of_more_than_what_is_exchanged():
 
 WHOLE_NORMS = {
     "lsgd": {"pull": 0.3, "period": 2, "window": 2, "revive": "from_leader", "stale_pull": 0.1},
+    "quorum": {"period": 2, "window": 2, "revive": "from_leader"},
+    "coordinate_median": {"period": 2},
     "mgrawa": {"period": 2},
     "lgrawa": {"period": 2},
 }
@@ -295,7 +304,7 @@ def test_workers_spread_over_manual_axes_have_the_norms_of_all_their_parts(check
         results = {}
         for name, options in WHOLE_NORMS.items():
             tx = METHODS[name].build(optax.sgd(0.1), axis_name="worker", model_axis_name=model_axis_name, **options)
-            own = gradients if name == "lsgd" else jax.tree.map(jnp.nan_to_num, gradients)
+            own = gradients if "revive" in options else jax.tree.map(jnp.nan_to_num, gradients)
 
             def step(carry, now, tx=tx):
                 x, state = carry

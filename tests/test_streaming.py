@@ -110,6 +110,7 @@ PEERS = {
     "downpour": {},
     "mgrawa": {"pull": 0.4, "prox": 0.1},
     "lgrawa": {"pull": 0.4, "prox": 0.1},
+    "quorum": {"kappa": 1.5, "pull": 0.9, "outer_learning_rate": 0.8, "outer_momentum": 0.3, "window": 3},
 }
 CASES = [(name, *way) for name in ("local_sgd", "diloco") for way in WAYS]
 CASES += [(name, 3, 2) for name in PEERS if name not in ("local_sgd", "diloco")]
@@ -117,8 +118,8 @@ CASES += [(name, 3, 2) for name in PEERS if name not in ("local_sgd", "diloco")]
 
 @pytest.mark.parametrize(("name", "fragments", "overlap"), CASES)
 def test_follows_its_oracle(name, fragments, overlap, problem):
-    start, _, gradient_noise = problem
-    everyone = range(GROUPS * WORKERS)
+    start, loss_noise, gradient_noise = problem
+    loss_noise, everyone = np.reshape(loss_noise, (-1, STEPS)), range(GROUPS * WORKERS)
     start, noise = (
         [[np.reshape(tree[k], (len(everyone), *tree[k].shape[2:]))[i] for k in CURVATURES] for i in everyone]
         for tree in (start, gradient_noise)
@@ -132,6 +133,9 @@ def test_follows_its_oracle(name, fragments, overlap, problem):
     def gradient(x, t, i):
         return [c * layer + n[t] for c, n, layer in zip(CURVATURES.values(), noise[i], x, strict=True)]
 
+    def loss(x, t, i):
+        return loss_noise[i, t] + sum((c * layer**2).sum() / 2 for c, layer in zip(CURVATURES.values(), x, strict=True))
+
     def center_of(x, state):
         return METHODS[name].center(x, state, AXES)
 
@@ -141,7 +145,7 @@ def test_follows_its_oracle(name, fragments, overlap, problem):
             name,
             start,
             gradient,
-            lambda x, t, i: 0.0,
+            loss,
             steps=STEPS,
             eta=ETA,
             momentum=0.9,

@@ -149,7 +149,7 @@ class Posted:
         if fetching is not None:
             if fetching.done():
                 del self._fetching[worker.position]
-                self._pull(worker, fetching.result())
+                self._pull(worker, fetching.result(), self._board.read()[1])
                 yield None
             return
         done, due = self._exchanges[worker.position], self._due(self._board.read()[1])
@@ -157,7 +157,7 @@ class Posted:
             return
         self._exchanges[worker.position] = due
         self._write(worker, posting=True)  # It stands for election as it is now.
-        posts, _ = self._board.read()
+        posts, steps = self._board.read()
         rankings: list[tuple[Level, list[int]]] = []
         for level, now, before in zip(self._levels, due, done, strict=True):
             if now != before:
@@ -167,7 +167,7 @@ class Posted:
         follow = partial(self._follow, worker.position, _device(worker), rankings, posts)
         best = [ranking[0] for _, ranking in rankings if ranking]
         if all(i == worker.position or posts[i].params is not None for i in best):
-            self._pull(worker, follow())
+            self._pull(worker, follow(), steps)
             yield None
         else:
             self._fetching[worker.position] = self._fetchers.submit(follow)
@@ -201,9 +201,8 @@ class Posted:
             found.append(followed)
         return found
 
-    def _pull(self, worker: Worker, followed: Sequence[_Followed]) -> None:
-        """Pull a worker to those that it follows, in turn."""
-        _, steps = self._board.read()
+    def _pull(self, worker: Worker, followed: Sequence[_Followed], steps: Mapping[int, int]) -> None:
+        """Pull a worker to those that it follows, in turn; `steps` of all workers tell how stale their posts are."""
         values: dict[str, Any] = {}
         for name, _, leader, post, _ in followed:
             first = worker.position - worker.position % self._levels[0].workers if name else 0

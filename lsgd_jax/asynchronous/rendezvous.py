@@ -67,9 +67,13 @@ def begin_life(folder: Path, positions: Sequence[int], address: str) -> int:
                     with path.open("x") as file:
                         created.append(path)
                         file.write(f"{address}\n")
+                # A life's file is removed once there is a newer one, and could have been created here again.
+                overtaken = any(newer > life and position in positions for position, newer, _ in claims(folder))
             except FileExistsError:  # Another process has been faster.
+                overtaken = True
+            if overtaken:
                 for path in created:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                 continue
             for _, path in older:
                 path.unlink(missing_ok=True)

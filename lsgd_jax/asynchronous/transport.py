@@ -1,18 +1,16 @@
 """Requests and answers between the processes of a run, over TCP.
 
-Who connects and who listens prove to each other that they know the run's secret before anything else is read: each
-sends a random challenge and receives its HMAC-SHA256, keyed by the secret, over both challenges, the address that was
-dialed and the role of the sender. So a recorded proof is worth nothing on another connection, nor is a proof that was
-made for another address or by the other role. What follows is neither encrypted nor signed.
+Both ends of a connection prove that they know the run's secret before anything else is read: each sends a random
+challenge and receives an HMAC-SHA256, keyed by the secret, of the sender's role, the address that was dialed and both
+challenges. A recorded proof is worth nothing on another connection, nor is a proof for another address or by the other
+role. What follows is neither encrypted nor signed.
 
-A message is a JSON value, with limited size, and possibly arrays as raw bytes, whose sizes the receiver must know.
-Everything has a deadline as a whole, however slowly it comes in pieces. All of it is done by one thread with an asyncio
-event loop: an `Endpoint` has as many connections as it needs, up to limits, and no thread waits for the network except
-the one that asks.
+A message is a JSON value of limited size, and possibly arrays as raw bytes, whose sizes the receiver knows. It has a
+deadline as a whole, however slowly its pieces come. One thread with an asyncio event loop does all of it: an `Endpoint`
+has as many connections as it needs, up to limits, and no thread waits for the network but the one that asks.
 """
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -95,6 +93,7 @@ class Endpoint:
         self._strangers: dict[asyncio.Task, None] = {}
         self._served: dict[asyncio.Task, None] = {}
         self._dropped, self._log_at = 0, 0.0
+        self._lock, self._is_closed = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
         self._loop.add_reader(self._listener, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
@@ -106,10 +105,11 @@ class Endpoint:
         Raises:
           ConnectionError: if the endpoint is closed.
         """
-        if self._loop.is_closed():
-            coroutine.close()
-            raise ConnectionError("closed")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise ConnectionError("closed")
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def ask(
         self,
@@ -120,7 +120,7 @@ class Endpoint:
         *,
         seconds: float | None = None,
     ) -> Any:
-        """Ask a process; to be awaited in the endpoint's thread.
+        """Ask a process; call it in the endpoint's thread, such as by `start`.
 
         Args:
           address: of the process.
@@ -136,7 +136,7 @@ class Endpoint:
           OSError: if it does not come in time, whatever the reason.
         """
         async with asyncio.timeout(seconds_for(_size(arrays) + _size(into)) if seconds is None else seconds):
-            await self._suffer(address)
+            await self._inject_fault(address)
             while (idle := self._take_idle(address)) is not None:
                 try:
                     return await self._ask(address, idle, request, arrays, into)
@@ -146,28 +146,30 @@ class Endpoint:
             return await self._ask(address, await self._connect(address), request, arrays, into)
 
     def close(self) -> None:
-        """Close all connections and end the thread."""
-        if self._thread.is_alive():
-            self.start(self._close()).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Close all connections and end the thread; whatever waits for an answer is cancelled."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _close(self) -> None:
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for address in list(self._idle):
             while (idle := self._take_idle(address)) is not None:
                 idle.close()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # Asking
 
-    async def _suffer(self, address: str) -> None:
-        """Inject a fault."""
+    async def _inject_fault(self, address: str) -> None:
         fault = self._faults(address) if self._faults is not None else 0.0
         if fault == "drop":
             await asyncio.Event().wait()  # Until the deadline.
@@ -346,9 +348,8 @@ def _size(buffers: Sequence[Buffer]) -> int:
 
 
 def _listen(host: str) -> socket.socket:
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_unspecified:
-            raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
+    if _is_wildcard(host):
+        raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
     try:
         family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(place[:2], family=family, backlog=128)
@@ -358,3 +359,11 @@ def _listen(host: str) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def _is_wildcard(host: str) -> bool:
+    """Whether this stands for all addresses of a host."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return not host

@@ -1,11 +1,14 @@
 """Commands of `lsgd`, one function per command; their arguments are its options."""
 
 import math
+import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from lsgd_jax import distributed, files
@@ -71,6 +74,9 @@ def train(
     if config.checkpoint_period and config.asynchronous != "joined":
         note = f"no step was under way, and the same command resumes with --run-dir {run_dir} --resume"
     with stopped_at_once(note):
+        if sys.stderr.isatty() and os.environ.get(distributed.PROCESS, "0") == "0":
+            workers = f"{config.groups} x {config.workers} workers, {config.steps:,} steps of each"
+            print(f"{config.task} with {config.method}: {workers}; the run is in {run_dir}", file=sys.stderr)
         from lsgd_jax.train import train_and_evaluate
         from lsgd_jax.train.posted import LOOPBACK
 
@@ -112,12 +118,17 @@ def report_result(config: Config, run_dir: Path, measured: float) -> None:
     with distributed.failing_together():  # The others wait for the first until it has ended.
         if distributed.process_index() == 0:
             from lsgd_jax.figures import run
+            from lsgd_jax.tracking.run_folder import read_metrics
 
-            picture = run.draw(run_dir)
+            picture, (_, leaders) = run.draw(run_dir), run.leaders_of(run_dir)
+            sent = read_metrics(run_dir, "evaluation")[-1]["bytes_sent"]
     if distributed.process_index() == 0:
         headline = config.task.headline
-        result = f"{headline.title} of the center after {config.steps} steps: {headline.text(measured)}"
-        print(f"{result}; see {picture}")
+        result = f"{headline.title} of the evaluated model after {config.steps} steps: {headline.text(measured)}"
+        details = f"{sent / 1e6:,.2f} MB sent per worker"
+        if len(leaders):
+            details += f", leader changes: {np.count_nonzero(np.diff(leaders))} in {len(leaders)} exchanges"
+        print(f"{result}; {details}; see {picture}")
 
 
 def compare(

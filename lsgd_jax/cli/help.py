@@ -23,11 +23,20 @@ from lsgd_jax.optimizers import OptimizerOptions
 GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer": tuple(field.name for field in dataclasses.fields(OptimizerOptions)),
     "training": ("steps", "batch_size", "batch", "sampling", "validation", "data_processes", "seed"),
-    "workers and method": ("groups", "workers", "chips_per_worker", "method", "period"),
+    "workers and method": (
+        "groups",
+        "workers",
+        "chips_per_worker",
+        "method",
+        "period",
+        "elect_by",
+        "election_examples",
+    ),
     "communication": ("broadcast", "wire", "delay", "fragments", "overlap", "election", "mixing"),
     "asynchronous training": ("asynchronous", "staleness", "min_step_seconds", "slowdowns"),
     "checkpointing": ("checkpoint_every", "keep_checkpoints"),
-    "evaluation": ("eval_every", "batch_statistics", "statistics_batches"),
+    "evaluation": ("eval_every", "evaluated_model", "tail_share", "batch_statistics", "statistics_batches"),
+    "unsound workers": ("corrupt_workers", "corruption"),
     "tuning": ("tune_learning_rates", "tune_periods"),
 }
 """Fields of a configuration by group; other options of methods are with the method."""
@@ -110,7 +119,7 @@ def _configured(config: Config, refused: Collection[str], columns: int, width: i
     for group in GROUPS:
         names = [name for name in shown if group_of.get(name, "workers and method") == group]
         if names:
-            yield from ("", group, *(options[name].lines(columns, width) for name in names))
+            yield from (group, *(options[name].lines(columns, width) for name in names))
     idle = [options[name].flag for name in options if name not in refused and not config.has_effect(name)]
     yield ""
     yield textwrap.fill(

@@ -99,13 +99,18 @@ def exchanges(config: Config, params: Any) -> list[Exchange]:
             method = "ring"
         sizes = (among,) if among == config.workers else (config.groups, config.workers)
         for leaves, first in zip(fragments, schedule(len(fragments), period), strict=True):
-            parts = [Collective("all-reduce", _NUMBER, among)] * row.scalars(len(leaves))
-            # Where some arrays are sharded, those that are not go by an all-reduce.
-            sharded, whole = ([leaf for leaf in leaves if leaf.is_sharded is kind] for kind in (True, False))
-            parts += rounded_collectives(sharded or whole, sizes, method, options.get("wire"))
-            if sharded and whole:
-                parts += rounded_collectives(whole, sizes, "all_reduce", options.get("wire"))
-            start = [Collective("all-reduce", _size(leaves), among)] if row.averages_start(options) else []
+            scalars = row.scalars(len(leaves), among)
+            parts = [Collective("all-reduce", _NUMBER * together, among) for together in scalars]
+            if row.gathers:
+                parts += _gathering(_size(leaves), sizes)
+            else:
+                # Where some arrays are sharded, those that are not go by an all-reduce.
+                sharded, whole = ([leaf for leaf in leaves if leaf.is_sharded is kind] for kind in (True, False))
+                parts += rounded_collectives(sharded or whole, sizes, method, options.get("wire"))
+                if sharded and whole:
+                    parts += rounded_collectives(whole, sizes, "all_reduce", options.get("wire"))
+            averages = row.averages_start(options, among == everyone)
+            start = [Collective("all-reduce", _size(leaves), among)] * averages
             found.append(Exchange(period, parts, first, start))
     return found
 
@@ -221,6 +226,15 @@ def broadcast_collectives(
             parts.append(Collective("collective-permute", chunk, ring, chunks, senders=ring - 1))
         else:
             parts.append(Collective("collective-permute", chunk, ring, chunks + ring - 2))
+    return parts
+
+
+def _gathering(size: int, sizes: tuple[int, ...]) -> list[Collective]:
+    """List the collectives with which all receive the arrays of all, of `size` bytes each, one axis after the other."""
+    parts = []
+    for among in reversed([size for size in sizes if size > 1]):
+        size *= among
+        parts.append(Collective("all-gather", size, among))
     return parts
 
 

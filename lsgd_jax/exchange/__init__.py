@@ -5,11 +5,11 @@
 over workers, and `trees` has the arithmetic on trees of parameters.
 """
 
-from lsgd_jax.exchange.averages import mean, rounded_mean, total
+from lsgd_jax.exchange.averages import Members, mean, rounded_mean, total
 from lsgd_jax.exchange.axes import AxisName, axis_names, own_entry, when, worker_count, worker_index
 from lsgd_jax.exchange.broadcast import CHUNKS, BroadcastMethod, broadcast_from, check_broadcast, chosen_broadcast
 from lsgd_jax.exchange.compression import BLOCK, Wire, broadcast_rounded, scale_count
-from lsgd_jax.exchange.election import NOBODY, all_finite, elect, init_losses, record_loss
+from lsgd_jax.exchange.election import NOBODY, all_finite, elect, elect_quorum, init_losses, record_loss
 from lsgd_jax.exchange.sending import Sending, bfloat16, exact, int8, sending
 from lsgd_jax.exchange.shards import ShardSpecs, largest_axis
 
@@ -19,6 +19,7 @@ __all__ = [
     "NOBODY",
     "AxisName",
     "BroadcastMethod",
+    "Members",
     "Sending",
     "ShardSpecs",
     "Wire",
@@ -30,6 +31,7 @@ __all__ = [
     "check_broadcast",
     "chosen_broadcast",
     "elect",
+    "elect_quorum",
     "exact",
     "init_losses",
     "int8",

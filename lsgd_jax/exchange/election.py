@@ -8,6 +8,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from lsgd_jax.exchange.averages import Members, total
 from lsgd_jax.exchange.axes import AxisName, axis_names, worker_count, worker_index
 from lsgd_jax.exchange.trees import inexact, scalar_like
 
@@ -53,6 +54,45 @@ def elect(
     best = candidate & (score == lax.pmin(score, names))
     leader = lax.pmin(jnp.where(best, position, workers), names)
     return jnp.where(leader == workers, NOBODY, leader)
+
+
+def elect_quorum(
+    score: Float[Array, ""], axis_name: AxisName, kappa: ArrayLike, *, eligible: Bool[ArrayLike, ""] = True
+) -> tuple[Int[Array, ""], Members]:
+    r"""Elect the workers whose scores are at most :math:`s_{\min} + \kappa (s_{\mathrm{med}} - s_{\min})`.
+
+    The minimum and the median (of an even number the upper one) are those of all finite scores of eligible workers. One
+    all-reduce, of as many scalars as there are workers.
+
+    Args:
+      score: as for `elect`.
+      axis_name: the axis, or the axes, on which the candidates lie.
+      kappa: width of the quorum; infinite for all candidates.
+      eligible: whether this worker may be elected at all.
+
+    Returns:
+      The position of the worker with the lowest score, as `elect` has it, and the members of the quorum.
+
+    Raises:
+      NameError: if the axis is not bound where this is called.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> scores = jnp.array([0.3, 0.2, jnp.nan, 0.9, 0.1])
+      >>> first, members = jax.vmap(lambda score: elect_quorum(score, "worker", 3.0), axis_name="worker")(scores)
+      >>> print(first, members.includes)
+      [4 4 4 4 4] [ True  True False False  True]
+    """
+    position, workers = worker_index(axis_name), worker_count(axis_name)
+    own = jnp.where(jnp.isfinite(score) & eligible, score, jnp.inf)
+    scores = total(jnp.where(jnp.arange(workers) == position, own, 0), axis_name)
+    candidates = jnp.isfinite(scores)
+    in_order = jnp.sort(scores)
+    lowest, median = in_order[0], in_order[candidates.sum() // 2]
+    near = jnp.isinf(jnp.asarray(kappa)) | (scores - lowest <= kappa * (median - lowest))
+    includes = candidates & near
+    first = jnp.where(candidates.any(), jnp.argmin(scores), NOBODY).astype(jnp.int32)
+    return first, Members(includes[position], includes.sum().astype(jnp.int32))
 
 
 def all_finite(tree: Any, model_axis_name: AxisName | None = None) -> Bool[Array, ""]:

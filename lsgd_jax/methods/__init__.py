@@ -5,10 +5,10 @@ with `update(grads, state, params, value=loss, step=None)`, and `center(params, 
 the axis, gives the model that the method reports, the same on all workers.
 """
 
-from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd
-from lsgd_jax.methods.base import mean_of_workers
+from lsgd_jax.methods import diloco, downpour, easgd, grawa, independent, local_sgd, lsgd, quorum, robust
+from lsgd_jax.methods.base import mean_of_workers, own_center
 from lsgd_jax.methods.data_parallel import data_parallel
-from lsgd_jax.methods.method import Level, Method, always, no_level
+from lsgd_jax.methods.method import Level, Method, election, no_level, once
 
 __all__ = ["METHODS", "Level", "Method", "mean_of_workers"]
 
@@ -18,7 +18,7 @@ METHODS: dict[str, Method] = {
         mean_of_workers,
         "period",
         {"pull": (0.1, 0.3)},
-        scalars=lsgd.scalars,
+        scalars=election,
         elects=True,
         asynchronous={"joined": lsgd.JOINED, "posted": lsgd.POSTED},
         in_groups=lsgd.GLOBAL,
@@ -31,7 +31,9 @@ METHODS: dict[str, Method] = {
         easgd.center,
         "period",
         {"center_pull": (None, 0.9)},
-        averages_start=always,
+        reports="center",
+        share=own_center,
+        averages_start=once,
         meeting=easgd.meeting,
         asynchronous={"posted": ("pull", "center_pull")},
         derived=easgd.derived_strengths,
@@ -40,15 +42,38 @@ METHODS: dict[str, Method] = {
         downpour.downpour,
         downpour.center,
         "period",
+        reports="center",
+        share=own_center,
         adds_up=True,
-        averages_start=always,
+        averages_start=once,
         meeting=downpour.meeting,
         asynchronous={"posted": ()},
     ),
     "local_sgd": Method(local_sgd.local_sgd, mean_of_workers, "period", averages_start=local_sgd.averages_start),
     "data_parallel": Method(data_parallel, mean_of_workers, "step"),
     "diloco": Method(
-        diloco.diloco, diloco.center, "period", {"outer_learning_rate": (0.7, 1.0)}, averages_start=always
+        diloco.diloco,
+        diloco.center,
+        "period",
+        {"outer_learning_rate": (0.7, 1.0)},
+        reports="center",
+        share=own_center,
+        averages_start=once,
+    ),
+    "quorum": Method(
+        quorum.quorum,
+        quorum.center,
+        "period",
+        {"outer_momentum": (0.3, 0.0)},
+        reports="center",
+        share=quorum.own_average,
+        averages_start=quorum.averages_start,
+        scalars=quorum.scores,
+        elects=True,
+        in_groups=quorum.GLOBAL,
+        levels=quorum.levels,
+        derived=quorum.derived_global,
+        periods=lsgd.periods,
     ),
     "mgrawa": Method(
         grawa.mgrawa,
@@ -64,6 +89,22 @@ METHODS: dict[str, Method] = {
         {"pull": (0.5, 0.2)},
         scalars=grawa.norm_per_array,
     ),
-    "independent": Method(independent.independent, independent.center, "never", levels=no_level),
+    "coordinate_median": Method(
+        robust.coordinate_median,
+        mean_of_workers,
+        "period",
+        {"pull": (1.0, 0.5)},
+        scalars=robust.one_count,
+        gathers=True,
+    ),
+    "trimmed_mean": Method(
+        robust.trimmed_mean,
+        mean_of_workers,
+        "period",
+        {"pull": (1.0, 0.5)},
+        scalars=robust.one_count,
+        gathers=True,
+    ),
+    "independent": Method(independent.independent, independent.center, "never", reports="leader", levels=no_level),
 }
 """LSGD and its peers by name. `easgd` with Nesterov momentum in the worker's optimizer is EAMSGD."""

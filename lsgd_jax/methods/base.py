@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from lsgd_jax.exchange import AxisName, mean, rounded_mean, total, when
-from lsgd_jax.exchange.trees import inexact, merged, scalar_like
+from lsgd_jax.exchange import AxisName, Members, mean, rounded_mean, total, when
+from lsgd_jax.exchange.trees import inexact, merged, scalar_like, select
 from lsgd_jax.link import Attractor, Target, parts
 from lsgd_jax.variants import has_failed
 
@@ -57,6 +57,46 @@ def rounded_mean_of(axis_name: AxisName) -> Attractor:
     return Attractor(center_of_start, locate)
 
 
+class OuterStep(NamedTuple):
+    """The state of `outer_step`."""
+
+    center: Center
+    optimizer: optax.OptState
+    """Of the outer optimizer."""
+    average: Any
+    """What the average keeps."""
+
+
+def outer_step(average: Attractor, optimizer: optax.GradientTransformation, axis_name: AxisName) -> Attractor:
+    """The attractor that is a center, which moves by an outer optimizer's steps with the gradient center - average.
+
+    The center starts at the mean of the starts, and stays where it is as long as there is no average.
+
+    Args:
+      average: the attractor at an average of the workers.
+      optimizer: the outer one, such as SGD with Nesterov momentum.
+      axis_name: the axis, or the axes, on which the workers lie.
+    """
+
+    def init(params: optax.Params) -> OuterStep:
+        return OuterStep(center_of_start(params), optimizer.init(params), average.init(params))
+
+    def choose(x: optax.Params, state: OuterStep, **signals: Any) -> OuterStep:
+        return state._replace(average=average.choose(x, state.average, **signals))
+
+    def locate(x: optax.Params, state: OuterStep) -> tuple[Target, OuterStep]:
+        last = common(state.center, axis_name)
+        target, kept = average.locate(x, state.average)
+        updates, own = optimizer.update(difference(last, target.point), state.optimizer, last)
+        center = optax.apply_updates(last, updates)
+        if target.exists is not True:
+            center, own = select(target.exists, (center, own), (last, state.optimizer))
+        target = Target(center, target.exists, target.exists)
+        return target, OuterStep(moved_to(center, state.center), own, kept)
+
+    return Attractor(init, locate, choose)
+
+
 def mean_of_workers(
     params: optax.Params, state: Any, axis_name: AxisName, model_axis_name: AxisName | None = None
 ) -> optax.Params:
@@ -72,14 +112,19 @@ def mean_of_workers(
       model_axis_name: the manual axis, or the axes, over which a worker itself is spread, as for `leader_pull`.
     """
     floats, counts = inexact(params), ~has_failed(params, state, model_axis_name)
-    number = total(counts.astype(int), axis_name)
-    sums = total(jax.tree.map(lambda x: jnp.where(counts, x, 0), floats), axis_name)
-    return merged(jax.tree.map(lambda x: x / number.astype(x.dtype), sums), params)
+    members = Members(counts, total(counts.astype(int), axis_name))
+    return merged(mean(floats, axis_name, members), params)
+
+
+def own_center(params: optax.Params, state: Any) -> optax.Params:
+    """A worker's copy of the center variable; what is not exchanged is the worker's own."""
+    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))  # One for each fragment.
+    return merged(center, params)
 
 
 def shared_center(params: optax.Params, state: Any, axis_name: AxisName) -> optax.Params:
     """The model that methods with a center variable report; what is not exchanged is as `mean_of_workers` has it."""
-    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))  # One for each fragment.
+    center = functools.reduce(merged, (each.x for each in parts(Center, state[-1])))
     return merged(mean(center, axis_name), mean_of_workers(params, None, axis_name))
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import optax
 
 from lsgd_jax.checks import check_positive, check_strengths
-from lsgd_jax.exchange import AxisName, mean
-from lsgd_jax.link import Attractor, Target, chained
-from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, shared_center
+from lsgd_jax.exchange import AxisName
+from lsgd_jax.link import chained
+from lsgd_jax.methods.base import mean_of, outer_step, shared_center
 from lsgd_jax.streaming import Streaming, streamed
 
 
@@ -54,19 +54,8 @@ def diloco(
     mixing = 1.0 if mixing is None else mixing
     check_strengths(outer_momentum=outer_momentum, mixing=mixing)
     outer = optax.sgd(outer_learning_rate, outer_momentum, nesterov=True)
-
-    def init(params: optax.Params) -> tuple[Center, optax.OptState]:
-        return center_of_start(params), outer.init(params)
-
-    def locate(x: optax.Params, state: tuple[Center, optax.OptState]) -> tuple[Target, tuple[Center, optax.OptState]]:
-        center, outer_state = state
-        last = common(center, axis_name)
-        updates, outer_state = outer.update(difference(last, mean(x, axis_name)), outer_state, last)
-        new_center = optax.apply_updates(last, updates)
-        return Target(new_center), (moved_to(new_center, center), outer_state)
-
-    streaming = Streaming(fragments, overlap)
-    moving = streamed(Attractor(init, locate), mixing, streaming, axis_name=axis_name, period=period)
+    center, streaming = outer_step(mean_of(axis_name), outer, axis_name), Streaming(fragments, overlap)
+    moving = streamed(center, mixing, streaming, axis_name=axis_name, period=period)
     return chained(optimizer, moving, axis_name=axis_name)
 
 

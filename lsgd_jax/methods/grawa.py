@@ -95,14 +95,14 @@ def lgrawa(
     return _grawa(optimizer, norms_of, streaming, axis_name=axis_name, period=period, pull=pull, prox=prox)
 
 
-def one_norm(arrays: int) -> int:
+def one_norm(arrays: int, workers: int) -> tuple[int, ...]:
     """The scalars that `mgrawa` all-reduces in an exchange."""
-    return 1
+    return (1,)
 
 
-def norm_per_array(arrays: int) -> int:
-    """The scalars that `lgrawa` all-reduces in an exchange."""
-    return arrays
+def norm_per_array(arrays: int, workers: int) -> tuple[int, ...]:
+    """The scalars that `lgrawa` all-reduces in an exchange, one by one."""
+    return (1,) * arrays
 
 
 def _model_norms(grads: optax.Updates, x: optax.Params, model_axis_name: AxisName | None) -> optax.Updates:

@@ -58,6 +58,6 @@ def local_sgd(
     return chained(optimizer, moving, axis_name=axis_name)
 
 
-def averages_start(options: Mapping[str, Any]) -> bool:
-    """Whether the first exchange averages the starts, to which rounded averages send differences."""
+def averages_start(options: Mapping[str, Any], among_all: bool) -> int:
+    """How often the first exchange averages the starts, to which rounded averages send differences."""
     return options.get("wire") is not None

@@ -200,10 +200,10 @@ def derived_global(options: Mapping[str, Any], groups: int, workers: int) -> dic
 
 def levels(options: Mapping[str, Any], groups: int, workers: int) -> list[Level]:
     """Exchanges in each group and, if there are several, among all workers."""
-    in_group = Level(workers, options["period"], options["pull"])
+    in_group = Level(workers, options["period"], {"pull": options["pull"]})
     if groups == 1:
         return [in_group]
-    return [in_group, Level(groups * workers, options["global_period"], options["global_pull"])]
+    return [in_group, Level(groups * workers, options["global_period"], {"pull": options["global_pull"]})]
 
 
 def periods(every: int, groups: int) -> dict[str, int]:
@@ -211,8 +211,3 @@ def periods(every: int, groups: int) -> dict[str, int]:
     if groups == 1:
         return {"period": every}
     return {"period": max(every // default_global_period(1), 1), "global_period": every}
-
-
-def scalars(arrays: int) -> int:
-    """Those of an election: the lowest score, and the position of the worker that has it."""
-    return 2

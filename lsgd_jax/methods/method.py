@@ -3,7 +3,7 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -21,13 +21,14 @@ class Level(NamedTuple):
     """Workers that exchange with each other."""
     period: int
     """Local steps between exchanges."""
-    pull: float | None = None
-    """Strength of the pull towards the leader; None for methods that elect none."""
+    options: Mapping[str, Any] = types.MappingProxyType({})
+    """Options with which the method makes these exchanges, the only ones among so many workers."""
 
 
 def one_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Level]:
     """Exchanges among all workers, every `period` steps; in every step for methods without a period."""
-    return [Level(groups * workers, options.get("period", 1))]
+    own = {name: value for name, value in options.items() if name != "period"}
+    return [Level(groups * workers, options.get("period", 1), own)]
 
 
 def no_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Level]:
@@ -35,9 +36,14 @@ def no_level(options: Mapping[str, Any], groups: int, workers: int) -> list[Leve
     return []
 
 
-def always(options: Mapping[str, Any]) -> bool:
-    """Whatever the options."""
-    return True
+def once(options: Mapping[str, Any], among_all: bool) -> int:
+    """One average of the starts, whatever the options."""
+    return 1
+
+
+def election(arrays: int, workers: int) -> tuple[int, ...]:
+    """The scalars of an election: the lowest score, and the position of the worker that has it."""
+    return (1, 1)
 
 
 class Method(NamedTuple):
@@ -56,15 +62,24 @@ class Method(NamedTuple):
     together, or nothing."""
     grid: Mapping[str, tuple] = {}
     """Values of its own option that a tuned comparison tries."""
+    reports: Literal["mean", "leader", "center"] = "mean"
+    """What the model that the method reports is."""
+    share: Callable[[optax.Params, Any], optax.Params] = lambda params, state: params
+    """From a worker's params and the method's state, without a collective: its share of the model that the method
+    reports, which is the mean of all shares, unless it is a leader."""
     adds_up: bool = False
     """Whether the workers' updates are summed, not averaged; a tuned comparison then scales learning rates by 1/n."""
-    averages_start: Callable[[Mapping[str, Any]], bool] = lambda options: False
-    """From the options: whether workers average their starts at the first exchange, to form a center."""
-    scalars: Callable[[int], int] = lambda arrays: 0
-    """From the number of arrays of parameters: the scalars that are all-reduced in an exchange, beside the parameters.
-    How parameters are sent, the options `broadcast` and `wire` say; without them, by one all-reduce."""
+    averages_start: Callable[[Mapping[str, Any], bool], int] = lambda options, among_all: 0
+    """From the options, and whether an exchange is among all workers or in a group: how often workers average their
+    starts at the first one, to form a center."""
+    scalars: Callable[[int, int], Sequence[int]] = lambda arrays, workers: ()
+    """From the numbers of arrays of parameters and of workers in an exchange: the scalars in each further all-reduce,
+    beside the parameters. How parameters are sent, the options `broadcast` and `wire` say; without them, by one
+    all-reduce."""
+    gathers: bool = False
+    """Whether every worker receives the parameters of all, by an all-gather in place of that all-reduce."""
     elects: bool = False
-    """Whether workers elect leaders, as `lsgd_jax.leader` does."""
+    """Whether workers elect a leader, alone or of a quorum, so that the method's state has a `LeaderPullState`."""
     meeting: Callable[[Mapping[str, Any], int], Meeting] | None = None
     """From the options and the number of workers: how one worker meets the center on its own clock; None for methods
     that don't have such a center."""

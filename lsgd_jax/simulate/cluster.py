@@ -208,7 +208,8 @@ def levels(config: Config, *, in_step: bool) -> list[Level]:
     if overlap:
         raise UsageError(f"overlap is not simulated: leave it out, got {overlap}.")
     if fragments > 1 and not in_step:
-        raise UsageError("fragments are simulated for lsgd and local_sgd: leave out fragments or the other methods.")
+        simulated = "lsgd, local_sgd, diloco and quorum"
+        raise UsageError(f"fragments are simulated for {simulated}: leave out fragments or the other methods.")
     if config.period % fragments:
         raise UsageError(f"fragments must divide the period, {config.period}, in a simulation, got {fragments}.")
     return [level._replace(period=level.period // fragments) for level in config.levels]

@@ -53,6 +53,8 @@ SCHEDULES: dict[str, Schedule] = {
     "easgd": Schedule("easgd", "own", "server"),
     "downpour": Schedule("downpour", "own", "server"),
     "local_sgd": Schedule("local_sgd", "own", "together"),
+    "diloco": Schedule("diloco", "own", "together"),
+    "quorum": Schedule("quorum", "own", "together"),
     "data_parallel": Schedule("data_parallel", "own", "together"),
 }
 """Schedules by name. LSGD has three: synchronous; joined, where all workers exchange at the end of their current step;

@@ -199,7 +199,7 @@ def _pulls(config: Config, event: dict[str, Any]) -> Iterator[_Pull]:
         worker = event["worker"] - event["worker"] % level.workers + leader
         if worker != event["worker"]:
             snapshot = Snapshot(worker, event[f"{name}leader_life"], event[f"{name}leader_step"])
-            yield _Pull(name, snapshot, np.float32(level.pull or 0.0), event[f"{name}distance"])
+            yield _Pull(name, snapshot, np.float32(level.options.get("pull", 0.0)), event[f"{name}distance"])
 
 
 class _Replayed:

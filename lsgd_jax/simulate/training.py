@@ -4,7 +4,6 @@ Steps are those of `lsgd_jax.train.step`, exchanges those of the methods themsel
 step of its own before it, elects and pulls whoever takes part, and a center meets one worker at a time.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,13 +23,12 @@ from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.methods.data_parallel import data_parallel
 from lsgd_jax.simulate.cluster import SECOND
 from lsgd_jax.simulate.events import Event, EventLog, Schedule
+from lsgd_jax.simulate.exchanges import SIMULATED, exchanges_of, reported
 from lsgd_jax.train.evaluate import evaluation
 from lsgd_jax.train.learning_rates import learning_rate_factor
 from lsgd_jax.train.setup import make_feed, make_model, make_optimizer, step_key
-from lsgd_jax.train.step import TrainState, init_state, leaders_in, local_steps
+from lsgd_jax.train.step import TrainState, init_state, local_steps
 from lsgd_jax.train.task_checks import check_functions
-
-_AXIS = "worker"
 
 
 class Problem(Protocol):
@@ -103,9 +101,8 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     Raises:
       UsageError: for options of the configuration that are not simulated.
     """
-    simulated = ("period", "broadcast", *METHODS[schedule.method].asynchronous.get("posted", ()))
     for name in config.method_options:
-        if name not in simulated:
+        if name not in SIMULATED:
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
     return _Replay(log, schedule, config, problem).run()
 
@@ -127,7 +124,10 @@ class _Replay:
             self.center = problem.start().params
             self.last_center = [self.center] * log.workers
         elif self.method.exchanges == "period":
-            self.exchanges = [_exchange(schedule.method, level.pull) for level in config.levels]
+            self.exchanges = [exchanges_of(schedule.method, tuple(level.options.items())) for level in config.levels]
+            kept = [exchange.init(problem.start().params) for exchange in self.exchanges]
+            self.kept = [[of_level] * log.workers for of_level in kept]
+            """By level: what each worker keeps of its exchanges, such as a center."""
         self.has_board = self.method.elects and schedule.waits == "server"
         if self.has_board:  # Parameters and scores are on it.
             nothing = problem.start()
@@ -171,8 +171,9 @@ class _Replay:
             self.meet_board(event)
         else:
             params, scores = [self.params(worker) for worker in who], [_score(self.states[worker]) for worker in who]
-            moved, position = self.exchanges[event.level](params, scores)
-            for worker, of_worker in zip(who, moved, strict=True):
+            kept = self.kept[event.level]
+            moved, now, position = self.exchanges[event.level].meet(params, scores, [kept[worker] for worker in who])
+            for worker, of_worker, kept[worker] in zip(who, moved, now, strict=True):
                 self.place(worker, of_worker)
             self.note_leader(event, who, position)
 
@@ -191,7 +192,8 @@ class _Replay:
         for level, rows in enumerate([of_group, range(self.log.workers)][: event.level + 1]):
             params = [self.board[row][0] for row in rows]
             params[rows.index(worker)] = self.params(worker)
-            moved, position = self.exchanges[level](params, [self.board[row][1] for row in rows])
+            scores = [self.board[row][1] for row in rows]
+            moved, _, position = self.exchanges[level].meet(params, scores, [self.kept[level][row] for row in rows])
             self.place(worker, moved[rows.index(worker)])
         self.note_leader(event, rows, position)
 
@@ -212,7 +214,11 @@ class _Replay:
         elif there:
             elects = self.method.elects
             scores = [float(np.squeeze(_score(self.states[other]))) if elects else 0.0 for other in there]
-            source = self.params(there[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))])
+            best = there[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))]
+            source = self.params(best)
+            if self.method.exchanges == "period":
+                for kept in self.kept:
+                    kept[worker] = kept[best]
         self.present[worker] = True
         self.states[worker] = self.problem.start()._replace(params=jax.tree.map(jnp.copy, source))
 
@@ -228,7 +234,10 @@ class _Replay:
 
     def test(self) -> tuple[float, np.ndarray]:
         there = [worker for worker in range(self.log.workers) if self.present[worker]] or [0]
-        of_center, of_workers = self.problem.test([self.states[worker] for worker in there], self.center)
+        states, center = [self.states[worker] for worker in there], self.center
+        if self.method.exchanges == "period" and self.center is None and self.method.center is not mean_of_workers:
+            center = reported(self.method.center)([x.params for x in states], [self.kept[-1][i] for i in there])
+        of_center, of_workers = self.problem.test(states, center)
         values = np.full(self.log.workers, np.nan)
         values[there] = of_workers
         return of_center, values
@@ -237,30 +246,6 @@ class _Replay:
 def _score(state: TrainState) -> Array:
     optimizer: Any = state.optimizer
     return optimizer.score
-
-
-@functools.cache
-def _exchange(method: str, pull: float | None) -> Callable:
-    """One exchange of a method; where leaders are elected, by the latest scores, with this strength of the pull."""
-    options = {"period": 1} | ({"pull": pull, "window": 1} if METHODS[method].elects else {})
-    return _together(METHODS[method].build(optax.identity(), axis_name=_AXIS, **options))
-
-
-def _together(tx: optax.GradientTransformationExtraArgs) -> Callable:
-    """An exchange of workers: from lists of their parameters and scores to a list of the moved, and who led."""
-
-    def one(x: optax.Params, score: Array) -> tuple[optax.Params, Array]:
-        updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), tx.init(x), x, value=score)
-        leaders = leaders_in(state)
-        return optax.apply_updates(x, updates), jnp.array(NOBODY) if leaders is None else leaders.positions[-1]
-
-    @jax.jit
-    def exchange(params: list[optax.Params], scores: list[Array]) -> tuple[list[optax.Params], Array]:
-        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params)
-        moved, positions = jax.vmap(one, axis_name=_AXIS)(stacked, jnp.stack([jnp.reshape(s, ()) for s in scores]))
-        return [jax.tree.map(lambda x, i=i: x[i], moved) for i in range(len(params))], positions[0]
-
-    return exchange
 
 
 class Network:
@@ -276,6 +261,9 @@ class Network:
         Raises:
           UsageError: if the configuration is not one for the data, or one that is not simulated.
         """
+        for name in ("elect_by", "evaluated_model", "corrupt_workers"):
+            if getattr(config, name) != Config.__dataclass_fields__[name].default:
+                raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
         if config.learning_rates != "equal":
             raise UsageError("training in virtual time is with equal learning_rates.")
         alone = {"method": "independent", "groups": 1, "workers": config.groups * config.workers}

@@ -93,6 +93,11 @@ class Classification(Task):
         wrong = (jnp.argmax(logits, -1) != y) | ~jnp.isfinite(logits).all(-1)
         return {"error": wrong, "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y)}
 
+    def with_random_targets(self, batch: Any, key: PRNGKeyArray) -> Any:
+        """Return the batch with random labels."""
+        x, y = batch
+        return x, jax.random.randint(key, y.shape, 0, DESCRIPTIONS[self.dataset].classes, y.dtype)
+
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network has batch normalization."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from lsgd_jax.data import Data
 from lsgd_jax.errors import UsageError
@@ -51,6 +51,10 @@ class Regression(Task):
         """Return half the squared error as the loss, and all of it: the unexplained part of a variance of 1."""
         error = (network(examples["x"])[:, 0] - examples["y"]) ** 2
         return {"loss": error / 2, "unexplained_variance": error}
+
+    def with_random_targets(self, batch: Any, key: PRNGKeyArray) -> Any:
+        """Return the batch with its outcomes in another order."""
+        return batch | {"y": jax.random.permutation(key, batch["y"])}
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""

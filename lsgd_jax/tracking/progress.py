@@ -24,7 +24,7 @@ class RunProgress:
         Args:
           steps: of the whole run.
           log: takes the name of an event and its values.
-          lines: whether to print one line per evaluation where there is no terminal.
+          lines: whether to print one line per evaluation.
         """
         stderr: Any = sys.stderr
         self._output = stderr if isinstance(stderr, Output) else Output(stderr)
@@ -75,7 +75,7 @@ class RunProgress:
         led = "" if leader is None else f"leader {leader}  "
         status = f"loss {loss:.4f}  {measured}  {led}{steps_per_second:.0f} steps/s"
         self._bar.update(self._task, completed=step, status=status)
-        if self._lines and not self._console.is_terminal:
+        if self._lines:
             self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)
         problem = self._output.problem
         if problem is not None and not self._loss_is_logged:

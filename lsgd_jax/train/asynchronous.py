@@ -39,7 +39,7 @@ def train_and_evaluate(
       config: everything that the result depends on.
       run_dir: a folder that is empty or does not exist.
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
-      lines: whether to print one line per evaluation where there is no terminal.
+      lines: whether to print one line per evaluation.
       tensorboard: whether to write event files for TensorBoard, too.
 
     Returns:

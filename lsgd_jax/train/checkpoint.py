@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -235,15 +236,19 @@ class Checkpoints:
         specs = jax.tree.map(lambda x: x.sharding.spec, shapes)
         return self._placement.put(jax.tree.unflatten(jax.tree.structure(shapes), saved.values()), specs)
 
-    def restore_resized(self, step: int, fresh: TrainState, sources: list[int]) -> TrainState:
+    def restore_resized(
+        self, step: int, fresh: TrainState, sources: list[int], init: Callable[[Any], Any]
+    ) -> TrainState:
         """The state of another number of workers than were saved.
 
-        What workers knew of their leaders is dropped, since groups and positions in them have changed.
+        What workers knew of their leaders is dropped, since groups and positions in them have changed: it is as if the
+        workers started from where they are.
 
         Args:
           step: one of `steps`.
           fresh: state of the present workers at the start.
           sources: for each of them, the global index of the saved worker that it resumes from.
+          init: of the optimizer, from one worker's parameters to its state.
 
         Raises:
           UsageError: if the checkpoint can't be read or belongs to another kind of run.
@@ -254,11 +259,18 @@ class Checkpoints:
         if [array for array in arrays if array not in left_behind] != [each for each in now if each not in left_behind]:
             raise UsageError("its arrays are not those of this run")
         saved = self._read(step, arrays, [sources[worker] for worker in self._placement.own_workers])
-        leaves = [
-            leaf if array in left_behind else self._placement.put(saved[array.name], leaf.sharding.spec)
-            for array, leaf in zip(now, jax.tree.leaves(fresh), strict=True)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+
+        def restored(tree: TrainState) -> TrainState:
+            leaves = [
+                leaf if array in left_behind else self._placement.put(saved[array.name], leaf.sharding.spec)
+                for array, leaf in zip(now, jax.tree.leaves(tree), strict=True)
+            ]
+            return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+        state = restored(fresh)
+        shardings = jax.tree.map(lambda x: x.sharding, state.optimizer)
+        started = jax.jit(jax.vmap(jax.vmap(init)), out_shardings=shardings)(state.params)
+        return restored(state._replace(optimizer=started))
 
     def _read(self, step: int, arrays: list[SavedArray], workers: list[int]) -> dict[str, np.ndarray]:
         """The saved arrays of some workers, given by their global indices: [worker, ...], by name.

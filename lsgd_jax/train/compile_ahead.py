@@ -21,8 +21,8 @@ from lsgd_jax.costs.ledger import share_bytes
 from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, Placement
 from lsgd_jax.errors import UsageError
-from lsgd_jax.train.setup import feed_from, make_model, make_optimizer, step_key, steps_per_call
-from lsgd_jax.train.step import local_steps, state_shapes
+from lsgd_jax.train.setup import feed_from, make_model, make_optimizer, program_of, step_key, steps_per_call
+from lsgd_jax.train.step import state_shapes
 from lsgd_jax.train.task_checks import check_functions, raised_by
 
 
@@ -76,7 +76,7 @@ def lowered_steps(config: Config, placement: Placement) -> Lowered:
 
     batch = shaped(feed.batch, placement.batches(of_steps=True), (*placement.shape, steps_per_call(config)))
     numbers = np.int32(0), np.float32(1), jax.eval_shape(step_key, config.seed)
-    program = local_steps(config.task, model, optimizer, placement, feed)
+    program = program_of(config, model, optimizer, placement, feed)
     state = state_shapes(model, optimizer, placement)
     return program.lower(state, shaped(feed.shared, SHARED), batch, *numbers)
 

@@ -15,18 +15,18 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, failing_together, from_process_zero
 from lsgd_jax.distributed.interruption import deferred_signals
 from lsgd_jax.errors import Interrupted, UsageError
-from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train import asynchronous, posted
 from lsgd_jax.train.checkpoint import Checkpoints
 from lsgd_jax.train.evaluate import evaluation
+from lsgd_jax.train.evaluated_model import evaluated_model
 from lsgd_jax.train.learning_rates import learning_rate_factor
 from lsgd_jax.train.progress import Progress
 from lsgd_jax.train.recorder import Clock, SynchronousRecorder
 from lsgd_jax.train.resume import resumed
-from lsgd_jax.train.setup import Prepared, prepare, rounds, step_key, steps_per_call
-from lsgd_jax.train.step import TrainState, init_state, local_steps
+from lsgd_jax.train.setup import Prepared, prepare, program_of, rounds, step_key, steps_per_call
+from lsgd_jax.train.step import TrainState, init_state
 
 
 def train_and_evaluate(
@@ -57,7 +57,7 @@ def train_and_evaluate(
       config: everything that the result depends on.
       run_dir: a folder that is empty or does not exist; with `resume` also one with a run of this configuration.
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
-      lines: whether to print one line per evaluation where there is no terminal.
+      lines: whether to print one line per evaluation.
       resume: whether to resume from the last checkpoint in the folder; where there is none, the run starts.
       tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
@@ -156,14 +156,14 @@ class _Run:
         self.batches = rounds(self.feed, placement, config.steps, self.steps_per_call, self.progress.step)
         self.next_batch = next(self.batches)
         self.shared, self.key = placement.put(feed.shared, SHARED), step_key(config.seed)
-        program = local_steps(config.task, model, optimizer, placement, feed)
+        program = program_of(config, model, optimizer, placement, self.feed)
         factors = np.ones(self.steps_per_call, np.float32)
         arguments = state, self.shared, self.next_batch, np.int32(0), factors, self.key
         self.program = program.lower(*arguments).compile()
         self.evaluate = evaluation(
             config.task,
             model,
-            METHODS[config.method].center,
+            evaluated_model(config),
             placement,
             feed,
             batch_statistics=config.batch_statistics,

@@ -78,7 +78,7 @@ def train_and_evaluate(
         that of this run.
       positions: consecutive workers of this process, of those of all groups; None: all.
       data_dir: where data sets have been prepared; None: the default of tensorflow-datasets.
-      lines: whether to print one line per evaluation where there is no terminal.
+      lines: whether to print one line per evaluation.
       resume: whether these workers may have trained before. If other processes are training, each starts from the
         leader, unless it was better when it was saved last.
       tensorboard: whether to write event files for TensorBoard, too.
@@ -190,7 +190,7 @@ class _Member:
         config = self.config
         meeting = METHODS[config.method].meeting
         if meeting is None:
-            levels = [Level(among, self.size * period, pull or 0.0) for among, period, pull in config.levels]
+            levels = [Level(among, self.size * period, own.get("pull", 0.0)) for among, period, own in config.levels]
             return Posted(levels, self.board, workers=self.size, staleness=config.staleness, log=self.recorder.record)
         center, meet = self._saved_center(), meeting(config.options, self.size)
         return Centered(self.board, center, meet, workers=self.size, period=config.period, log=self.recorder.record)

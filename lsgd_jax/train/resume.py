@@ -4,7 +4,8 @@ With fewer workers than were saved, those with the lowest scores resume, in thei
 resume, and the others start as copies of the one with the lowest score. Each worker's random keys follow from its new
 global index. The current epoch continues with the examples that are left of it, in new shards, as
 `lsgd_jax.data.BatchIndices` describes. Groups are formed anew, so that what workers knew of their leaders is dropped:
-nothing pulls them before the next exchange, and an int8 wire starts with whole parameters.
+nothing pulls them before the next exchange, an int8 wire starts with whole parameters, and the center of a quorum with
+the mean of the workers.
 """
 
 import dataclasses
@@ -63,7 +64,8 @@ def resumed(
                 if progress.shape == placement.shape:
                     state = checkpoints.restore(step, state_shapes(model, optimizer, placement))
                 else:
-                    state = checkpoints.restore_resized(step, init_state(model, optimizer, placement), sources)
+                    fresh = init_state(model, optimizer, placement)
+                    state = checkpoints.restore_resized(step, fresh, sources, optimizer.init)
             break
         except UsageError as problem:
             problems[step] = problem

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.stages import Wrapped
 from jaxtyping import PRNGKeyArray
 
 from lsgd_jax.config import Config
@@ -19,7 +20,10 @@ from lsgd_jax.distributed.chips import shard_specs
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.optimizers import local_optimizer
+from lsgd_jax.train.corruption import corruption_of, skewed, with_stale_gradients
+from lsgd_jax.train.evaluated_model import with_tail
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
+from lsgd_jax.train.step import CommonBatch, local_steps
 from lsgd_jax.train.task_checks import check_data, check_functions, check_network, raised_by
 
 
@@ -86,17 +90,47 @@ def make_feed(config: Config, data_dir: Path | str | None = None, rows: Sequence
 def feed_from(config: Config, data: Data, rows: Sequence[int] | None = None) -> Feed:
     """The feed of a run from the data of its task; see `make_feed`."""
     check_data(config.task, data)
+    in_order = config.sampling == "partitions"
     if config.validation:
-        data = hold_out(data, config.validation, in_order=config.sampling == "partitions")
+        data = hold_out(data, config.validation, in_order=in_order)
+    if held := held_for_elections(config):
+        examples = count(data.train)
+        if not held < examples:
+            raise UsageError(f"election_examples must be less than the {examples} of the training data, got {held}.")
+        kept, others = hold_out(data, held / examples, in_order=in_order)
+        data = Data(jax.tree.map(lambda *xs: np.concatenate(xs), kept, others), data.test)
     workers = config.groups * config.workers
     indices = BatchIndices(
-        examples=count(data.train),
+        examples=count(data.train) - held,
         workers=workers,
         batch_size=config.worker_batch_size,
         sampling=config.sampling,
         seed=config.seed,
     )
+    indices = skewed(indices, data, config)
     return feed_of(data, indices, range(workers) if rows is None else rows, config.data_processes)
+
+
+def held_for_elections(config: Config) -> int:
+    """Number of training examples that are held out to compare workers, the last ones in the feed's arrays."""
+    return config.election_examples if config.elect_by == "held_out_batch" else 0
+
+
+def program_of(
+    config: Config, model: nnx.Module, optimizer: optax.GradientTransformation, placement: Placement, feed: Feed
+) -> Wrapped:
+    """The compiled steps of a run: `lsgd_jax.train.step.local_steps` with what its configuration asks for.
+
+    Raises:
+      UsageError: if there are too few examples for the batch that all workers see.
+    """
+    common = None
+    if config.elect_by != "training_losses":
+        examples, size = len(jax.tree.leaves(feed.shared)[0]), config.election_examples
+        if size > examples:
+            raise UsageError(f"election_examples must be at most the {examples} of the training data, got {size}.")
+        common = CommonBatch(examples - size if held_for_elections(config) else 0, examples, size)
+    return local_steps(config.task, model, optimizer, placement, feed, common=common, corruption=corruption_of(config))
 
 
 def make_model(config: Config) -> nnx.Module:
@@ -125,7 +159,12 @@ def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransf
     if config.learning_rates != "equal":
         factors = rate_factors(config.learning_rates, placement.axis_sizes)
         optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=placement.axes))
-    return make_method(config, placement, optax.chain(optimizer, scale_by_rate_factor()))
+    method = make_method(config, placement, optax.chain(optimizer, scale_by_rate_factor()))
+    if config.evaluated_model == "tail_mean":
+        method = with_tail(config, method, placement.axes)
+    if config.corrupt_workers and config.corruption == "stale":
+        method = with_stale_gradients(config.corrupt_workers, method, placement.axes)
+    return method
 
 
 def make_method(

@@ -14,10 +14,15 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from lsgd_jax.data import Feed
-from lsgd_jax.distributed import SHARED, STACKED, Placement, over_chips, value_and_gradient
-from lsgd_jax.exchange import worker_index
+from lsgd_jax.distributed import SHARED, STACKED, Placement, gathered, over_chips, value_and_gradient
+from lsgd_jax.exchange import AxisName, worker_index
+from lsgd_jax.exchange.trees import merged
 from lsgd_jax.task import Task
+from lsgd_jax.train.corruption import Corruption
 from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
+
+_NOBODY = 2**32 - 1
+"""Index of no worker, for the random key of what all have in common."""
 
 
 class TrainState(NamedTuple):
@@ -77,8 +82,31 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, place
     return placement.put(stacked, placement.specs(params, state))
 
 
+class CommonBatch(NamedTuple):
+    """The batch that all workers see at an exchange, of training arrays in memory."""
+
+    first: int
+    end: int
+    """The examples of which it is, from the first one to the one before the end."""
+    size: int
+    """Number of its examples; if these are not all, they are sampled anew at each step."""
+
+    def indices(self, key: PRNGKeyArray) -> Int[Array, " size"]:
+        """Those of its examples."""
+        if self.size == self.end - self.first:
+            return jnp.arange(self.first, self.end)
+        return jax.random.randint(key, (self.size,), self.first, self.end)
+
+
 def worker_step(
-    task: Task, model: nnx.Module, optimizer: optax.GradientTransformationExtraArgs, feed: Feed
+    task: Task,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformationExtraArgs,
+    feed: Feed,
+    *,
+    common: CommonBatch | None = None,
+    corruption: Corruption | None = None,
+    axis_name: AxisName = (),
 ) -> Callable:
     """The function that takes one worker through one local step, with an exchange if one is due.
 
@@ -87,23 +115,36 @@ def worker_step(
       model: of the workers.
       optimizer: the method around every worker's optimizer.
       feed: provides the training data.
+      common: the batch by which workers are compared; None: their training losses.
+      corruption: what is wrong with some workers; None: nothing.
+      axis_name: the worker axes, if something is.
 
     Returns:
       A function from
         the feed's arrays on the device,
         the learning-rate factor,
-        the random key of the worker's steps, into which the number of the step is folded,
+        the random key of the worker's steps, and with a common batch that of all, into which the number of the step is
+        folded,
         the worker's `TrainState`, without worker axes, and
         the number of the step with the worker's batch
       to the new state and the loss. It calls the optimizer's collectives.
     """
     graphdef = nnx.graphdef(in_mode(model, training=True))
+    in_evaluation = nnx.graphdef(in_mode(model, training=False))
 
     def step(
-        shared: Any, rate_factor: Array, key: PRNGKeyArray, state: TrainState, now: Sequence
+        shared: Any,
+        rate_factor: Array,
+        key: PRNGKeyArray,
+        state: TrainState,
+        now: Sequence,
+        common_key: PRNGKeyArray | None = None,
     ) -> tuple[TrainState, Array]:
         number, batch = now
         examples, step_key = over_chips(feed.training(shared, batch)), jax.random.fold_in(key, number)
+        told: dict[str, Any] = {}
+        if corruption is not None:
+            examples = corruption.of_examples(examples, jax.random.fold_in(step_key, 1), axis_name)
 
         def loss_of(params: optax.Params) -> tuple[Array, nnx.State]:
             network = nnx.merge(graphdef, params, state.statistics, copy=True)
@@ -111,8 +152,19 @@ def worker_step(
             return loss, nnx.state(network, nnx.BatchStat)
 
         (loss, statistics), grads = value_and_gradient(loss_of)(state.params)
+        if corruption is not None:
+            grads = corruption.of_gradients(grads, jax.random.fold_in(step_key, 2), axis_name)
+        if common is not None and common_key is not None:
+            indices = common.indices(jax.random.fold_in(common_key, number))
+
+            def common_loss(x: optax.Params) -> Array:
+                params = gathered(merged(x, state.params))
+                network = nnx.merge(in_evaluation, params, state.statistics, copy=True)
+                return task.measures(network, over_chips(feed.training(shared, indices)))["loss"].mean()
+
+            told["common_loss"] = common_loss
         updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor
+            grads, state.optimizer, state.params, value=loss, step=number, rate_factor=rate_factor, **told
         )
         statistics = jax.tree.map(  # A NaN would stay in a running mean forever, also after a revival.
             lambda new, old: jnp.where(jnp.isfinite(new).all(), new, old), statistics, state.statistics
@@ -128,6 +180,9 @@ def local_steps(
     optimizer: optax.GradientTransformationExtraArgs,
     placement: Placement,
     feed: Feed,
+    *,
+    common: CommonBatch | None = None,
+    corruption: Corruption | None = None,
 ) -> Wrapped:
     """The function that takes all workers through some local steps, with the exchanges that are due.
 
@@ -137,6 +192,8 @@ def local_steps(
       optimizer: the method around every worker's optimizer.
       placement: of the workers.
       feed: provides the training data.
+      common: the batch by which workers are compared; None: their training losses.
+      corruption: what is wrong with some workers; None: nothing.
 
     Returns:
       A jitted function from
@@ -148,17 +205,20 @@ def local_steps(
         the random key of the steps, into which a worker's global index and then the number of the step are folded
       to the new state and the `StepMetrics`; these are replicated, so that every process has all of them.
     """
-    step = worker_step(task, model, optimizer, feed)
+    step = worker_step(task, model, optimizer, feed, common=common, corruption=corruption, axis_name=placement.axes)
 
-    def one_step(shared: Any, key: PRNGKeyArray, state: TrainState, now: tuple) -> tuple[TrainState, StepMetrics]:
+    def one_step(
+        shared: Any, key: PRNGKeyArray, common_key: PRNGKeyArray, state: TrainState, now: tuple
+    ) -> tuple[TrainState, StepMetrics]:
         rate_factor, *number_and_batch = now
-        state, loss = step(shared, rate_factor, key, state, number_and_batch)
+        state, loss = step(shared, rate_factor, key, state, number_and_batch, common_key)
         return state, StepMetrics(loss, has_failed(state.params, state.optimizer), leaders_in(state.optimizer))
 
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
     ) -> tuple[TrainState, StepMetrics]:
-        take = partial(one_step, shared, jax.random.fold_in(key, worker_index(placement.axes)))
+        own_key, common_key = jax.random.fold_in(key, worker_index(placement.axes)), jax.random.fold_in(key, _NOBODY)
+        take = partial(one_step, shared, own_key, common_key)
         count = len(jax.tree.leaves(batches)[0])
         rate_factors = jnp.broadcast_to(rate_factor, (count,))
         if count == 1:

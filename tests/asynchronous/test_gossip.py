@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgd_jax.asynchronous import gossip
 from lsgd_jax.asynchronous.board import Gone, Post
 from lsgd_jax.asynchronous.gossip import GossipBoard
+from lsgd_jax.errors import UsageError
 
 SECRET = bytes(32)
 HANG = 60
@@ -133,3 +135,22 @@ def test_who_can_not_reach_each_other_do_not_follow_each_other(join):
     assert 1 not in boards[0].read()[0]
     cut.clear()
     until(lambda: 1 in boards[0].read()[0])
+
+
+def test_who_could_not_be_reached_at_the_start_is_found_later(join, monkeypatch):
+    monkeypatch.setattr(gossip, "SEARCH", 2)
+    cut = {"all"}
+    boards = [join(i, faults=lambda _: "drop" if cut else 0.0) for i in range(2)]
+    assert [living(board) for board in boards] == [{0}, {1}]
+    cut.clear()
+    until(lambda: all(living(board) == {0, 1} for board in boards))
+
+
+def test_a_log_that_can_not_be_written_is_told(join):
+    def log(*_, **__):
+        raise UsageError("the disk is full")
+
+    board = join(0, log=log)
+    join(1)
+    with pytest.raises(UsageError, match="the disk is full"):
+        until(lambda: board.read() is None)

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from lsgd_jax.asynchronous import Board, Gone, Model, Post
 from lsgd_jax.distributed import place
+from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
@@ -14,6 +16,7 @@ from lsgd_jax.train import posted, saved_worker, setup
 from lsgd_jax.train.posted_evaluation import Evaluations
 from lsgd_jax.train.saved_worker import SavedWorker, checksum
 from lsgd_jax.train.step import TrainState
+from lsgd_jax.trained import load_trained
 
 CONFIG = PRESETS["digits"].replace(groups=1, workers=2, width=0.25, window=5, asynchronous="posted")
 
@@ -129,3 +132,22 @@ def test_who_can_not_be_fetched_is_left_out_of_the_evaluation(member):
         else:
             assert of_other > 0.8
             assert entry["center_loss"] != alone
+
+
+def test_what_was_saved_is_loaded(member):
+    common = member.trainers.starts[0].state
+    path = member.folder.path
+    for position, (step, value, score) in enumerate([(30, 1.0, 0.5), (41, 2.0, 0.25)]):
+        member.folder.state_of(position).unlink(missing_ok=True)
+        with pytest.raises(UsageError, match=f"^worker {position} of the run in {path} has not been saved yet"):
+            load_trained(path)
+        state = changed(common, value)
+        saved_worker.save(member.folder.state_of(position), SavedWorker(1, step, False, 0, score, state))
+    found = load_trained(path)
+    assert (found.step, found.best) == (35, 1)
+    for network, value in [(found.center, 1.5), (found.workers[0], 1.0), (found.workers[1], 2.0)]:
+        assert {float(x) for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)) for x in np.ravel(leaf)} == {value}
+    with pytest.raises(
+        UsageError, match=r"^posted workers keep only what they have saved last: load it without a step\."
+    ):
+        load_trained(path, 30)

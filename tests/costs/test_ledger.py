@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lsgd_jax.costs.collectives import Collective, collectives
+from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.costs.ledger import bytes_sent, exchanges, rounded_collectives
 from lsgd_jax.distributed import SHARED
 from lsgd_jax.exchange import broadcast_rounded
@@ -51,10 +51,7 @@ def sizes(found):
 
 def check(config):
     found, params = compiled(config)
-    expected = [each for exchange in exchanges(config, params) for each in exchange.collectives]
-    if METHODS[config.method].averages_start(config.options):
-        size = sum(x.nbytes for x in jax.tree.leaves(params))
-        expected.append(Collective("all-reduce", size, config.groups * config.workers))
+    expected = [each for exchange in exchanges(config, params) for each in (*exchange.collectives, *exchange.at_first)]
     assert sizes(found) == sizes(expected)
     assert all(each.conditional for each in found) or config.method == "data_parallel"
 
@@ -99,6 +96,7 @@ STREAMED = GROUPED.replace(period=3, global_period=6, eval_every=1, fragments=2)
         {"wire": "int8", "broadcast": "ring", "delay": 1, "stale_pull": 0.1},
         {"method": "diloco", "overlap": 1},
         {"method": "lgrawa", "fragments": 3},
+        {"method": "quorum", "delay": 1},
     ],
     ids=str,
 )
@@ -185,5 +183,11 @@ def test_bytes_by_formula():
     assert bytes_sent(easgd, params, 16) == (8 + 1) * of_all * 800
     assert bytes_sent(easgd, params, 1) == 0
     assert bytes_sent(dataclasses.replace(easgd, method="mgrawa"), params, 2) == of_all * (800 + 4)
+    quorum = single.replace(method="quorum", outer_momentum=0.0)  # An average, and a score for each of the four.
+    assert bytes_sent(quorum, params, 16) == 8 * of_four * (800 + 4 * 4)
+    assert bytes_sent(quorum.replace(outer_momentum=0.3), params, 1) == 0
+    assert bytes_sent(quorum.replace(outer_momentum=0.3), params, 2) == of_four * (2 * 800 + 4 * 4)
+    median = grouped.replace(method="coordinate_median")  # The others' parameters, and the number of the finite.
+    assert bytes_sent(median, params, 2) == 7 * 800 + of_all * 4
     averaging = dataclasses.replace(single.replace(method="local_sgd"), wire="bfloat16")
     assert bytes_sent(averaging, params, 16) == of_four * (8 * 400 + 800)

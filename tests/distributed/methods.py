@@ -1,10 +1,6 @@
-"""A program for one or more processes: a tiny problem trained with every method, and written by the first process.
-
-python -m tests.distributed.methods results.npz
-"""
+"""What one process or several call: a tiny problem is trained with every method, and written by the first process."""
 
 import inspect
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +12,7 @@ from lsgd_jax.distributed import SHARED, STACKED, place
 from lsgd_jax.methods import METHODS
 from lsgd_jax.variants import links
 
-GROUPS, WORKERS, STEPS = 2, 4, 50
+GROUPS, WORKERS, STEPS = 2, 2, 50
 CURVATURES = np.array([1.0, 0.3, 2.0])
 OPTIONS = {"period": 3, "pull": 0.1, "global_pull": 0.05, "global_period": 6, "window": 4, "prox": 0.05}
 
@@ -44,8 +40,8 @@ def parted(x):
     return [x[:1], x[1:]]
 
 
-def main(out):
-    distributed.initialize()
+def train(out):
+    """Train, and write all paths, centers and leaders to a file."""
     distributed.simulate_devices(GROUPS * WORKERS)
     jax.config.update("jax_enable_x64", True)
     placement = place(GROUPS, WORKERS)
@@ -56,7 +52,7 @@ def main(out):
     for label, (name, given) in RUNS.items():
         tx = method(name, placement, given)
 
-        def train(x, loss_noise, gradient_noise, name=name, tx=tx):
+        def of_worker(x, loss_noise, gradient_noise, name=name, tx=tx):
             def step(carry, now):
                 x, state = carry
                 number, loss_noise, gradient_noise = now
@@ -70,7 +66,7 @@ def main(out):
             (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(parted(x))), noises)
             return path, leaders, jnp.concatenate(METHODS[name].center(parted(x), state, placement.axes))
 
-        mapped = placement.over_workers(train, (STACKED,) * 3, (STACKED, STACKED, SHARED))
+        mapped = placement.over_workers(of_worker, (STACKED,) * 3, (STACKED, STACKED, SHARED))
         program = jax.jit(mapped, out_shardings=placement.sharding(SHARED))
         path, leaders, center = jax.device_get(program(*placement.put(problem, STACKED)))
         results |= {f"{label} path": path, f"{label} center": center}
@@ -78,7 +74,3 @@ def main(out):
             results[f"{label} leaders"] = leaders
     if distributed.process_index() == 0:
         np.savez(out, **results)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lsgd_jax import distributed
 from lsgd_jax.tracking.run_folder import read_metrics
+from tests.distributed import large_broadcasts, methods
 from tests.distributed.methods import BROADCASTS, RUNS
+from tests.reliability import commands, faults
 
 ROOT = Path(__file__).parents[2]
 LSGD = [sys.executable, "-m", "lsgd_jax"]
@@ -38,18 +41,17 @@ def launch(processes, *command, cwd):
 
 @pytest.fixture(scope="module")
 def in_one_process(tmp_path_factory):
-    path = tmp_path_factory.mktemp("one")
-    done = run(sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=path)
-    assert done.returncode == 0, done.stderr
-    return np.load(path / "results.npz")
+    path = tmp_path_factory.mktemp("one") / "results.npz"
+    faults.called(1, methods.train, path)
+    return np.load(path)
 
 
-@pytest.mark.parametrize("processes", [2, 8])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_every_method_does_what_it_does_in_one_process(processes, in_one_process, tmp_path):
-    done = launch(processes, sys.executable, "-m", "tests.distributed.methods", "results.npz", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    """With a group for each process, and with a worker for each, whose groups span processes."""
+    faults.called(processes, methods.train, tmp_path / "results.npz")
     results = np.load(tmp_path / "results.npz")
-    np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 8 // processes))
+    np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 4 // processes))
     for label in ("lsgd", "lsgd streamed"):
         np.testing.assert_array_equal(results[f"{label} leaders"], in_one_process[f"{label} leaders"])
         assert len(np.unique(results[f"{label} leaders"])) > 2
@@ -60,9 +62,8 @@ def test_every_method_does_what_it_does_in_one_process(processes, in_one_process
         assert results[f"lsgd by {broadcast} path"].tobytes() == results["lsgd path"].tobytes()
 
 
-def test_large_parts_arrive_whole(tmp_path):
-    done = launch(2, sys.executable, "-m", "tests.distributed.large_broadcasts", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_large_parts_arrive_whole():
+    faults.called(2, large_broadcasts.main)
 
 
 def metrics(path):
@@ -84,32 +85,39 @@ def assert_same_metrics(path, other):
                 np.testing.assert_allclose(entry[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_training_writes_the_run_folder_of_one_process(tmp_path):
+@pytest.fixture
+def launched(tmp_path):
+    """A folder of its own, since what runs in it in the end is killed."""
+    (folder := tmp_path / "launched").mkdir()
+    return folder
+
+
+def test_training_writes_the_run_folder_of_one_process(lsgd, launched, tmp_path):
     """With learning rates by the clock, which all processes have to read alike."""
     train = ["train", "digits", "--steps", "20", "--eval-every", "10", "--learning-rate-drops", "1e-9"]
     train += ["--learning-rate-drops-in", "seconds", "--run-dir"]
-    done = run(*LSGD, *train, "one", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = run(*LSGD, "launch", "--processes", "2", "--", *train, "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[0] test error of the center after 20 steps: ")
-    assert [line[:12] for line in done.stderr.splitlines()] == ["[0] step 10/", "[0] step 20/"]
-    assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
-    told = json.loads((tmp_path / "two" / "environment.json").read_text())
+    code, _, errors = lsgd(*train, "one")
+    assert code == 0, errors
+    code, errors = commands.done("launch", "--processes", "2", "--", *train, "two", cwd=launched)
+    assert code == 0, errors
+    assert (launched / "output.out").read_text().startswith("[0] test error of the evaluated model after 20 steps: ")
+    assert [line[:12] for line in errors] == ["[0] step 10/", "[0] step 20/"]
+    assert sorted(os.listdir(launched / "two")) == sorted(os.listdir(tmp_path / "one"))
+    told = json.loads((launched / "two" / "environment.json").read_text())
     assert told["command"] == " ".join(["lsgd", *train, "two"])
-    assert_same_metrics(tmp_path / "two", tmp_path / "one")
+    assert_same_metrics(launched / "two", tmp_path / "one")
 
 
-def test_processes_decode_the_images_of_their_own_workers(prepared, tmp_path):
+def test_processes_decode_the_images_of_their_own_workers(lsgd, launched, prepared, tmp_path):
     train = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16"]
     train += ["--groups", "1", "--workers", "2", "--batch", "per_worker", "--batch-size", "2", "--steps", "4"]
-    train += ["--eval-every", "4", "--data-processes", "1", "--learning-rate", "0.001"]
-    train += ["--data-dir", str(prepared[0]), "--run-dir"]
-    done = run(*LSGD, *train, "one", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = run(*LSGD, "launch", "--processes", "2", "--devices-per-process", "1", "--", *train, "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same_metrics(tmp_path / "two", tmp_path / "one")
+    train += ["--eval-every", "4", "--learning-rate", "0.001", "--data-dir", str(prepared[0]), "--run-dir"]
+    code, _, errors = lsgd(*train, "one", "--data-processes", "0")
+    assert code == 0, errors
+    train += ["two", "--data-processes", "1"]
+    code, errors = commands.done("launch", "--processes", "2", "--devices-per-process", "1", "--", *train, cwd=launched)
+    assert code == 0, errors
+    assert_same_metrics(launched / "two", tmp_path / "one")
 
 
 def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
@@ -138,17 +146,18 @@ def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_
     """Also one that only the first process can see."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    done = run(*LSGD, "launch", "--processes", "2", "--", "train", "digits", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"[0] lsgd: {message}")
-    assert len(done.stderr.splitlines()) == 1
+    code, [error] = commands.done("launch", "--processes", "2", "--", "train", "digits", *arguments, cwd=tmp_path)
+    assert code == 2
+    assert error.startswith(f"[0] lsgd: {message}")
 
 
-def test_compare_is_for_one_process(tmp_path):
-    done = launch(2, *LSGD, "compare", "digits", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+@pytest.mark.parametrize("process", [0, 1])
+def test_compare_is_for_one_process(process, lsgd, monkeypatch):
+    """Which the first process says."""
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "process_index", lambda: process)
     message = "compare runs in one process, but this is one of several: only train supports several."
-    assert done.stderr == f"[0] lsgd: {message}\n"
+    assert lsgd("compare", "digits") == (2, "", "" if process else f"lsgd: {message}\n")
 
 
 @pytest.mark.parametrize(
@@ -166,11 +175,10 @@ def test_compare_is_for_one_process(tmp_path):
         ),
     ],
 )
-def test_a_wrong_command_exits_with_2(arguments, message, tmp_path):
-    done = run(*LSGD, "launch", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_wrong_command_exits_with_2(arguments, message, lsgd):
+    code, _, errors = lsgd("launch", *arguments)
+    assert code == 2
+    assert message in errors
 
 
 def test_wrong_variables_are_one_sentence(tmp_path):
@@ -202,21 +210,15 @@ def wait_until(condition, seconds):
 @pytest.fixture
 def training(tmp_path):
     """A launcher of two processes without an end."""
-    command = [*LSGD, "launch", "--processes", "2", "--", "train", "digits", "--steps", "10000000", "--eval-every"]
-    command += ["4", "--run-dir", str(tmp_path / "run")]
-    with (tmp_path / "output").open("w") as output:
-        launcher = subprocess.Popen(command, stdout=output, stderr=output, env=environment(), cwd=tmp_path)
-    wait_until(lambda: len(children(launcher.pid)) == 2, 60)
-    processes = children(launcher.pid)
-    yield launcher, processes, tmp_path / "output"
-    for pid in [launcher.pid, *processes]:
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
-    launcher.wait()
+    command = ["launch", "--processes", "2", "--", "train", "digits", "--steps", "10000000", "--eval-every", "4"]
+    with commands.started(*command, "--run-dir", "run", cwd=tmp_path) as launcher:
+        wait_until(lambda: len(children(launcher.pid)) == 2, 60)
+        yield launcher, children(launcher.pid), tmp_path / "output.err"
 
 
 def assert_all_end(launcher, processes, code):
-    assert launcher.wait(timeout=DEADLINE) == code
+    wait_until(lambda: launcher.over, DEADLINE)
+    assert launcher.end()[0] == code
     wait_until(lambda: not any(alive(pid) for pid in processes), DEADLINE)
 
 
@@ -231,14 +233,14 @@ def test_a_killed_process_ends_all(training):
 def test_a_killed_launcher_ends_all(training):
     launcher, processes, output = training
     wait_until(lambda: "[0] step" in output.read_text(), 120)
-    launcher.kill()
+    os.kill(launcher.pid, signal.SIGKILL)
     assert_all_end(launcher, processes, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_and_a_termination_end_all(number, training):
     launcher, processes, _ = training
-    launcher.send_signal(number)
+    os.kill(launcher.pid, number)
     assert_all_end(launcher, processes, 128 + number)
 
 

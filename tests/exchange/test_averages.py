@@ -12,6 +12,7 @@ from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
 EVERYONE = ("group", "worker")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_mean(mapping):
     x = np.arange(8, dtype=np.float32).reshape(GROUPS, WORKERS)

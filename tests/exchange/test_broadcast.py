@@ -26,13 +26,14 @@ def values(dtype, rng):
     return rng.integers(0, 256, (GROUPS, WORKERS, 3 * np.dtype(dtype).itemsize), np.uint8).view(dtype)
 
 
+@pytest.mark.optimized
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, casting the signalling NaNs.
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_root_comes_through_bit_for_bit(mapping, method):
     """A tree of all dtypes, of which some make up several arrays and more numbers than there are chunks."""
     rng = np.random.default_rng(0)
-    x = [values(dtype, rng) for dtype in (*DTYPES, *DTYPES[:4], np.float32)]
+    x = [values(dtype, rng) for dtype in (*DTYPES, *DTYPES[:2])]
     with jax.enable_x64(True):
         send = partial(broadcast_from, method=method, chunks=2)
         local = over_workers(lambda root, x: send(x, root, "worker"), mapping)

@@ -20,6 +20,7 @@ FLOATS = (np.float16, jnp.bfloat16, np.float32, np.float64)
 SHAPES = ((), (3,), (2, 300), (0,), (5, 0, 2))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_bfloat16_is_the_leader_rounded_once(mapping, method):
@@ -29,6 +30,7 @@ def test_bfloat16_is_the_leader_rounded_once(mapping, method):
     np.testing.assert_array_equal(send(x), np.broadcast_to(expected, x.shape))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_int8_is_a_closed_loop(mapping):
     """All ends hold the same, the error is a 254th of the largest difference, and it does not add up."""
@@ -69,6 +71,7 @@ def test_int8_has_a_scale_for_each_block_of_256_numbers():
     assert kept[:500].mean() > 0.95 < kept[750:].mean()
 
 
+@pytest.mark.optimized
 def test_int8_of_equal_trees_changes_nothing():
     x = {"a": jnp.ones((4, 3)), "b": jnp.zeros((4, 0))}
     send = jax.vmap(lambda x: broadcast_rounded(x, 1, "worker", wire="int8", last=x), axis_name="worker")
@@ -95,6 +98,7 @@ def rounded_over_devices(wire):
     return over_workers(lambda x, r, root: broadcast_rounded(x, root, EVERYONE, wire=wire, last=r), "shard_map")
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -146,6 +150,7 @@ def check_within_the_bound(wire, got, x, r):
     assert (np.abs(got - x) <= bound).all()
 
 
+@pytest.mark.optimized
 def test_nobody_sends_zeros_and_no_nan_leaks():
     x = jnp.full((4, 2), jnp.nan).at[2].set(7.0)
     send = jax.vmap(lambda x, root: broadcast_from({"x": x}, root, "worker"), axis_name="worker", in_axes=(0, None))
@@ -153,6 +158,7 @@ def test_nobody_sends_zeros_and_no_nan_leaks():
     np.testing.assert_array_equal(send(x, 2)["x"], np.full((4, 2), 7.0))
 
 
+@pytest.mark.optimized
 def test_float64_and_mixed_trees():
     with jax.enable_x64(True):
         tree = {"a": np.arange(8.0) / 3, "b": (np.arange(8, dtype=np.int64), np.arange(8) > 3)}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsgd_jax import NOBODY, elect
+from lsgd_jax.exchange import elect_quorum
 from tests.mapping import MAPPINGS, over_workers
 
 SCORES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38])
@@ -33,6 +34,7 @@ def test_elects_the_lowest_finite_score_and_the_first_of_ties(workers):
     assert set(np.asarray(leaders)) == {elected(scores, eligible)}
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_election_is_the_same_under_every_mapping(mapping):
     scores = np.array([[np.nan, 2.0, 1.0, 1.0], [0.5, np.inf, 0.5, 3.0]], np.float32)
@@ -50,3 +52,25 @@ def test_nobody_leads_when_all_scores_are_infinite_or_nan():
 def test_a_score_is_a_scalar():
     with pytest.raises(ValueError, match=r"one scalar score a worker, got the shape \(3,\)"):
         jax.vmap(lambda s: elect(s, "worker"), axis_name="worker")(jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 3.0, np.inf])
+def test_a_quorum_is_near_the_lowest_score(kappa):
+    """Sorted by hand, for scores of which some are equal and some can't be elected."""
+    rng = np.random.default_rng(1)
+    elect_all = jax.jit(jax.vmap(jax.vmap(lambda s, e: elect_quorum(s, "w", kappa, eligible=e), axis_name="w")))
+    scores = rng.choice([0.1, 0.2, 0.4, 0.9, 2.0, np.nan, np.inf, -np.inf], size=(40, 5)).astype(np.float32)
+    eligible = rng.random((40, 5)) < 0.8
+    eligible[0], scores[1] = False, np.nan
+    positions, members = elect_all(scores, eligible)
+    for score, able, position, includes, count in zip(scores, eligible, positions, *members, strict=True):
+        candidates = [i for i in range(5) if able[i] and np.isfinite(score[i])]
+        by_score = sorted(candidates, key=lambda i: (score[i], i))
+        expected = np.zeros(5, bool)
+        if by_score:
+            lowest, median = score[by_score[0]], score[by_score[len(by_score) // 2]]
+            width = np.inf if kappa == np.inf else np.float32(kappa) * (median - lowest)
+            expected[[i for i in by_score if score[i] - lowest <= width]] = True
+        np.testing.assert_array_equal(position, np.full(5, by_score[0] if by_score else NOBODY))
+        np.testing.assert_array_equal(includes, expected)
+        np.testing.assert_array_equal(count, np.full(5, expected.sum()))

@@ -16,6 +16,7 @@ def float64():
         yield
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("pull_at", ["after_step", "before_step"])
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_follows_a_plain_loop(mapping, pull_at):

@@ -1,5 +1,6 @@
 """One battery over the table of methods."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -34,6 +35,16 @@ OPTIONS = {
     "diloco": {"period": 3, "outer_learning_rate": 0.7, "outer_momentum": 0.8},
     "mgrawa": {"period": 3, "pull": 0.4, "prox": 0.05},
     "lgrawa": {"period": 3, "pull": 0.4, "prox": 0.05},
+    "quorum": {
+        "period": 3,
+        "kappa": 1.5,
+        "pull": 0.9,
+        "outer_learning_rate": 0.8,
+        "outer_momentum": 0.3,
+        "window": 4,
+    },
+    "coordinate_median": {"period": 3, "pull": 0.7},
+    "trimmed_mean": {"period": 3, "pull": 0.7, "trim": 0.3},
     "independent": {"window": 4},
 }
 
@@ -63,8 +74,12 @@ def build(name, inner=None, **changed):
     return METHODS[name].build(inner or optimizer(), axis_name=AXES, **(OPTIONS[name] | changed))
 
 
-def trained(tx, name, start, loss_noise, gradient_noise, mapping="vmap"):
-    """All points [group, worker, step, ...] by layer, the reported model, and LSGD's leaders after each step."""
+# What shares it is all optimized, or none.
+@functools.cache
+def training(name, mapping="vmap", inner=None, **changed):
+    """From starts and noises to all points [group, worker, step, ...] by layer, the reported model, and LSGD's leaders
+    after each step."""
+    tx = build(name, inner, **changed)
 
     def train(x, loss_noise, gradient_noise):
         def step(carry, now):
@@ -82,7 +97,8 @@ def trained(tx, name, start, loss_noise, gradient_noise, mapping="vmap"):
         (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(x)), noises)
         return path, METHODS[name].center(x, state, AXES), leaders
 
-    return jax.tree.map(np.asarray, over_workers(train, mapping)(start, loss_noise, gradient_noise))
+    program = over_workers(train, mapping)
+    return lambda *problem: jax.tree.map(np.asarray, program(*problem))
 
 
 def test_every_method_is_tried():
@@ -152,15 +168,17 @@ def flat(tree):
     return [np.reshape(tree[k], (GROUPS * WORKERS, *tree[k].shape[2:])) for k in sorted(tree)]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("name", "changed"),
     [(name, {}) for name in METHODS if name != "lsgd"]
-    + [("local_sgd", changed) for changed in ({"delay": 1}, {"wire": "bfloat16"}, {"delay": 1, "wire": "bfloat16"})],
+    + [("local_sgd", changed) for changed in ({"delay": 1}, {"wire": "bfloat16"}, {"delay": 1, "wire": "bfloat16"})]
+    + [("quorum", {"delay": 1}), ("quorum", {"wire": "bfloat16", "outer_learning_rate": 1.0, "outer_momentum": 0.0})],
     ids=str,
 )
 def test_follows_its_oracle(name, changed, problem):
     start, loss_noise, gradient_noise = problem
-    path, center, _ = trained(build(name, **changed), name, *problem)
+    path, center, _ = training(name, **changed)(*problem)
 
     # CPUs add what is sent in bfloat16 in float32, as the oracle does; others round every sum.
     tolerance = 0.1 if "wire" in changed and jax.default_backend() != "cpu" else 1e-10
@@ -184,11 +202,11 @@ def test_follows_its_oracle(name, changed, problem):
             np.testing.assert_allclose(got_center[i], expected_center[k], rtol=1e-9, atol=tolerance)
 
 
+@pytest.mark.optimized
 def test_lsgd_follows_its_oracle_leaders_first(problem):
     """In one layer; the oracle of Algorithm 1 has no momentum."""
     start, loss_noise, gradient_noise = ({"a": p["a"]} if isinstance(p, dict) else p for p in problem)
-    tx = build("lsgd", optax.sgd(ETA))
-    path, center, leaders = trained(tx, "lsgd", start, loss_noise, gradient_noise)
+    path, center, leaders = training("lsgd", inner=optax.sgd(ETA))(start, loss_noise, gradient_noise)
     everyone = (1, GROUPS * WORKERS)
     expected = oracle.lsgd(
         start["a"].reshape(*everyone, -1),
@@ -205,19 +223,25 @@ def test_lsgd_follows_its_oracle_leaders_first(problem):
     np.testing.assert_allclose(center["a"][1, 2], expected.x[-1, 0].mean(0), rtol=1e-9, atol=1e-10)
 
 
+def first_steps(start, *noises):
+    return start, *jax.tree.map(lambda a: a[:, :, :20], noises)
+
+
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapping", [mapping for mapping in MAPPINGS if mapping != "vmap"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_mapping_gives_the_same(name, mapping, problem):
-    short = jax.tree.map(lambda a: a[:, :, :20], problem[1:])
-    one, other = (trained(build(name), name, problem[0], *short, mapping=m)[:2] for m in ("vmap", mapping))
+    short = first_steps(*problem)
+    one, other = (training(name, m)(*short)[:2] for m in ("vmap", mapping))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), one, other)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", METHODS)
 def test_permuting_workers_permutes_the_result(name, problem):
     permute = np.ix_([1, 0], [2, 0, 3, 1])
-    path, center, _ = trained(build(name), name, *problem)
-    permuted, same, _ = trained(build(name), name, *jax.tree.map(lambda a: a[permute], problem))
+    path, center, _ = training(name)(*problem)
+    permuted, same, _ = training(name)(*jax.tree.map(lambda a: a[permute], problem))
     for k in path:
         np.testing.assert_allclose(permuted[k], path[k][permute], rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(same[k], center[k], rtol=1e-9, atol=1e-11)
@@ -227,6 +251,7 @@ ALONE = {
     "diloco": {"outer_learning_rate": 1.0, "outer_momentum": 0.0},
     "mgrawa": {"prox": 0.0},
     "lgrawa": {"prox": 0.0},
+    "quorum": {"outer_learning_rate": 1.0, "outer_momentum": 0.0},
 }
 
 
@@ -248,7 +273,7 @@ def test_one_worker_is_the_plain_optimiser(name, problem):
 
         return jax.lax.scan(step, (x, tx.init(x)), noise)[1]
 
-    one, other = (jax.vmap(partial(train, t), axis_name="worker")(start, gradient_noise) for t in (tx, plain))
+    one, other = (jax.jit(jax.vmap(partial(train, t), axis_name="worker"))(start, gradient_noise) for t in (tx, plain))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), one, other)
 
 
@@ -263,28 +288,31 @@ NAN_SPREADS = {
     "diloco": (1, 8, 8),
     "mgrawa": (1, 8, 8),
     "lgrawa": (1, 8, 8),
+    "quorum": (1, 1, 1),
+    "coordinate_median": (1, 1, 1),
+    "trimmed_mean": (1, 1, 1),
     "independent": (1, 1, 1),
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", METHODS)
 def test_a_nan_spreads_as_documented(name, problem):
     start, loss_noise, gradient_noise = problem
     gradient_noise["a"][1, 1, 4, 0] = gradient_noise["b"][1, 1, 4, 0] = np.nan
-    path = trained(
-        build(name), name, start, loss_noise[:, :, :12], jax.tree.map(lambda a: a[:, :, :12], gradient_noise)
-    )[0]
+    path = training(name)(*first_steps(start, loss_noise, gradient_noise))[0]
     broken = ~np.isfinite(path["a"]).all(axis=-1).reshape(8, -1)
     assert not broken[:, :4].any()
     assert broken[5, 4:].all()
     assert tuple(broken[:, (4, 5, 8)].sum(axis=0)) == NAN_SPREADS[name]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", METHODS)
 def test_a_nan_loss_moves_nobody_and_is_not_reported(name, problem):
     start, loss_noise, gradient_noise = problem
     loss_noise[0, 3, 10:] = np.nan
-    path, center, _ = trained(build(name), name, start, loss_noise, gradient_noise)
+    path, center, _ = training(name)(start, loss_noise, gradient_noise)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((path, center)))
     if name == "independent":
         assert (np.abs(center["a"][0, 0] - path["a"][0, 3, -1]) > 1e-6).all()
@@ -320,7 +348,7 @@ def test_no_recompilation_at_exchanges_or_for_other_learning_rates(name, mapping
 
     step = over_workers(step, mapping)
     x, _, gradient_noise = problem
-    state = jax.vmap(jax.vmap(tx.init))(x)
+    state = jax.jit(jax.vmap(jax.vmap(tx.init)))(x)
     for t in range(7):
         if t == 5:  # The first calls' arguments are unsharded and weakly typed, which are other signatures.
             before = traces
@@ -353,6 +381,11 @@ def test_learning_rates_of_another_shape_are_one_sentence():
         ("mgrawa", {"prox": 2.0}, r"prox must be in \[0, 1\], got 2\.0"),
         ("local_sgd", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
         ("local_sgd", {"delay": 2}, "delay must be 0 or 1, got 2"),
+        ("quorum", {"kappa": -1.0}, r"kappa must be at least 0, got -1\.0"),
+        ("quorum", {"outer_learning_rate": 0.0}, r"outer_learning_rate must be positive, got 0\.0"),
+        ("quorum", {"wire": "int8"}, "the wire of an average must be None or \"bfloat16\", got 'int8'"),
+        ("quorum", {"global_period": 6}, "global_pull and global_period need groups: pass group_axis_name too"),
+        ("trimmed_mean", {"trim": 0.6}, r"trim must be in \[0, 0\.5\], got 0\.6"),
         ("independent", {"window": 0}, "window must be a whole number of losses, at least 1, got 0"),
     ],
 )
@@ -361,7 +394,7 @@ def test_an_option_out_of_range_is_one_sentence(name, options, message):
         build(name, **options)
 
 
-@pytest.mark.parametrize("name", ["easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lsgd"])
+@pytest.mark.parametrize("name", ["easgd", "downpour", "local_sgd", "diloco", "mgrawa", "lsgd", "quorum"])
 def test_missing_params_are_one_sentence(name):
     x = {"a": np.ones((2, 4, 2))}
     tx = build(name)

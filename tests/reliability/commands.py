@@ -111,13 +111,13 @@ def assert_one_sentence(code, errors, reproduction):
 
 
 def processes_in(folder):
-    """The processes whose working folder it is."""
+    """The processes, other than this one, whose working folder it is."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.readlink(path / "cwd") == str(folder):
                 found.append(int(path.name))
-    return found
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def assert_no_process_in(folder):

@@ -35,25 +35,25 @@ FORKS.set_forkserver_preload(
 )
 
 
-def train_here(config, path, resume, processes, process, address):
-    """What each process does that `training` starts."""
+def _here(function, arguments, processes, process, address):
+    """What each process does that `together` starts."""
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         names = (distributed.COORDINATOR, "JAX_COORDINATOR_BIND_ADDRESS", distributed.PROCESSES, distributed.PROCESS)
         os.environ |= dict(zip(names, (address, address, str(processes), str(process)), strict=True))
         distributed.initialize()
-    distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
-    loop.train_and_evaluate(config, path, lines=False, resume=resume)
+    function(*arguments)
     if processes > 1:
         jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
-def training(config, path, processes, *, resume=False):
-    """Processes that train, forked from one that has imported what they need; in the end they are killed."""
+def together(processes, function, *arguments):
+    """Processes of one run that call a function, forked from one that has imported what they need; in the end they are
+    killed."""
     address = f"127.0.0.1:{_free_port()}"
     started = [
-        FORKS.Process(target=train_here, args=(config, path, resume, processes, process, address))
+        FORKS.Process(target=_here, args=(function, arguments, processes, process, address))
         for process in range(processes)
     ]
     for process in started:
@@ -66,12 +66,28 @@ def training(config, path, processes, *, resume=False):
             process.join()
 
 
-def trained(config, path, processes, *, resume=False):
-    """Train to the end in so many processes."""
-    with training(config, path, processes, resume=resume) as started:
+def called(processes, function, *arguments):
+    """Call a function in so many processes of one run, to the end."""
+    with together(processes, function, *arguments) as started:
         for process in started:
             process.join(HANG)
     assert [process.exitcode for process in started] == [0] * processes
+
+
+def train_here(config, path, resume):
+    """Train in this process, which has no devices yet."""
+    distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)
+    loop.train_and_evaluate(config, path, lines=False, resume=resume)
+
+
+def training(config, path, processes, *, resume=False):
+    """Processes that train; in the end they are killed."""
+    return together(processes, train_here, config, path, resume)
+
+
+def trained(config, path, processes, *, resume=False):
+    """Train to the end in so many processes."""
+    called(processes, train_here, config, path, resume)
 
 
 def killed(config, path, processes, lines, rng, *, resume):

@@ -1,6 +1,7 @@
 """Random trees, methods, options and mappings: as the oracle has it, with everything else left alone to the bit."""
 
 import dataclasses
+import math
 import random
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ STEPS, ETA = 6, 0.125
 FAILURE = (1, 1, 1)  # Group, worker and step.
 MAPPINGS = ("vmap", "shard_map", "slots", "auto", "explicit")
 """Workers on devices of their own, two on one device, or each on two devices over an axis of one kind or the other."""
-METHODS_IN_TURN = (*METHODS, "lsgd", "lsgd", "lsgd")  # 60 cases are one of each with each mapping.
+METHODS_IN_TURN = (*METHODS, "lsgd", "lsgd", "lsgd")
 NARROWER = {"float32": "bfloat16", "float64": "float32", "complex128": "complex64", "float16": "bfloat16"}
 WIDER = {"bfloat16": "float32", "float16": "float32", "float32": "float64", "complex64": "complex128"}
 WIRE_ERRORS = {None: 0.0, "bfloat16": 2**-8, "int8": 1 / 127}
@@ -74,7 +75,8 @@ def random_case(seed: int) -> Case:
     around = rng.choice((None, None, "masked", "partition"))
     momentum = rng.choice((None, 0.9))
     gradients = rng.choice(("equal", "equal", "narrower", "wider"))
-    method, mapping = METHODS_IN_TURN[seed % len(METHODS_IN_TURN)], MAPPINGS[seed % len(MAPPINGS)]
+    number, turn = divmod(seed, len(METHODS_IN_TURN))
+    method, mapping = METHODS_IN_TURN[turn], MAPPINGS[number % len(MAPPINGS)]
     if method == "lsgd" or gradients != "equal":
         momentum = None  # The oracle of LSGD has none, and optax' momentum may change its dtype.
     roles = ["trained"] * 4 + ["frozen"] + ["outside"] * (around is not None)
@@ -116,6 +118,12 @@ def random_options(method: str, rng: random.Random) -> dict[str, Any]:
         options = {"pull": strength() / 4, "center_pull": strength()}
     elif method == "diloco":
         options = {"outer_learning_rate": rng.choice((0.5, 1.0)), "outer_momentum": rng.choice((0.0, 0.5))}
+    elif method == "quorum":
+        options = {"kappa": rng.choice((0.0, 1.0, 3.0, math.inf)), "pull": strength(), "window": rng.choice((1, 2, 4))}
+        options |= {"outer_learning_rate": rng.choice((0.5, 1.0)), "outer_momentum": rng.choice((0.0, 0.5))}
+        options |= {"delay": rng.choice((0, 0, 1)), "wire": rng.choice((None, None, "bfloat16"))}
+    elif method in ("coordinate_median", "trimmed_mean"):
+        options = {"pull": strength()} | ({"trim": rng.choice((0.0, 0.25, 0.5))} if method == "trimmed_mean" else {})
     elif method in ("mgrawa", "lgrawa"):
         options = {"pull": strength(), "prox": strength() / 4}
     elif method == "lsgd":
@@ -359,7 +367,7 @@ def untouched(case: Case, leaf: Leaf, start: np.ndarray, gradients: np.ndarray) 
     return np.stack(points, axis=2)
 
 
-@pytest.mark.parametrize("seed", range(2000 if faults.SOAK else 60))
+@pytest.mark.parametrize("seed", range(2000 if faults.SOAK else len(METHODS_IN_TURN) * len(MAPPINGS)))
 def test_any_tree_is_trained_as_the_oracle_has_it(seed, record_property):
     case = random_case(seed)
     print(case)  # With a failure, pytest shows it.

@@ -1,6 +1,7 @@
 """Workers whose numbers are not finite: revived by a leader, or the end of a run if all are."""
 
 import dataclasses
+import functools
 import itertools
 import random
 import signal
@@ -22,8 +23,9 @@ from tests.reliability.runs import SMALL, arrays, metrics
 GROUPED = {"axis_name": "worker", "group_axis_name": "group"}
 
 
-def trained(tx, x, losses, gradients, mapping="vmap"):
-    """Points, scores and who was revived, [group, worker, step, ...], and the last state."""
+@functools.cache
+def training(tx, mapping):
+    """The program of `trained`."""
 
     def train(x, losses, gradients):
         def step(carry, now):
@@ -36,7 +38,12 @@ def trained(tx, x, losses, gradients, mapping="vmap"):
         (_, state), told = jax.lax.scan(step, (x, tx.init(x)), (jnp.arange(len(losses)), losses, gradients))
         return *told, state
 
-    return jax.tree.map(np.asarray, over_workers(train, mapping)(x, losses, gradients))
+    return over_workers(train, mapping)
+
+
+def trained(tx, x, losses, gradients, mapping="vmap"):
+    """Points, scores and who was revived, [group, worker, step, ...], and the last state."""
+    return jax.tree.map(np.asarray, training(tx, mapping)(x, losses, gradients))
 
 
 def problem(steps):
@@ -46,6 +53,11 @@ def problem(steps):
     return tuple(
         np.asarray(a, np.float32) for a in (rng.normal(size=(2, 4, 3)), losses, rng.normal(size=(2, 4, steps, 3)))
     )
+
+
+REVIVING = leader_sgd(
+    optax.sgd(0.1, 0.9), period=4, pull=0.5, global_pull=0.0, window=3, revive="from_leader", **GROUPED
+)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
@@ -59,8 +71,7 @@ def test_a_failed_worker_starts_anew_from_its_leader(broken, mapping):
         x[1, 2] = np.nan
     else:
         losses[1, 2, 2] = np.nan
-    tx = leader_sgd(optax.sgd(0.1, 0.9), period=4, pull=0.5, global_pull=0.0, window=3, revive="from_leader", **GROUPED)
-    path, scores, revived, (momentum, *_) = trained(tx, x, losses, gradients, mapping)
+    path, scores, revived, (momentum, *_) = trained(REVIVING, x, losses, gradients, mapping)
     assert np.argwhere(revived).tolist() == [[1, 2, 3]]
     np.testing.assert_allclose(path[1, 2, 3], path[1, 1, 3], rtol=1e-5)  # Compilers round sums as they like.
     assert scores[1, 2, 3] == np.inf
@@ -73,10 +84,10 @@ def test_a_failed_worker_starts_anew_from_its_leader(broken, mapping):
 def test_a_revival_changes_nothing_for_the_others():
     x, losses, gradients = problem(8)
     results = []
-    for value in (gradients[0, 3, 0, 0], np.nan):
-        gradients[0, 3, 0, 0] = value
-        for revive in ("never", "from_leader"):
-            tx = leader_sgd(optax.sgd(0.1, 0.9), period=2, global_period=4, revive=revive, **GROUPED)
+    for revive in ("never", "from_leader"):
+        tx = leader_sgd(optax.sgd(0.1, 0.9), period=2, global_period=4, revive=revive, **GROUPED)
+        for value in (0.5, np.nan):
+            gradients[0, 3, 0, 0] = value
             path = trained(tx, x, losses, gradients)[0].reshape(8, 8, 3)
             results.append(np.delete(path, 3, axis=0))
     for other in results[1:]:
@@ -126,9 +137,8 @@ def updated(tx, x, losses, gradients, apply=optax.apply_updates):
         x = apply(x, updates)
         return (x, state), (x, state)
 
-    return jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")(
-        x, losses, gradients
-    )
+    train = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")
+    return jax.jit(train)(x, losses, gradients)
 
 
 def nan_gradient(steps=8, dtype=np.float32):
@@ -236,7 +246,8 @@ def test_only_what_is_exchanged_is_revived(period):
         x = apply_updates(x, updates, state)
         return (x, state), x
 
-    path = jax.vmap(lambda x, loss: jax.lax.scan(step, (x, tx.init(x)), loss)[1], axis_name="worker")(x, losses)
+    train = jax.vmap(lambda x, loss: jax.lax.scan(step, (x, tx.init(x)), loss)[1], axis_name="worker")
+    path = jax.jit(train)(x, losses)
     assert np.isnan(path["body"][1, :3]).all()
     np.testing.assert_array_equal(path["body"][1, 3], path["body"][0, 3])
     assert np.isnan(path["frozen"][1]).all()
@@ -261,9 +272,8 @@ def test_a_revival_keeps_dtypes(params, grads, options):
         return (x, state), (x, state[1].revived)
 
     x, gradients = jnp.asarray(x, params), jnp.asarray(gradients, grads)
-    path, revived = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")(
-        x, losses, gradients
-    )
+    train = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")
+    path, revived = jax.jit(train)(x, losses, gradients)
     assert path.dtype == params
     assert np.flatnonzero(revived.any(0)).tolist() == ([3] if "delay" in options else [1])
     assert np.isfinite(np.asarray(path, np.float32)).all()

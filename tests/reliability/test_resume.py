@@ -114,6 +114,18 @@ def test_a_run_goes_on_with_other_workers(saved, now, options, tmp_path, capsys)
     assert f"{now[0]} x {now[1]} workers in place of {saved[0]} x {saved[1]}: " in capsys.readouterr().err
 
 
+def test_a_quorum_of_other_workers_goes_on_from_where_they_are(tmp_path):
+    """Before their first exchange, the model that is evaluated is their mean, and not where training began."""
+    config = dataclasses.replace(
+        SMALL, method="quorum", groups=1, workers=3, steps=12, batch_size=32, learning_rate=0.3
+    )
+    for changed in ({}, {"workers": 2, "steps": 14}):
+        train.train_and_evaluate(dataclasses.replace(config, **changed), tmp_path / "run", lines=False, resume=True)
+    losses = {e["step"]: e["center_loss"] for e in metrics(tmp_path / "run") if e["event"] == "evaluation"}
+    assert losses[12] < 2.0  # At the start, ln 10 = 2.3 and more.
+    assert abs(losses[14] - losses[12]) < 0.1
+
+
 @pytest.mark.parametrize("options", [{}, {"fragments": 2, "overlap": 1}], ids=str)
 def test_workers_of_other_groups_keep_their_counts_of_steps(options, tmp_path):
     """Those of the first level; what they know of leaders is dropped."""
@@ -122,7 +134,7 @@ def test_workers_of_other_groups_keep_their_counts_of_steps(options, tmp_path):
     state = jax.tree.map(lambda x: x + 7 if x.dtype == np.int32 else x, fresh)
     with Checkpoints(tmp_path, placement, 1) as checkpoints:
         checkpoints.save(state, dataclasses.replace(Progress.at_start(placement), step=7, scores=[[1.0] * 2] * 2))
-    resized = checkpoints.restore_resized(7, fresh, [0, 1, 2, 3])
+    resized = checkpoints.restore_resized(7, fresh, [0, 1, 2, 3], optimizer.init)
     first, second = links(resized.optimizer)
     parts_of_first = (*first.link.sending, *first.link.applying) if options else (first.link,)
     for part in (*parts_of_first, first.link):

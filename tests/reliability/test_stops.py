@@ -13,8 +13,9 @@ import pytest
 from lsgd_jax.distributed import interruption
 from lsgd_jax.distributed.launch import _free_port
 from tests.reliability import faults
+from tests.reliability.commands import started
 from tests.reliability.faults import LSGD, running, until, wait_for_step
-from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN, ending
+from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN
 
 ENDLESS = ["--steps", "1000000"]
 ASYNCHRONOUS = ["--checkpoint-every", "None", "--asynchronous"]
@@ -80,22 +81,22 @@ def test_what_nohup_ignores_stays_ignored():
     ],
 )
 def test_a_run_that_is_not_saved_stops_at_once(number, options, tmp_path):
-    with running(*LSGD, *TRAIN, "run", *ENDLESS, *options, cwd=tmp_path) as process:
+    with started(*TRAIN, "run", *ENDLESS, *options, cwd=tmp_path) as command:
         wait_for_step(tmp_path / "run", 4)
-        process.send_signal(number)
-        code, _, errors = ending(process)
+        os.kill(command.pid, number)
+        code, errors = command.end()
     assert code == 128 + number
     step = r" after step \d+ of \d+" if "posted" in options else ""  # Posted workers end their steps first.
-    assert re.fullmatch(f"lsgd: stopped by {number.name}{step}; nothing was saved.", errors.splitlines()[-1])
+    assert re.fullmatch(f"lsgd: stopped by {number.name}{step}; nothing was saved.", errors[-1])
 
 
 def test_several_processes_that_are_not_saved_stop_at_once(tmp_path):
-    with running(*LAUNCH, "--", *TRAIN, "run", *ENDLESS, *ASYNCHRONOUS, "joined", cwd=tmp_path) as launcher:
+    with started(*LAUNCH, "--", *TRAIN, "run", *ENDLESS, *ASYNCHRONOUS, "joined", cwd=tmp_path) as launcher:
         wait_for_step(tmp_path / "run", 4)
-        launcher.send_signal(signal.SIGTERM)
-        code, _, errors = ending(launcher)
+        os.kill(launcher.pid, signal.SIGTERM)
+        code, errors = launcher.end()
     assert code == 128 + signal.SIGTERM
-    assert "[0] lsgd: stopped by SIGTERM; nothing was saved." in errors.splitlines()
+    assert "[0] lsgd: stopped by SIGTERM; nothing was saved." in errors
 
 
 def test_an_interrupt_while_waiting_for_other_processes_stops_at_once(tmp_path):
@@ -110,8 +111,8 @@ def test_an_interrupt_while_waiting_for_other_processes_stops_at_once(tmp_path):
 
         until(is_waiting)
         process.send_signal(signal.SIGINT)
-        code, _, errors = ending(process)
-    assert code == 128 + signal.SIGINT
+        _, errors = process.communicate(timeout=faults.HANG)
+    assert process.returncode == 128 + signal.SIGINT
     assert errors.splitlines()[-1].startswith("lsgd: stopped by SIGINT; no step was under way, and the same command ")
 
 
@@ -124,10 +125,10 @@ def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared,
         try:
             wait_for_step(tmp_path / "run", 16)
             os.killpg(process.pid, signal.SIGINT)
-            code, _, errors = ending(process)
+            _, errors = process.communicate(timeout=faults.HANG)
         finally:
             process.kill()
-    assert code == 128 + signal.SIGINT, errors
+    assert process.returncode == 128 + signal.SIGINT, errors
     [line] = errors.splitlines()
     assert line.startswith("lsgd: stopped by SIGINT after step ")
 

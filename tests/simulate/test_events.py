@@ -106,8 +106,8 @@ def test_fragments_send_the_same_in_smaller_exchanges(name):
     [
         ("lsgd", {"fragments": 2, "period": 5}, "fragments must divide the period, 5, in a simulation, got 2"),
         ("lsgd", {"overlap": 1}, "overlap is not simulated: leave it out, got 1"),
-        ("easgd", {"fragments": 2}, "fragments are simulated for lsgd and local_sgd"),
-        ("lsgd-joined", {"fragments": 2}, "fragments are simulated for lsgd and local_sgd"),
+        ("easgd", {"fragments": 2}, "fragments are simulated for lsgd, local_sgd, diloco and quorum"),
+        ("lsgd-joined", {"fragments": 2}, "fragments are simulated for lsgd, local_sgd, diloco and quorum"),
     ],
 )
 def test_streaming_that_is_not_simulated(name, changed, message):

@@ -100,9 +100,17 @@ def test_at_equal_speeds_it_is_the_algorithm_in_step(name, groups):
         assert leaders == [leader for [leader] in expected.local_leaders]
 
 
-@pytest.mark.parametrize("name", ["local_sgd", "data_parallel"])
+PEERS = {
+    "local_sgd": {},
+    "data_parallel": {},
+    "diloco": {"outer_learning_rate": 0.7, "outer_momentum": 0.9},
+    "quorum": {"kappa": 1.5, "pull": 0.9, "outer_learning_rate": 0.8, "outer_momentum": 0.3, "window": 2},
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_peers_in_step(name):
-    config = CONFIG.replace(groups=1, workers=4)
+    config = CONFIG.replace(method=name, groups=1, workers=4, **PEERS[name])
     trajectory, _ = oracle.peer(
         name,
         [[np.array([2.0, -1.0])] for _ in range(4)],
@@ -112,6 +120,7 @@ def test_peers_in_step(name):
         eta=ETA,
         momentum=0.0,
         period=3,
+        **PEERS[name],
     )
     _, history = simulated(name, config)
     x = np.array([state.params for state in history.states])
@@ -149,7 +158,7 @@ def test_methods_with_a_server_event_by_event(name):
     assert [leader for _, leader in history.leaders] == leaders
 
 
-@pytest.mark.parametrize("name", ["lsgd", "data_parallel"])
+@pytest.mark.parametrize("name", ["lsgd", "quorum", "data_parallel"])
 def test_a_network_as_lsgd_train_trains_it(name, tmp_path):
     config = CONFIG.replace(method=SCHEDULES[name].method)
     train_and_evaluate(config, tmp_path / "run", lines=False)

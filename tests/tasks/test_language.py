@@ -1,8 +1,6 @@
 """Language models, from text to loss, and trained as a user trains them."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from lsgd_jax.tasks.language import DIALECTS, Language
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.train.setup import make_feed
+from tests.reliability import commands
 
 TINY = {"width": 8, "depth": 1, "heads": 1, "context": 16}
 SHORT = {"steps": 32, "eval_every": 16, "workers": 2, "period": 8, "batch_size": 4}
@@ -96,30 +95,26 @@ def options(**values):
     return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def lsgd(*arguments):
-    command = [sys.executable, "-m", "lsgd_jax", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def losses(run):
     return [entry["center_loss"] for entry in read_metrics(run, "evaluation")]
 
 
-def test_the_command_trains_on_a_text_of_one_s_own(tmp_path):
+def test_the_command_trains_on_a_text_of_one_s_own(lsgd, tmp_path):
     (text := tmp_path / "own.txt").write_text("".join(f"{i} sheep. " for i in range(2000)))
     run = tmp_path / "run"
-    printed = lsgd("train", "tragedies", *options(**TINY, **SHORT, text=text, data_processes=0, run_dir=run))
+    training = options(**TINY, **SHORT, text=text, data_processes=0, run_dir=run)
+    code, printed, errors = lsgd("train", "tragedies", *training)
+    assert code == 0, errors
     first, last = losses(run)
     assert last < first
-    assert f"test loss of the center after 32 steps: {last:.4f}" in printed
+    assert f"test loss of the evaluated model after 32 steps: {last:.4f}" in printed
     assert json.loads((run / "config.json").read_text())["task"]["text"] == str(text)
 
 
 def test_two_processes_train_it_without_waiting_for_each_other(tmp_path):
     of_run = options(**TINY, **SHORT, asynchronous="posted", run_dir=tmp_path / "run")
-    lsgd("launch", "--processes", 2, "--", "train", "tragedies", *of_run)
+    code, errors = commands.done("launch", "--processes", 2, "--", "train", "tragedies", *of_run, cwd=tmp_path)
+    assert code == 0, errors
     first, *_, last = losses(tmp_path / "run")
     assert last < first
 

@@ -1,6 +1,7 @@
 """The training loop on the smoke preset, over eight simulated devices."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from lsgd_jax import train
@@ -17,7 +19,9 @@ from lsgd_jax.distributed import SHARED, Placement, place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import run as run_figure
 from lsgd_jax.methods import METHODS, mean_of_workers
+from lsgd_jax.models.layers import Conv
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.run_folder import RunFolder, read_metrics
 from lsgd_jax.train import learning_rates, setup
 from lsgd_jax.train.evaluate import evaluation
@@ -102,17 +106,38 @@ def test_a_compiled_round_takes_the_same_steps_one_by_one():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
 
 
-@pytest.mark.parametrize(("shape", "method"), [((2, 2), "lsgd"), ((1, 4), "lsgd"), ((1, 1), "lsgd"), ((2, 1), "easgd")])
-def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
-    """With dropout, whose keys are the workers' own."""
-    config = SMOKE.replace(
-        dataset="mnist5k", model="cnn7", width=0.05, batch_size=2, period=2, global_period=4
-    ).replace(method=method)
+class Dropping(nnx.Module):
+    """A convolution and a dense layer, with dropout between them."""
+
+    def __init__(self, rngs):
+        self.convolution = Conv(1, 4, (3, 3), strides=2, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+        self.out = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        x = jax.nn.relu(self.convolution(x)).reshape(len(x), -1)
+        return self.out(self.dropout(x, rngs=rngs))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithDropout(Classification):
+    def network(self, rngs):
+        return Dropping(rngs)
+
+
+@functools.cache
+def params_and_metrics(method, shape):
+    """After a few steps with dropout, whose keys are the workers' own, on a mesh of this shape."""
+    config = SMOKE.replace(task=WithDropout("digits"), batch_size=2, period=2, global_period=4).replace(method=method)
     need_devices(math.prod(shape))
     mesh = jax.make_mesh(shape, ("group", "worker"), axis_types=(AxisType.Auto,) * 2)
-    slots = Placement(mesh, (2 // shape[0], 4 // shape[1]))
-    results = [states_after(config, 4, placement=placement) for placement in (place(2, 4), slots)]
-    results = [(state.params, metrics) for state, metrics in results]
+    state, metrics = states_after(config, 4, placement=Placement(mesh, (2 // shape[0], 4 // shape[1])))
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.mark.parametrize(("shape", "method"), [((2, 2), "lsgd"), ((1, 4), "lsgd"), ((1, 1), "lsgd"), ((2, 1), "easgd")])
+def test_workers_in_slots_do_what_workers_on_their_own_devices_do(shape, method):
+    results = params_and_metrics(method, (2, 4)), params_and_metrics(method, shape)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *results)
 
 
@@ -170,8 +195,8 @@ def test_evaluation_counts_as_a_plain_loop_does(policy):
     np.testing.assert_allclose(result.center["loss"], -log_probabilities[np.arange(101), few.test_y].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_learns(name, tmp_path):
+@pytest.mark.parametrize("name", [name for name in METHODS if name != SMOKE.method])
+def test_every_other_method_learns(name, tmp_path):
     config = dataclasses.replace(SMOKE, method=name, learning_rate=0.002 if name == "downpour" else 0.1)
     assert train.train_and_evaluate(config, tmp_path / "run") < 0.3
     assert run_figure.draw(tmp_path / "run").exists()
@@ -243,12 +268,12 @@ def test_learning_rates_drop_by_steps_epochs_or_the_clock():
     np.testing.assert_allclose(factors("seconds", (1500, 3000), seconds=1500.0), [0.1] * 5)
 
 
-def test_a_dropped_rate_is_logged_and_slows_the_workers(tmp_path):
+def test_a_dropped_rate_is_logged_and_slows_the_workers(smoke_run, tmp_path):
     config = dataclasses.replace(SMOKE, learning_rate_drops=(1e-9,), learning_rate_drops_in="seconds")
     dropped = train.train_and_evaluate(config, tmp_path / "run")
     entries = read_metrics(tmp_path / "run", "evaluation")
     np.testing.assert_allclose([entry["learning_rate_factor"] for entry in entries], 0.1)
-    assert dropped > train.train_and_evaluate(SMOKE, tmp_path / "other")
+    assert dropped > read_metrics(smoke_run, "evaluation")[-1]["center_error"]
 
 
 def test_nothing_already_written_is_lost(smoke_run, tmp_path):
