@@ -95,18 +95,20 @@ def summarize(
     """
     lives = _lives(events)
     workers = sorted({worker for worker, _ in lives})
+    # A life that was killed before it trained has left no events.
+    successors = {life: other for life, other in pairwise(sorted(lives)) if life[0] == other[0]}
     begin = max(lives[worker, min(life for other, life in lives if other == worker)][0][0] for worker in workers)
     end = max(points[-1][0] for points in lives.values())
     hits = [(fault, hit["worker"], hit["life"]) for fault in faults for hit in fault["hit"]]
     dead = [event for event in events if event["event"] == "dead" and event["seconds"] <= end]
-    kills = {(worker, life): fault["time"] for fault, worker, life in hits if fault["kind"] == "kill"}
+    kills = {
+        (worker, life): fault["time"]
+        for fault, worker, life in hits
+        if fault["kind"] == "kill" and (worker, life) in lives
+    }
     noticed = [event["seconds"] - kills.get((event["worker"], event["life"]), math.inf) for event in dead]
-    back = [lives[worker, life + 1][0][0] - at for (worker, life), at in kills.items() if (worker, life + 1) in lives]
-    lost = [
-        points[-1][1] - lives[worker, life + 1][0][1]
-        for (worker, life), points in lives.items()
-        if (worker, life + 1) in lives
-    ]
+    back = [lives[successors[life]][0][0] - at for life, at in kills.items() if life in successors]
+    lost = [lives[life][-1][1] - lives[other][0][1] for life, other in successors.items()]
     stopped = [
         (worker, fault["time"], fault["time"] + fault["seconds"])
         for fault, worker, _ in hits
@@ -126,11 +128,7 @@ def summarize(
         away=len(kills) - len(back),
         lost=[max(0, steps) for steps in lost],
         stalls=Span.of(_stalls(lives, stopped)),
-        ended=[
-            f"worker {worker} in life {life}"
-            for worker, life in sorted(lives)
-            if (worker, life + 1) in lives and (worker, life) not in ending
-        ],
+        ended=[f"worker {worker} in life {life}" for worker, life in successors if (worker, life) not in ending],
         wrong=sum(not _is_explained(event, faults) for event in dead),
         steps=sum(max(life[-1][1] for (other, _), life in lives.items() if other == worker) for worker in workers),
         quiet_throughput=calm,

@@ -68,6 +68,13 @@ def test_who_is_not_back_is_away():
     assert found.living == pytest.approx((29 + 24 + 10) / (3 * 29))
 
 
+def test_a_life_that_ended_before_it_trained_is_passed_over():
+    renumbered = [event | {"life": 3} if event.get("life") == 2 else event for event in events()]
+    again = {"kind": "kill", "time": 125.0, "seconds": 0.0, "hit": [{"worker": 2, "life": 2}]}
+    found = summarize(renumbered, [STOP, KILL, again], quiet=10.0, measure="error")
+    assert (found.back, found.away, found.lost, found.ended) == (Span(1, 10.0, 10.0), 0, [2], [])
+
+
 def test_the_summary_is_a_table():
     table = summarize(events(), [STOP, KILL], quiet=10.0, measure="error").table("test error").splitlines()
     assert [line.split("  ")[0] for line in table] == [
