@@ -118,10 +118,10 @@ def middle_of(axis_name: AxisName, trim: float, model_axis_name: AxisName | None
 
 def gathered(x: Array, axis_name: AxisName) -> Array:
     """The arrays of all workers, with a further axis in front: one all-gather for each worker axis."""
-    shape = x.shape
+    x = x[None]
     for name in reversed(axis_names(axis_name)):
-        x = lax.all_gather(x, name)
-    return x.reshape(-1, *shape)
+        x = lax.all_gather(x, name, tiled=True)
+    return x
 
 
 def _mean_between(x: Array, first: Int[Array, ""], end: Int[Array, ""]) -> Array:
