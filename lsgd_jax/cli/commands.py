@@ -126,7 +126,7 @@ def compare(
         workers = config.groups * config.workers
         distributed.simulate_devices(workers * config.chips_per_worker)
         out = out or Path("runs") / f"compare-{config.task}-{workers}"
-        run_comparison(
+        summary = run_comparison(
             options.base,
             names,
             numbers,
@@ -136,10 +136,12 @@ def compare(
             options=options.given,
             data_dir=data_dir,
         )
+        from lsgd_jax.compare import show
         from lsgd_jax.figures import comparison
 
         picture = comparison.draw(out, names, numbers)
-        print((out / "comparison.md").read_text() + f"see {picture}")
+        show(summary)
+        print(f"see {out / 'comparison.md'} and {picture}")
     return 0  # As in `train`.
 
 

@@ -15,7 +15,7 @@ from lsgd_jax.distributed import SHARED, failing_together, from_process_zero
 from lsgd_jax.distributed.interruption import deferred_signals
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.methods import METHODS
-from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.progress import RunProgress, Watch
 from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train import asynchronous
 from lsgd_jax.train.checkpoint import Checkpoints
@@ -37,6 +37,7 @@ def train_and_evaluate(
     resume: bool = False,
     tensorboard: bool = False,
     stop_if_all_fail: bool = True,
+    watch: Watch | None = None,
 ) -> float:
     """Train a configuration and write the run folder; of several processes, the first writes it.
 
@@ -58,6 +59,7 @@ def train_and_evaluate(
       resume: whether to resume from the last checkpoint in the folder; where there is none, the run starts.
       tensorboard: whether to write event files for TensorBoard, too.
       stop_if_all_fail: whether to stop when no worker has finite parameters any more.
+      watch: is called with the steps taken and a status, in place of a progress bar and lines.
 
     Returns:
       The last headline measure of the evaluated model, such as its test error in [0, 1].
@@ -79,7 +81,7 @@ def train_and_evaluate(
         folder = RunFolder(run_dir, config, resume=resume, tensorboard=tensorboard)
     with (
         folder,
-        RunProgress(config.steps, log=folder.log, lines=lines) as display,
+        RunProgress(config.steps, log=folder.log, lines=lines, watch=watch) as display,
         Checkpoints(run_dir / "checkpoints", prepared.placement, config.keep_checkpoints) as checkpoints,
     ):
         state, progress = _begin(config, prepared, folder, display, checkpoints, resume=resume)
