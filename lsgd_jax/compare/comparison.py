@@ -14,8 +14,9 @@ from flax import nnx
 from lsgd_jax import files
 from lsgd_jax.checks import check_names, check_path
 from lsgd_jax.compare.cells import claimed, train_cell
-from lsgd_jax.compare.results import finite, interval, summary_of
-from lsgd_jax.compare.table import markdown, rows_of
+from lsgd_jax.compare.results import summary_of
+from lsgd_jax.compare.statistics import differences_to_first, finite
+from lsgd_jax.compare.table import markdown, notes, rows_of
 from lsgd_jax.config import Config
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.errors import UsageError
@@ -27,8 +28,8 @@ from lsgd_jax.tuning import check_grid, grid
 
 VALIDATION = 0.2
 """Share of the training data held out for tuning."""
-TUNING_SEEDS = 2
-"""Number of seeds for tuning: what is good with only one seed is often close to diverging."""
+TUNING_SEEDS = (1_000_000, 1_000_001)
+"""Seeds for tuning, others than those that are compared: what is good with only one is often close to diverging."""
 
 
 def compare(
@@ -51,7 +52,7 @@ def compare(
       seeds: random seeds of initialization and data order.
       out: output folder: one run folder per cell, and the summary as JSON, CSV and Markdown.
       tune: whether to choose each method's hyperparameters from its `grid`, by the mean of the final headline measure
-        on held-out training data with the first seeds.
+        on held-out training data with seeds of its own, `TUNING_SEEDS`; a single seed is tuned with a single one.
       target: value of the headline measure to report the steps and bytes to; None: the task's own, if any.
       options: overrides of fields of `config`, each for all methods that have it, such as `prox` of MGRAWA and LGRAWA.
       data_dir: folder of prepared data sets; None: the default of tensorflow-datasets.
@@ -66,6 +67,9 @@ def compare(
     out = check_path("out", out)
     check_names("method", methods, METHODS)
     configs = configs_of(config, methods, options)
+    tuning_seeds = list(TUNING_SEEDS[: len(seeds)] if tune else ())
+    if both := sorted({*seeds} & {*tuning_seeds}):
+        raise UsageError(f"seeds must be others than those of tuning, got {', '.join(map(str, both))}.")
     for method_config in configs.values() if tune else ():
         check_grid(method_config, options)
     untuned = {method: of.replace(learning_rate=of.comparable_rate) for method, of in configs.items()}
@@ -75,7 +79,7 @@ def compare(
     plan = _Plan(
         {method: _candidates(of) if tune else [untuned[method]] for method, of in configs.items()},
         seeds,
-        seeds[:TUNING_SEEDS] if tune else [],
+        tuning_seeds,
         nnx.state(model, nnx.Param),
     )
     with claimed(out, config, options, tune), ComparisonProgress() as display:
@@ -148,7 +152,7 @@ def _compare(
     task = next(iter(chosen.values())).task
     headline, (unit, _) = task.headline, task.counted_in
     summary: dict[str, Any] = {"headline": headline._asdict(), "unit": unit, f"target_{headline.name}": target}
-    summary |= {"seeds": plan.seeds, "methods": {}}
+    summary |= {"seeds": plan.seeds, "tuning_seeds": plan.tuning_seeds, "methods": {}}
     for method, of in chosen.items():
         runs, at_equal_bytes = (
             [out / method / f"{prefix}seed-{seed}" for seed in plan.seeds]
@@ -156,9 +160,9 @@ def _compare(
         )
         summary["methods"][method] = summary_of(of, runs, at_equal_bytes, target) | {"tried": tried[method]}
     final = f"final_{headline.name}"
-    finals = [np.array(of[final]["values"], float) for of in summary["methods"].values()]
-    for of, values in zip(summary["methods"].values(), finals, strict=True):
-        of["difference_to_first"] = interval(values - finals[0])  # Paired: initialization and data are the same.
+    finals = {method: np.array(of[final]["values"], float) for method, of in summary["methods"].items()}
+    for method, difference in differences_to_first(finals).items():
+        summary["methods"][method]["difference_to_first"] = difference
     summary["environment"] = environment()
     _write(out, summary)
     return summary
@@ -184,7 +188,7 @@ def _write(out: Path, summary: dict[str, Any]) -> None:
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write(out / "comparison.json", json.dumps(summary, indent=2) + "\n")
     files.write(out / "comparison.csv", text.getvalue())
-    files.write(out / "comparison.md", markdown(rows))
+    files.write(out / "comparison.md", f"{markdown(rows)}\n{notes(summary)}\n")
 
 
 def configs_of(config: Config, methods: list[str], options: Mapping[str, Any]) -> dict[str, Config]:

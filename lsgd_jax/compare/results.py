@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from lsgd_jax.compare.statistics import finite, over_seeds
 from lsgd_jax.config import Config
 from lsgd_jax.methods import METHODS
 from lsgd_jax.task import Headline
@@ -15,6 +15,8 @@ from lsgd_jax.tracking.run_folder import making_sense_of, read_metrics
 
 def curves(runs: list[Path], headline: Headline) -> dict[str, np.ndarray]:
     """Read metrics at the evaluations of a method's runs, as arrays [seeds, evaluations]; NaN if they are not finite.
+
+    "has_failed" is whether some measure of the evaluated model is not finite; its error may be 1 then.
 
     Raises:
       UsageError: if they can't be read, or the runs differ in their evaluations or workers.
@@ -37,11 +39,16 @@ def _curves(evaluations: list[list[dict[str, Any]]], headline: Headline) -> dict
     best = np.nan_to_num(losses, nan=np.inf).argmin(-1)
     best_worker = np.take_along_axis(of_workers, best[..., None], -1)[..., 0]
     found = {name: of(name) for name in ("step", "seconds", "bytes_sent")}
-    return found | {"center": of(headline.center), "best_worker": best_worker}
+    has_failed = np.array([[_has_failed(entry) for entry in run] for run in evaluations])
+    return found | {"center": of(headline.center), "best_worker": best_worker, "has_failed": has_failed}
+
+
+def _has_failed(evaluation: dict[str, Any]) -> bool:
+    return any(value is None for name, value in evaluation.items() if name.startswith("center_"))
 
 
 def summary_of(config: Config, runs: list[Path], matched: list[Path], target: float | None) -> dict[str, Any]:
-    """Summarize a method.
+    """Summarize a method. Seeds whose evaluated model is not finite in the end have failed: their finals are None.
 
     Args:
       config: of its runs, except for the seed.
@@ -51,13 +58,16 @@ def summary_of(config: Config, runs: list[Path], matched: list[Path], target: fl
     """
     headline = config.task.headline
     of, name = curves(runs, headline), headline.name
-    center = of["center"]
+    center = np.where(of["has_failed"], np.nan, of["center"])
+    best_worker = np.where(of["has_failed"][:, -1], np.nan, of["best_worker"][:, -1])
+    at_equal_bytes = curves(matched, headline)
+    final_at_equal_bytes = np.where(at_equal_bytes["has_failed"], np.nan, at_equal_bytes["center"])[:, -1]
     unit, per_example = config.task.counted_in
     found = {
-        f"final_{name}": interval(center[:, -1]),
-        f"best_{name}": interval(np.nan_to_num(center, nan=np.inf).min(1)),
-        f"final_best_worker_{name}": interval(of["best_worker"][:, -1]),
-        f"final_{name}_at_equal_bytes": interval(curves(matched, headline)["center"][:, -1]),
+        f"final_{name}": over_seeds(center[:, -1]),
+        f"best_{name}": over_seeds(np.nan_to_num(center, nan=np.inf).min(1)),
+        f"final_best_worker_{name}": over_seeds(best_worker),
+        f"final_{name}_at_equal_bytes": over_seeds(final_at_equal_bytes),
         "megabytes_sent": of["bytes_sent"][0, -1] / 1e6,
         f"{unit}_seen": config.steps * config.worker_batch_size * per_example,
         "hyper-parameters": hyperparameters(config),
@@ -81,21 +91,6 @@ def summary_of(config: Config, runs: list[Path], matched: list[Path], target: fl
         "steps_to_target": at_target("step"),
         "megabytes_to_target": None if megabytes is None else megabytes / 1e6,
     }
-
-
-def interval(values: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds with a 95 % t-interval; no interval for a single seed, and None for what is not finite."""
-    half = None
-    if len(values) > 1:
-        half = finite(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    median = np.median(np.nan_to_num(values, nan=np.inf))  # Of most seeds, if a few have failed.
-    numbers = {"mean": finite(values.mean()), "median": finite(median), "half_width": half}
-    return numbers | {"values": [finite(value) for value in values]}
-
-
-def finite(value: Any) -> float | None:
-    """A number; None if it is not finite."""
-    return float(value) if math.isfinite(value) else None
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:

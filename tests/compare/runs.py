@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from lsgd_jax.compare.results import interval, summary_of
+from lsgd_jax.compare.results import summary_of
+from lsgd_jax.compare.statistics import differences_to_first
 
 
 def write_run(path, config, values, loss=1.0):
@@ -20,13 +21,17 @@ def write_run(path, config, values, loss=1.0):
 
 
 def summary_of_finals(folder, config, finals, target=None):
-    """The summary of a comparison, from the final headline measures of each method's seeds."""
+    """The summary of a comparison, from the final headline measures of each method's seeds; None if a seed failed."""
     headline = config.task.headline
     summary = {"headline": headline._asdict(), "unit": config.task.counted_in[0], f"target_{headline.name}": target}
     methods = {}
     for method, values in finals.items():
-        runs = [write_run(folder / method / str(seed), config, [value]) for seed, value in enumerate(values)]
-        methods[method] = summary_of(config.replace(method=method), runs, runs, target)
-        first = np.array(next(iter(finals.values())))
-        methods[method]["difference_to_first"] = interval(np.array(values) - first)
-    return summary | {"seeds": list(range(len(values))), "methods": methods}
+        runs = [
+            write_run(folder / method / str(seed), config, [1.0 if value is None else value], loss=value)
+            for seed, value in enumerate(values)
+        ]
+        methods[method] = summary_of(config.replace(method=method), runs, runs, target) | {"tried": [{}] * 6}
+    found = {method: np.array(values, float) for method, values in finals.items()}
+    for method, difference in differences_to_first(found).items():
+        methods[method]["difference_to_first"] = difference
+    return summary | {"seeds": list(range(len(values))), "tuning_seeds": [8, 9], "methods": methods}

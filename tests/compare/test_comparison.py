@@ -150,7 +150,7 @@ def test_the_summary_is_what_the_runs_say(tmp_path, capsys):
     with (tmp_path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["lsgd", "data_parallel", "independent"]
-    assert (tmp_path / "comparison.md").read_text().count("\n") == 5
+    assert (tmp_path / "comparison.md").read_text().count("\n") == 7
     assert json.loads((tmp_path / "comparison.json").read_text()) == summary
     assert comparison.draw(tmp_path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
 
@@ -201,6 +201,8 @@ def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
             compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={name: value})
     with pytest.raises(UsageError, match="tuning chooses the pull of lsgd itself"):
         compare.compare(FAST, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={"pull": 0.77})
+    with pytest.raises(UsageError, match="seeds must be others than those of tuning, got 1000001"):
+        run(tmp_path / "a", seeds=(0, 1_000_001), tune=True)
     with pytest.raises(UsageError, match="NUL"):
         run(str(tmp_path / "a\0b"))
     assert not (tmp_path / "a").exists()
@@ -229,7 +231,7 @@ def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_pat
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
     for i, trial in enumerate(tried):
-        config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-0")
+        config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-1000000")
         assert config.validation == 0.2
         assert {"learning_rate": config.learning_rate, "pull": config.pull} == trial["values"]
     best = min(tried, key=lambda trial: trial["validation_error"])["values"]
