@@ -55,7 +55,8 @@ class Method(NamedTuple):
     """What workers exchange: parameters every period, gradients in every step, so that workers who start together stay
     together, or nothing."""
     grid: Mapping[str, tuple] = {}
-    """Values of its own option that a tuned comparison tries."""
+    """Values of its own options that a tuned comparison tries, the first of each together, then the second, and so on;
+    as many as other methods have."""
     adds_up: bool = False
     """Whether the workers' updates are summed, not averaged; a tuned comparison then scales learning rates by 1/n."""
     averages_start: Callable[[Mapping[str, Any]], bool] = lambda options: False

@@ -227,7 +227,7 @@ def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
 
 
 def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path):
-    assert len({len(grid(dataclasses.replace(FAST, method=method))) for method in METHODS}) == 1
+    assert {len(grid(dataclasses.replace(FAST, method=method))) for method in METHODS} == {9}
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
     for i, trial in enumerate(tried):
@@ -275,3 +275,11 @@ def test_a_folder_with_another_comparison_or_other_files_is_left_alone(tmp_path)
     (tmp_path / "b" / "mine").touch()
     with pytest.raises(UsageError, match="not empty and holds no comparison"):
         run(tmp_path / "b")
+
+
+def test_options_are_tuned_together():
+    tried = grid(FAST.replace(method="diloco"))
+    assert {(of["outer_learning_rate"], of["outer_momentum"]) for of in tried} == {(1, 0.3), (1, 0.5), (1, 0.9)}
+    pulls = [FAST.replace(method="easgd", **values).options for values in grid(FAST.replace(method="easgd"))]
+    strengths = {(round(of["pull"], 3), round(of["center_pull"], 3)) for of in pulls}
+    assert strengths == {(0.215, 0.43), (0.45, 0.9), (0.5, 0.9)}
