@@ -3,9 +3,13 @@
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from lsgd_jax import files
 from lsgd_jax.compare.results import curves
@@ -53,6 +57,36 @@ def train_cell(
     value = float(curves([path], headline)["center"][0, -1])
     display.finish(name, config.steps, headline.text(value), trained=not trained)
     return value
+
+
+@contextlib.contextmanager
+def compiling_once() -> Iterator[None]:
+    """Keep compiled programs for later cells: those of other seeds, and evaluations with other learning rates.
+
+    JAX keeps them on disk, in a temporary folder unless JAX_COMPILATION_CACHE_DIR names one.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
+        settings = {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        before = {name: getattr(jax.config, name) for name in settings}
+        _configure(settings)
+        try:
+            yield
+        finally:
+            _configure(before)
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    """Change settings of JAX's cache of compiled programs."""
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # It has been opened, or found to be off, with the earlier settings.
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from flax import nnx
 
 from lsgd_jax import files
 from lsgd_jax.checks import check_names, check_path
-from lsgd_jax.compare.cells import claimed, train_cell
+from lsgd_jax.compare.cells import claimed, compiling_once, train_cell
 from lsgd_jax.compare.results import summary_of
 from lsgd_jax.compare.statistics import differences_to_first, finite
 from lsgd_jax.compare.table import markdown, notes, rows_of
@@ -82,7 +82,7 @@ def compare(
         tuning_seeds,
         nnx.state(model, nnx.Param),
     )
-    with claimed(out, config, options, tune), ComparisonProgress() as display:
+    with claimed(out, config, options, tune), compiling_once(), ComparisonProgress() as display:
         return _compare(plan, out, config.task.headline.target if target is None else target, data_dir, display)
 
 

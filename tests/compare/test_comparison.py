@@ -1,13 +1,16 @@
 """Comparisons of a few steps on the smoke preset."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lsgd_jax import compare, files
 from lsgd_jax.compare import cells, results
@@ -283,3 +286,29 @@ def test_options_are_tuned_together():
     pulls = [FAST.replace(method="easgd", **values).options for values in grid(FAST.replace(method="easgd"))]
     strengths = {(round(of["pull"], 3), round(of["center_pull"], 3)) for of in pulls}
     assert strengths == {(0.215, 0.43), (0.45, 0.9), (0.5, 0.9)}
+
+
+def test_programs_are_compiled_once_for_all_seeds(tmp_path, monkeypatch):
+    """And kept no longer than the comparison; the bits are those of a run that compiles for itself."""
+    cells.train_and_evaluate(FAST.replace(seed=1, checkpoint_every=0), tmp_path / "alone", lines=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(cells.tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(tmp_path / prefix))
+        before = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            kept = []
+            for seeds in ((0,), (0, 1)):
+                run(tmp_path / "out", methods=("lsgd",), seeds=seeds)
+                kept.append(sorted(path.name for path in (tmp_path / "compiled-").glob("*-cache")))
+            assert jax.config.jax_compilation_cache_dir is None
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()
+    assert kept[0]
+    assert kept[0] == kept[1]
+    for name in ("center_error", "train_losses"):
+        values = [
+            [entry[name] for entry in read_metrics(path, "evaluation")]
+            for path in (tmp_path / "alone", tmp_path / "out" / "lsgd" / "seed-1")
+        ]
+        assert values[0] == values[1]
