@@ -65,9 +65,6 @@ def compiling_once() -> Iterator[None]:
 
     JAX keeps them on disk, in a temporary folder unless JAX_COMPILATION_CACHE_DIR names one.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
-        yield
-        return
     with tempfile.TemporaryDirectory(prefix="compiled-") as folder:
         settings = {
             "jax_compilation_cache_dir": str(folder),
@@ -75,6 +72,9 @@ def compiling_once() -> Iterator[None]:
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
         before = {name: getattr(jax.config, name) for name in settings}
+        if before["jax_compilation_cache_dir"] is not None:
+            yield
+            return
         _configure(settings)
         try:
             yield
