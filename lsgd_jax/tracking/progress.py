@@ -107,10 +107,11 @@ class ComparisonProgress:
             TextColumn("cell {task.fields[cell]}/{task.fields[cells]}"),
             BarColumn(20),
             TimeRemainingColumn(),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self._console,
             disable=not self._has_bar,
             transient=True,
+            expand=True,
             redirect_stdout=sys.stdout.isatty(),
             speed_estimate_period=600,
         )

@@ -17,7 +17,7 @@ def compare_two_cells():
     with ComparisonProgress() as display:
         display.expect(3, 300)
         display.finish("lsgd/seed-0", 100, "4.00%", trained=False)
-        display.watcher("lsgd/seed-1")(50, "loss 1.0")
+        display.watcher("lsgd/seed-1")(50, "loss 1.0  " + "a long status " * 10)
         display.message("one is trained again")
         task = display._bar.tasks[0]
         half_way = task.completed, task.total
@@ -33,6 +33,9 @@ def test_on_a_terminal_there_is_one_bar_whose_end_is_that_of_all_cells(monkeypat
     monkeypatch.setattr(sys, "stderr", stderr)
     # What was trained before is not among the steps to take.
     assert compare_two_cells() == ((50, 200), (100, 100))
+    # A long status takes no room from the bar and the time.
+    bars = [line for line in stderr.getvalue().splitlines() if "cell" in line]
+    assert all("━" * 8 in line and ":" in line for line in bars if "seed" in line)
     assert "cell 2/2" in stderr.getvalue()
     assert "one is trained again" in stderr.getvalue()
     assert stdout.getvalue() == ""
