@@ -45,6 +45,8 @@ class Headline(NamedTuple):
     """Whether the measure is a fraction in [0, 1] that is shown in percent."""
     target: float | None = None
     """Value whose time of arrival comparisons report by default; None: none."""
+    perplexity: bool = False
+    """Whether the measure is a mean cross-entropy in nats, beside which comparisons show its exponential."""
 
     @property
     def center(self) -> str:
@@ -134,6 +136,11 @@ class Task:
     def is_streamed(self) -> bool:
         """Whether the training examples are a `Stream`."""
         return False
+
+    @property
+    def counted_in(self) -> tuple[str, int]:
+        """Return what comparisons count training data in, such as tokens, and how many of them an example has."""
+        return "examples", 1
 
     def no_effect(self, name: str) -> str | None:
         """Return why a field has no effect, given the others, as the end of a sentence; None if it has one."""

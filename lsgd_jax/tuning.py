@@ -1,4 +1,4 @@
-"""What tuning tries for each method: learning rates, and values of the method's own option."""
+"""What tuning tries for each method: learning rates, and values of the method's own options, nine cells by default."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 
 RATES = (0.3, 1.0, 3.0)
-"""Learning rates in the tuning grid, as multiples of the preset's, for each value of the method's own option."""
-RATES_ALONE = (0.1, 0.3, 0.6, 1.0, 2.0, 3.0)
-"""Learning rates for methods without an option of their own, for an equally large grid."""
+"""Learning rates in the tuning grid, as multiples of the preset's, for all values of the method's own options."""
+RATES_ALONE = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+"""Learning rates for methods without options of their own, for an equally large grid."""
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
@@ -27,8 +27,8 @@ def grid(config: Config) -> list[dict[str, Any]]:
     rate = config.comparable_rate
     if not method.grid:
         return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
-    [(name, values)] = method.grid.items()
-    return [{"learning_rate": rate * factor, name: value} for factor in RATES for value in values]
+    own = [dict(zip(method.grid, values, strict=True)) for values in zip(*method.grid.values(), strict=True)]
+    return [{"learning_rate": rate * factor, **values} for factor in RATES for values in own]
 
 
 def check_grid(config: Config, options: Mapping[str, Any]) -> None:

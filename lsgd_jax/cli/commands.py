@@ -149,7 +149,7 @@ def compare(
       methods: comma-separated methods. An option applies to all methods that have it.
       seeds: comma-separated seeds, or a range like 0..4.
       out: output folder; by default one under runs/ named after the task and the number of workers.
-      tune: tune each method's hyperparameters over a small grid, on held-out training data.
+      tune: tune each method's hyperparameters over nine cells, on held-out training data with other seeds.
       target: report the steps and bytes needed to reach this value of the measure by which runs are compared, such as
         a test error in [0, 1]; by default the task's, a test error of 0.05.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -173,7 +173,7 @@ def compare(
         workers = config.groups * config.workers
         distributed.simulate_devices(workers * config.chips_per_worker)
         out = out or Path("runs") / f"compare-{config.task}-{workers}"
-        run_comparison(
+        summary = run_comparison(
             options.base,
             names,
             numbers,
@@ -183,10 +183,12 @@ def compare(
             options=options.given,
             data_dir=data_dir,
         )
+        from lsgd_jax.compare import show
         from lsgd_jax.figures import comparison
 
         picture = comparison.draw(out, names, numbers)
-        print((out / "comparison.md").read_text() + f"see {picture}")
+        show(summary)
+        print(f"see {out / 'comparison.md'} and {picture}")
     return 0  # As in `train`.
 
 

@@ -27,6 +27,7 @@ class Description(NamedTuple):
 
 DESCRIPTIONS: dict[str, Description] = {
     "mnist1d": Description(4_000, 1_000, (40, 1), np.float32, 10),
+    "mnist1d-10k": Description(4_000, 10_000, (40, 1), np.float32, 10),
     "digits": Description(1_437, 360, (8, 8, 1), np.float32, 10),
     "mnist5k": Description(4_000, 1_000, (28, 28, 1), np.uint8, 10, preprocessing.MNIST),
     "mnist": Description(60_000, 10_000, (28, 28, 1), np.uint8, 10, preprocessing.MNIST),

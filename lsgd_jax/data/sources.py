@@ -1,7 +1,7 @@
 """Loads data sets as arrays in memory.
 
-The embedded data sets mnist1d, digits and mnist5k come with Python packages and need no download. All others are
-prepared once with `lsgd data prepare`; see `lsgd_jax.data.preparation`.
+The embedded data sets mnist1d, mnist1d-10k, digits and mnist5k come with Python packages and need no download. All
+others are prepared once with `lsgd data prepare`; see `lsgd_jax.data.preparation`.
 """
 
 import functools
@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -55,19 +55,31 @@ def load(name: str, data_dir: Path | str | None = None) -> Dataset:
 
 def _mnist1d() -> Dataset:
     """Load MNIST-1D (https://arxiv.org/abs/2011.14439) with its standard split: x [examples, 40, 1]."""
+    return Dataset(*_mnist1d_signals(), classes=10)
+
+
+def _mnist1d_10k() -> Dataset:
+    """Load MNIST-1D with 10,000 other test signals, of the same generator with another seed.
+
+    Like the others, they are normalized by the mean and the standard deviation of their set; the latter is 0.08 % off.
+    """
+    *_, test_x, test_y = _mnist1d_signals(num_samples=10_000, train_split=0.0, seed=10_000)
+    return load("mnist1d")._replace(test_x=test_x, test_y=test_y)
+
+
+def _mnist1d_signals(**changes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Generate signals and labels for training and testing, with some arguments of the generator changed."""
     from mnist1d.data import get_dataset_args, make_dataset
+    from mnist1d.utils import ObjectView
 
     random_state = np.random.get_state()  # noqa: NPY002 - the package seeds NumPy's global generator.
     try:
-        data = make_dataset(get_dataset_args())
+        data = make_dataset(ObjectView(get_dataset_args(as_dict=True) | changes))
     finally:
         np.random.set_state(random_state)  # noqa: NPY002
-
-    def signals(x: np.ndarray) -> np.ndarray:
-        return x.astype(np.float32)[:, :, None]
-
-    train_y, test_y = (data[name].astype(np.int32) for name in ("y", "y_test"))
-    return Dataset(signals(data["x"]), train_y, signals(data["x_test"]), test_y, classes=10)
+    x, test_x = (data[name].astype(np.float32)[:, :, None] for name in ("x", "x_test"))
+    y, test_y = (data[name].astype(np.int32) for name in ("y", "y_test"))
+    return x, y, test_x, test_y
 
 
 def _digits() -> Dataset:
@@ -111,5 +123,10 @@ def _prepared(name: str, data_dir: Path | str | None) -> Dataset:
     return Dataset(*decoded("train"), *decoded("test"), about.classes, about.preprocessing)
 
 
-_EMBEDDED: dict[str, Callable[[], Dataset]] = {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}
+_EMBEDDED: dict[str, Callable[[], Dataset]] = {
+    "mnist1d": _mnist1d,
+    "mnist1d-10k": _mnist1d_10k,
+    "digits": _digits,
+    "mnist5k": _mnist5k,
+}
 _PREPARED = ("cifar10", "cifar100", "mnist")

@@ -61,7 +61,8 @@ class Method(NamedTuple):
     """What workers exchange: parameters every period, gradients in every step, so that workers who start together stay
     together, or nothing."""
     grid: Mapping[str, tuple] = {}
-    """Values of its own option that a tuned comparison tries."""
+    """Values of its own options that a tuned comparison tries, the first of each together, then the second, and so on;
+    as many as other methods have."""
     reports: Literal["mean", "leader", "center"] = "mean"
     """What the model that the method reports is."""
     share: Callable[[optax.Params, Any], optax.Params] = lambda params, state: params

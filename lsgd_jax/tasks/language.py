@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lsgd_jax.data.examples import BlankStream, Data
 from lsgd_jax.data.text import Dialects, Windows, load
 from lsgd_jax.errors import UsageError
-from lsgd_jax.task import Task
+from lsgd_jax.task import Headline, Task
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -25,6 +25,8 @@ DIALECTS = Dialects()
 @dataclasses.dataclass(frozen=True)
 class Language(Task):
     """Transformer trained on windows of a text; the loss is the cross-entropy of a token in nats."""
+
+    headline: ClassVar[Headline] = Headline(perplexity=True)
 
     text: str = "tragedies"
     """Text: tragedies (seven of Shakespeare's, byte by byte; Timon of Athens is for testing), dialects (a
@@ -102,6 +104,11 @@ class Language(Task):
     def is_streamed(self) -> bool:
         """Whether windows are read from files as they are needed."""
         return self.text not in ("tragedies", "dialects")
+
+    @property
+    def counted_in(self) -> tuple[str, int]:
+        """Return that training data are counted in tokens."""
+        return "tokens", self.context
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""

@@ -1,6 +1,5 @@
 """What a result depends on besides the configuration: versions, machine, devices, settings, commit."""
 
-import datetime
 import os
 import platform
 import subprocess
@@ -23,7 +22,6 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "command": _command(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {package: installed_version(package) for package in packages},

@@ -4,6 +4,7 @@ Its checkpoints are written by `lsgd_jax.train.checkpoint`.
 """
 
 import contextlib
+import datetime
 import io
 import itertools
 import json
@@ -131,7 +132,7 @@ class RunFolder:
             raise UsageError(str(error)) from None
         contents = {
             "config.json": config + "\n",
-            "environment.json": json.dumps(environment(), indent=2) + "\n",
+            "environment.json": json.dumps(environment() | {"date": _now()}, indent=2) + "\n",
             **dict.fromkeys(empty, ""),
         }
         try:
@@ -273,6 +274,10 @@ class RunFolder:
                     self._event_file.add(line)
         except OSError as error:
             raise UsageError(f"the metrics in {self.path} can't be written ({error.strerror}).") from None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _open_existing(path: str, flags: int) -> int:

@@ -15,7 +15,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, failing_together, from_process_zero
 from lsgd_jax.distributed.interruption import deferred_signals
 from lsgd_jax.errors import Interrupted, UsageError
-from lsgd_jax.tracking.progress import RunProgress
+from lsgd_jax.tracking.progress import RunProgress, Watch
 from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train import asynchronous, posted
 from lsgd_jax.train.checkpoint import Checkpoints
@@ -40,6 +40,7 @@ def train_and_evaluate(
     stop_if_all_fail: bool = True,
     positions: Sequence[int] | None = None,
     host: str = posted.LOOPBACK,
+    watch: Watch | None = None,
 ) -> float:
     """Train a configuration and write the run folder; of several processes, the first writes it.
 
@@ -64,6 +65,7 @@ def train_and_evaluate(
       positions: with `posted`, the consecutive workers of this process, of those of all groups; None: all.
       host: with `posted`, the address or name of this machine's network interface, at which other processes reach this
         one.
+      watch: is called with the steps taken and a status, in place of a progress bar and lines.
 
     Returns:
       The last headline measure of the evaluated model, such as its test error in [0, 1]; NaN in a process of a posted
@@ -97,7 +99,7 @@ def train_and_evaluate(
         folder = RunFolder(run_dir, config, resume=resume, tensorboard=tensorboard)
     with (
         folder,
-        RunProgress(config.steps, log=folder.log, lines=lines) as display,
+        RunProgress(config.steps, log=folder.log, lines=lines, watch=watch) as display,
         Checkpoints(run_dir / "checkpoints", prepared.placement, config.keep_checkpoints) as checkpoints,
     ):
         state, progress = _begin(config, prepared, folder, display, checkpoints, resume=resume)

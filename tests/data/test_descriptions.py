@@ -12,7 +12,7 @@ def test_every_data_set_is_described():
     assert set(DESCRIPTIONS) == set(typing.get_args(typing.get_type_hints(Classification)["dataset"]))
 
 
-@pytest.mark.parametrize("name", ["mnist1d", "digits", "mnist5k"])
+@pytest.mark.parametrize("name", ["mnist1d", "mnist1d-10k", "digits", "mnist5k"])
 def test_embedded_data_sets_are_as_described(name):
     about, data = DESCRIPTIONS[name], load(name)
     assert (data.train_x.shape, data.test_x.shape) == ((about.train, *about.shape), (about.test, *about.shape))

@@ -11,6 +11,19 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.tasks import Classification
 
 
+def test_more_test_signals_of_mnist1d_are_like_the_others_and_none_is_among_them():
+    data, more = load("mnist1d"), load("mnist1d-10k")
+    np.testing.assert_array_equal(more.train_x, data.train_x)
+    np.testing.assert_array_equal(more.train_y, data.train_y)
+    seen = {row.tobytes() for x in (data.train_x, data.test_x) for row in x}
+    own = {row.tobytes() for row in more.test_x}
+    assert len(own) == 10_000
+    assert not own & seen
+    assert np.bincount(more.test_y).tolist() == [1000] * 10
+    means = [[x[y == label].mean(0) for label in range(10)] for x, y in (more[:2], more[2:4])]
+    np.testing.assert_allclose(*means, atol=0.25)
+
+
 def test_held_out_examples_are_training_examples_and_always_the_same():
     data = Classification("digits", "mlp").data()
     one, other = hold_out(data, 0.25), hold_out(data, 0.25)
@@ -34,6 +47,7 @@ def test_digits_are_those_of_scikit_learn():
     ("name", "train", "test", "shape", "dtype"),
     [
         ("mnist1d", 4000, 1000, (40, 1), np.float32),
+        ("mnist1d-10k", 4000, 10_000, (40, 1), np.float32),
         ("digits", 1437, 360, (8, 8, 1), np.float32),
         ("mnist5k", 4000, 1000, (28, 28, 1), np.uint8),
     ],

@@ -27,6 +27,11 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
     assert [row.verdict for row in rows] == ["tie", "holds", "fails"] * 2
     assert rows[0].command == "lsgd compare digits"
     path = tmp_path / "digits-4" / "comparison.json"
+    path.write_text(json.dumps(summary).replace("0.09", "null"))
+    failed = comparisons.read(tmp_path)
+    assert failed.rows[1].verdict == "tie"
+    assert "seed by seed: 1 failed, higher in 4 of 5 seeds" in failed.rows[1].measured
+    json.dumps(failed.numbers, allow_nan=False)
     for text in (
         "{}",
         "[" * 100_000,

@@ -59,7 +59,7 @@ def test_a_logit_that_is_not_finite_is_an_error():
         ({"width": 0.0}, r"width must be in \(0, 64\], got 0\.0"),
         ({"image_size": 0, "dataset": "imagenet2012"}, r"image_size must be in \[1, 2\^31\), got 0"),
         ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
-        ({"dataset": "mnist2d"}, "dataset must be mnist1d, digits, mnist5k, .* or imagenet2012, got 'mnist2d'"),
+        ({"dataset": "mnist2d"}, "dataset must be mnist1d, mnist1d-10k, digits, .* or imagenet2012, got 'mnist2d'"),
         ({"width": True}, "width must be a number, got True"),
     ],
 )

@@ -31,14 +31,21 @@ def read(runs: Path | str) -> Findings:
                 continue
             command = summary["environment"]["command"]
             rivals = [rival for rival in RIVALS if rival in methods]
-            finals = {method: np.ravel(methods[method]["final_error"]["values"]) for method in ("lsgd", *rivals)}
+            finals = {
+                method: np.ravel(methods[method]["final_error"]["values"]).astype(float) for method in ("lsgd", *rivals)
+            }
             differences = {rival: 100 * (finals[rival] - finals["lsgd"]) for rival in rivals}
             rows += [_error_row(name, rival, command, differences[rival]) for rival in rivals]
             rows += [_bytes_row(name, rival, command, methods, summary["target_error"]) for rival in rivals]
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UsageError(f"{path} was not written by a comparison ({error}): name another runs folder.") from None
-        numbers[name] = {rival: difference.tolist() for rival, difference in differences.items()}
+        numbers[name] = {rival: _with_none(difference) for rival, difference in differences.items()}
     return Findings(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})
+
+
+def _with_none(values: np.ndarray) -> list[float | None]:
+    """The values as JSON has them: None for seeds that have failed."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> Row:
@@ -51,11 +58,13 @@ def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> R
         verdict = "holds"
     elif mean + half < 0 or (count >= 5 and (difference < 0).all()):
         verdict = "fails"
+    failed = np.isnan(difference).sum()  # Then there is no mean, and the verdict is a tie.
+    shown = f"{failed} failed" if failed else f"{mean:.2f} % ± {half:.2f}"
     return Row(
         f"lower test error than {RIVALS[rival]} ({name})",
         "experiments",
         command,
-        f"{RIVALS[rival]}'s less LSGD's, seed by seed: {mean:.2f} % ± {half:.2f}, higher in {(difference > 0).sum()} of"
+        f"{RIVALS[rival]}'s less LSGD's, seed by seed: {shown}, higher in {(difference > 0).sum()} of"
         f" {count} seeds, after equal steps",
         verdict,
     )

@@ -1,22 +1,27 @@
 """Comparisons of a few steps on the smoke preset."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lsgd_jax import compare, files
+from lsgd_jax.compare import cells, results
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import comparison
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import read_metrics
-from lsgd_jax.tuning import check_grid
+from lsgd_jax.tuning import check_grid, grid
+from tests.compare.runs import write_run
 from tests.reliability import faults
 
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
@@ -32,13 +37,13 @@ def run(out, methods=("lsgd", "independent"), seeds=(0, 1), *, config=FAST, tune
 @pytest.fixture
 def counted(monkeypatch):
     """The folders that are really trained into."""
-    trained, train = [], compare.train_and_evaluate
+    trained, train = [], cells.train_and_evaluate
 
     def counting(config, path, **options):
         trained.append(path)
         return train(config, path, **options)
 
-    monkeypatch.setattr(compare, "train_and_evaluate", counting)
+    monkeypatch.setattr(cells, "train_and_evaluate", counting)
     return trained
 
 
@@ -49,29 +54,31 @@ def compared(tmp_path_factory):
     return path, run(path, METHODS_COMPARED)
 
 
-def test_the_second_time_nothing_is_trained(compared, tmp_path, counted):
+def test_the_second_time_nothing_is_trained(compared, tmp_path, counted, capsys):
     path = tmp_path / "out"
     shutil.copytree(compared[0], path)
     assert run(path, METHODS_COMPARED) == compared[1]
+    # Those with equal bytes are counted from the start.
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"[{i}/8]" for i in range(1, 9)]
     assert len(counted) == 0
     run(path, methods=("lsgd", "local_sgd"))
     assert len(counted) == 2
 
 
 def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path, monkeypatch):
-    train = compare.train_and_evaluate
+    train = cells.train_and_evaluate
 
     def stopped(config, path, **options):
         train(config, path, **options)
         if config.seed == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "train_and_evaluate", stopped)
+    monkeypatch.setattr(cells, "train_and_evaluate", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, methods=("lsgd",))
     kept = (tmp_path / "lsgd" / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
     assert not (tmp_path / "lsgd" / "seed-1").exists()
-    monkeypatch.setattr(compare, "train_and_evaluate", train)
+    monkeypatch.setattr(cells, "train_and_evaluate", train)
     run(tmp_path, methods=("lsgd",))
     assert (tmp_path / "lsgd" / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == kept
     assert sorted(path.name for path in (tmp_path / "lsgd").iterdir()) == ["seed-0", "seed-1"]
@@ -83,7 +90,7 @@ def test_a_cell_that_is_not_whole_is_trained_again(tmp_path, monkeypatch):
     summary = run(out, **one)
     cell, good = out / "independent" / "seed-0", tmp_path / "good"
     shutil.copytree(cell, good)
-    monkeypatch.setattr(compare, "train_and_evaluate", lambda config, path, **_: shutil.copytree(good, path))
+    monkeypatch.setattr(cells, "train_and_evaluate", lambda config, path, **_: shutil.copytree(good, path))
     metrics = (good / "metrics.jsonl").read_bytes()
     for name, content in [
         ("metrics.jsonl", b""),
@@ -125,10 +132,10 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_folder_to_begin_in(tmp_p
         faults.fill_disk(full, "comparison-config.json")
         with (
             pytest.raises(UsageError, match=r"comparison-config.json can't be written \(No space left on device\)"),
-            compare._claimed(tmp_path, FAST, {}, tune=False),
+            cells.claimed(tmp_path, FAST, {}, tune=False),
         ):
             pass
-    with compare._claimed(tmp_path, FAST, {}, tune=False):
+    with cells.claimed(tmp_path, FAST, {}, tune=False):
         assert not files.is_empty(tmp_path)
 
 
@@ -156,7 +163,7 @@ def test_the_summary_is_what_the_runs_say(compared):
     with (path / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["lsgd", "data_parallel", "independent"]
-    assert (path / "comparison.md").read_text().count("\n") == 5
+    assert (path / "comparison.md").read_text().count("\n") == 7
     assert json.loads((path / "comparison.json").read_text()) == summary
     assert comparison.draw(path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
 
@@ -207,6 +214,8 @@ def test_what_is_compared_is_checked_before_anything_is_written(tmp_path):
             compare.compare(tuned, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={name: value})
     with pytest.raises(UsageError, match="tuning chooses the pull of lsgd itself"):
         compare.compare(FAST, ["lsgd"], [0], tmp_path / "a", tune=True, target=0.5, options={"pull": 0.77})
+    with pytest.raises(UsageError, match="seeds must be others than those of tuning, got 1000001"):
+        run(tmp_path / "a", seeds=(0, 1_000_001), tune=True)
     with pytest.raises(UsageError, match="NUL"):
         run(str(tmp_path / "a\0b"))
     assert not (tmp_path / "a").exists()
@@ -217,7 +226,7 @@ def test_every_preset_can_be_tuned_with_every_method(name):
     for method in METHODS:
         config = PRESETS[name].replace(method=method)
         check_grid(config, {})
-        assert all(config.replace(**values) for values in compare.grid(config))
+        assert all(config.replace(**values) for values in grid(config))
 
 
 def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
@@ -231,11 +240,11 @@ def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
 
 
 def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path):
-    assert len({len(compare.grid(dataclasses.replace(FAST, method=method))) for method in METHODS}) == 1
+    assert {len(grid(dataclasses.replace(FAST, method=method))) for method in METHODS} == {9}
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
     for i, trial in enumerate(tried):
-        config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-0")
+        config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-1000000")
         assert config.validation == 0.2
         assert {"learning_rate": config.learning_rate, "pull": config.pull} == trial["values"]
     best = min(tried, key=lambda trial: trial["validation_error"])["values"]
@@ -244,19 +253,12 @@ def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_pat
 
 
 def test_the_median_step_to_the_target_counts_seeds_that_never_get_there(tmp_path):
-    runs = []
-    for seed, errors in enumerate(([0.4, 0.1], [0.9, 0.1], [0.9, 0.9])):
-        runs.append(tmp_path / str(seed))
-        runs[-1].mkdir()
-        with (runs[-1] / "metrics.jsonl").open("w") as file:
-            for i, error in enumerate(errors):
-                entry = {"event": "evaluation", "step": 10 * (i + 1), "seconds": 1.0, "bytes_sent": 1e6 * (i + 1)}
-                entry |= {"center_error": error, "worker_errors": [[error]], "train_losses": [[error]]}
-                file.write(json.dumps(entry) + "\n")
-    summary = compare._summary(runs, runs, FAST.task.headline, 0.5)
+    errors = enumerate(([0.4, 0.1], [0.9, 0.1], [0.9, 0.9]))
+    runs = [write_run(tmp_path / str(seed), FAST, values) for seed, values in errors]
+    summary = results.summary_of(FAST, runs, runs, 0.5)
     assert (summary["steps_to_target"], summary["megabytes_to_target"], summary["seeds_at_target"]) == (20, 2, 2)
-    assert compare._summary(runs, runs, FAST.task.headline, 0.2)["steps_to_target"] == 20
-    assert compare._summary(runs[2:], runs, FAST.task.headline, 0.5)["steps_to_target"] is None
+    assert results.summary_of(FAST, runs, runs, 0.2)["steps_to_target"] == 20
+    assert results.summary_of(FAST, runs[2:], runs, 0.5)["steps_to_target"] is None
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):
@@ -270,7 +272,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path):
 def test_rates_are_divided_among_workers_whose_steps_add_up():
     config = dataclasses.replace(FAST, workers=4, learning_rate=0.1)
     alone, summed = (
-        [values["learning_rate"] for values in compare.grid(dataclasses.replace(config, method=method))]
+        [values["learning_rate"] for values in grid(dataclasses.replace(config, method=method))]
         for method in ("local_sgd", "downpour")
     )
     np.testing.assert_allclose(np.array(alone) / 4, summed)
@@ -286,3 +288,37 @@ def test_a_folder_with_another_comparison_or_other_files_is_left_alone(tmp_path)
     (tmp_path / "b" / "mine").touch()
     with pytest.raises(UsageError, match="not empty and holds no comparison"):
         run(tmp_path / "b")
+
+
+def test_options_are_tuned_together():
+    tried = grid(FAST.replace(method="diloco"))
+    assert {(of["outer_learning_rate"], of["outer_momentum"]) for of in tried} == {(1, 0.3), (1, 0.5), (1, 0.9)}
+    pulls = [FAST.replace(method="easgd", **values).options for values in grid(FAST.replace(method="easgd"))]
+    strengths = {(round(of["pull"], 3), round(of["center_pull"], 3)) for of in pulls}
+    assert strengths == {(0.215, 0.43), (0.45, 0.9), (0.5, 0.9)}
+
+
+def test_programs_are_compiled_once_for_all_seeds(tmp_path, monkeypatch):
+    """And kept no longer than the comparison; the bits are those of a run that compiles for itself."""
+    cells.train_and_evaluate(FAST.replace(seed=1, checkpoint_every=0), tmp_path / "alone", lines=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(cells.tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(tmp_path / prefix))
+        before = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", None)
+        try:
+            kept = []
+            for seeds in ((0,), (0, 1)):
+                run(tmp_path / "out", methods=("lsgd",), seeds=seeds)
+                kept.append(sorted(path.name for path in (tmp_path / "compiled-").glob("*-cache")))
+            assert jax.config.jax_compilation_cache_dir is None
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()
+    assert kept[0]
+    assert kept[0] == kept[1]
+    for name in ("center_error", "train_losses"):
+        values = [
+            [entry[name] for entry in read_metrics(path, "evaluation")]
+            for path in (tmp_path / "alone", tmp_path / "out" / "lsgd" / "seed-1")
+        ]
+        assert values[0] == values[1]
