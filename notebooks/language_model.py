@@ -49,7 +49,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %%
 size = {"width": 32, "depth": 2, "steps": 480, "eval_every": 48}
 if small:
-    size |= {"width": 16, "steps": 32, "eval_every": 16}
+    size |= {"width": 16, "depth": 1, "steps": 16, "eval_every": 16}
 config = PRESETS["tragedies"].replace(**size)
 print(config.task)
 for name in ("workers", "period", "pull", "local_optimizer", "learning_rate", "batch_size", "steps"):
