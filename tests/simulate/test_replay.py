@@ -123,7 +123,7 @@ class History:
         (j, life, step), worker = self.rng.choice(others[-20:]), self.workers[i]
         params = jax.device_put(self.posts[j, life, step].params, self.trainers._device(i))
         moved, [distance] = pulled_towards(
-            worker.model.params, (params,), (np.float32(ALONE.levels[0].pull),), np.int32(worker.step)
+            worker.model.params, (params,), (np.float32(ALONE.levels[0].options["pull"]),), np.int32(worker.step)
         )
         worker.move(moved)
         leader = {"leader": j, "leader_life": life, "leader_step": step, "distance": float(distance)}
