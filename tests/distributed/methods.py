@@ -34,7 +34,7 @@ def method(name, placement, given):
     options = inspect.signature(METHODS[name].build).parameters
     own = {option: value for option, value in ({"broadcast": "all_reduce"} | OPTIONS).items() if option in options}
     axes = {"axis_name": placement.axes}
-    if name == "lsgd":
+    if "group_axis_name" in options:
         axes = {"axis_name": placement.worker_axes, "group_axis_name": placement.group_axes}
     return METHODS[name].build(optax.sgd(0.01, 0.9, nesterov=True), **axes, **own | given)
 
