@@ -65,7 +65,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
     interrupted = (
         "import signal, sys, time, lsgd_jax.cli, lsgd_jax.train.loop as t;"
-        f"t.local_steps = lambda *_: (signal.raise_signal(2), time.sleep({faults.HANG}));"
+        f"t.program_of = lambda *_, **__: (signal.raise_signal(2), time.sleep({faults.HANG}));"
     )
     command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
     done = faults.run(*command, cwd=tmp_path)
