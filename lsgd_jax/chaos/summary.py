@@ -99,14 +99,15 @@ def summarize(
     end = max(points[-1][0] for points in lives.values())
     hits = [(fault, hit["worker"], hit["life"]) for fault in faults for hit in fault["hit"]]
     dead = [event for event in events if event["event"] == "dead" and event["seconds"] <= end]
-    kills = {(worker, life): fault["time"] for fault, worker, life in hits if fault["kind"] == "kill"}
+    kills: dict[tuple[int, int], float] = {}
+    for fault, worker, life in hits:
+        if fault["kind"] == "kill":  # Who is killed while it starts is hit in the life before, which has ended by then.
+            kills.setdefault((worker, life), fault["time"])
+    after = {key: points for key in lives if (points := _after(key, lives)) is not None}
     noticed = [event["seconds"] - kills.get((event["worker"], event["life"]), math.inf) for event in dead]
-    back = [lives[worker, life + 1][0][0] - at for (worker, life), at in kills.items() if (worker, life + 1) in lives]
-    lost = [
-        points[-1][1] - lives[worker, life + 1][0][1]
-        for (worker, life), points in lives.items()
-        if (worker, life + 1) in lives
-    ]
+    kills = {key: at for key, at in kills.items() if key in lives}  # The others had not begun to train.
+    back = [after[key][0][0] - at for key, at in kills.items() if key in after]
+    lost = [points[-1][1] - after[key][0][1] for key, points in lives.items() if key in after]
     stopped = [
         (worker, fault["time"], fault["time"] + fault["seconds"])
         for fault, worker, _ in hits
@@ -129,7 +130,7 @@ def summarize(
         ended=[
             f"worker {worker} in life {life}"
             for worker, life in sorted(lives)
-            if (worker, life + 1) in lives and (worker, life) not in ending
+            if (worker, life) in after and (worker, life) not in ending
         ],
         wrong=sum(not _is_explained(event, faults) for event in dead),
         steps=sum(max(life[-1][1] for (other, _), life in lives.items() if other == worker) for worker in workers),
@@ -148,6 +149,15 @@ def _lives(events: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[tuple
             step = event["worker_step"] if event["event"] == "exchange" else event["step"]
             lives.setdefault((event["worker"], event["life"]), []).append((event["time"], step))
     return {key: sorted(points) for key, points in lives.items()}
+
+
+def _after(
+    key: tuple[int, int], lives: dict[tuple[int, int], list[tuple[float, int]]]
+) -> list[tuple[float, int]] | None:
+    """The worker's next life that has events; None if there is none. One that ends before it trains has none."""
+    worker, life = key
+    later = min((other for same, other in lives if same == worker and other > life), default=None)
+    return None if later is None else lives[worker, later]
 
 
 def _is_explained(death: dict[str, Any], faults: Iterable[dict[str, Any]]) -> bool:
