@@ -348,10 +348,10 @@ def _size(buffers: Sequence[Buffer]) -> int:
 
 
 def _listen(host: str) -> socket.socket:
-    if _is_wildcard(host):
-        raise UsageError(f"a process must listen at an address at which others reach it, got {host}.")
     try:
         family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        if not host or ipaddress.ip_address(place[0]).is_unspecified:  # All addresses of the host, as 0 and :: say.
+            raise UsageError(f"a process must listen at an address at which others reach it, got {host or repr(host)}.")
         listener = socket.create_server(place[:2], family=family, backlog=128)
     except OSError as error:
         raise UsageError(
@@ -359,11 +359,3 @@ def _listen(host: str) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
-
-
-def _is_wildcard(host: str) -> bool:
-    """Whether this stands for all addresses of a host."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return not host

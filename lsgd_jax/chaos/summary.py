@@ -95,20 +95,19 @@ def summarize(
     """
     lives = _lives(events)
     workers = sorted({worker for worker, _ in lives})
-    # A life that was killed before it trained has left no events.
-    successors = {life: other for life, other in pairwise(sorted(lives)) if life[0] == other[0]}
     begin = max(lives[worker, min(life for other, life in lives if other == worker)][0][0] for worker in workers)
     end = max(points[-1][0] for points in lives.values())
     hits = [(fault, hit["worker"], hit["life"]) for fault in faults for hit in fault["hit"]]
     dead = [event for event in events if event["event"] == "dead" and event["seconds"] <= end]
-    kills = {
-        (worker, life): fault["time"]
-        for fault, worker, life in hits
-        if fault["kind"] == "kill" and (worker, life) in lives
-    }
+    kills: dict[tuple[int, int], float] = {}
+    for fault, worker, life in hits:
+        if fault["kind"] == "kill":  # Who is killed while it starts is hit in the life before, which has ended by then.
+            kills.setdefault((worker, life), fault["time"])
+    after = {key: points for key in lives if (points := _after(key, lives)) is not None}
     noticed = [event["seconds"] - kills.get((event["worker"], event["life"]), math.inf) for event in dead]
-    back = [lives[successors[life]][0][0] - at for life, at in kills.items() if life in successors]
-    lost = [lives[life][-1][1] - lives[other][0][1] for life, other in successors.items()]
+    kills = {key: at for key, at in kills.items() if key in lives}  # The others had not begun to train.
+    back = [after[key][0][0] - at for key, at in kills.items() if key in after]
+    lost = [points[-1][1] - after[key][0][1] for key, points in lives.items() if key in after]
     stopped = [
         (worker, fault["time"], fault["time"] + fault["seconds"])
         for fault, worker, _ in hits
@@ -128,7 +127,11 @@ def summarize(
         away=len(kills) - len(back),
         lost=[max(0, steps) for steps in lost],
         stalls=Span.of(_stalls(lives, stopped)),
-        ended=[f"worker {worker} in life {life}" for worker, life in successors if (worker, life) not in ending],
+        ended=[
+            f"worker {worker} in life {life}"
+            for worker, life in sorted(lives)
+            if (worker, life) in after and (worker, life) not in ending
+        ],
         wrong=sum(not _is_explained(event, faults) for event in dead),
         steps=sum(max(life[-1][1] for (other, _), life in lives.items() if other == worker) for worker in workers),
         quiet_throughput=calm,
@@ -146,6 +149,15 @@ def _lives(events: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[tuple
             step = event["worker_step"] if event["event"] == "exchange" else event["step"]
             lives.setdefault((event["worker"], event["life"]), []).append((event["time"], step))
     return {key: sorted(points) for key, points in lives.items()}
+
+
+def _after(
+    key: tuple[int, int], lives: dict[tuple[int, int], list[tuple[float, int]]]
+) -> list[tuple[float, int]] | None:
+    """The worker's next life that has events; None if there is none. One that ends before it trains has none."""
+    worker, life = key
+    later = min((other for same, other in lives if same == worker and other > life), default=None)
+    return None if later is None else lives[worker, later]
 
 
 def _is_explained(death: dict[str, Any], faults: Iterable[dict[str, Any]]) -> bool:

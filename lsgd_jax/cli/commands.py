@@ -92,7 +92,8 @@ def train(
         measured = train_and_evaluate(
             config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard, **of_posted
         )
-        if not (of_posted and math.isnan(measured)):  # Else another process has evaluated the end.
+        # Else another process has evaluated the end, or an earlier one.
+        if config.asynchronous != "posted" or not math.isnan(measured):
             report_result(config, run_dir, measured)
     return 0  # Even if the output was lost: the run is in its folder.
 

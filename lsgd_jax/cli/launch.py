@@ -178,11 +178,19 @@ def _vacant(run_dir: Path, config: Config, workers: int) -> range:
 
 
 def _is_vacant(folder: Path) -> bool:
-    """Whether no process has the worker of a folder."""
+    """Whether no process has the worker of a folder.
+
+    Raises:
+      UsageError: if the folder can't be written.
+    """
     if not folder.exists():
         return True
     try:
         files.lock(folder, "").close()
     except UsageError:
         return False
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} can't be written ({error.strerror}): nobody can join from here."
+        ) from None
     return True

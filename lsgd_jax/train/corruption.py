@@ -137,8 +137,14 @@ class SkewedIndices:
         return getattr(self._indices, name)
 
 
-def skewed(indices: BatchIndices, data: Data, config: Config) -> Any:
+def skewed(indices: BatchIndices, data: Data, config: Config, examples: int) -> Any:
     """The indices of batches, skewed for the unsound workers of a run that is to have skewed shards.
+
+    Args:
+      indices: of all workers.
+      data: of the run.
+      config: of the run.
+      examples: how many of the training examples are trained on, the first ones.
 
     Raises:
       UsageError: if the training examples are no arrays in memory of which the last one has whole numbers for labels.
@@ -149,6 +155,6 @@ def skewed(indices: BatchIndices, data: Data, config: Config) -> Any:
     labels = leaves[-1] if leaves else None
     if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UsageError("skewed-shard needs examples in memory with one whole number each for a label.")
-    by_label = np.array_split(np.argsort(labels, kind="stable").astype(np.int32), SHARES)
+    by_label = np.array_split(np.argsort(labels[:examples], kind="stable").astype(np.int32), SHARES)
     parts = [by_label[i % SHARES] for i in range(config.corrupt_workers)]
     return SkewedIndices(indices, parts, config.groups * config.workers)

@@ -107,7 +107,7 @@ def feed_from(config: Config, data: Data, rows: Sequence[int] | None = None) -> 
         sampling=config.sampling,
         seed=config.seed,
     )
-    indices = skewed(indices, data, config)
+    indices = skewed(indices, data, config, count(data.train) - held)
     return feed_of(data, indices, range(workers) if rows is None else rows, config.data_processes)
 
 

@@ -80,7 +80,7 @@ def test_closing_an_end_ends_who_waits_there(endpoint):
     one.close()  # Does nothing.
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "::"])
 def test_where_nobody_can_be_reached_nobody_listens(host, endpoint):
     with pytest.raises(UsageError, match=rf"at an address at which others reach it, got {host}\.$"):
         endpoint(host=host)

@@ -75,6 +75,15 @@ def test_a_life_that_ended_before_it_trained_is_passed_over():
     assert (found.back, found.away, found.lost, found.ended) == (Span(1, 10.0, 10.0), 0, [2], [])
 
 
+def test_who_is_killed_again_before_it_trains_is_counted_from_the_first_kill():
+    again = KILL | {"time": 124.0}  # Before its second life has begun, and then in it: the third one trains.
+    unborn = KILL | {"time": 127.0, "hit": [{"worker": 2, "life": 2}]}
+    later = [event | {"life": 3} if event.get("life") == 2 else event for event in events()]
+    found = summarize(later, [STOP, KILL, again, unborn], quiet=10.0, measure="error")
+    assert (found.back, found.away, found.lost) == (Span(1, 10.0, 10.0), 0, [2])
+    assert (found.noticed, found.ended) == (Span(2, 0.5, 0.75), [])
+
+
 def test_the_summary_is_a_table():
     table = summarize(events(), [STOP, KILL], quiet=10.0, measure="error").table("test error").splitlines()
     assert [line.split("  ")[0] for line in table] == [

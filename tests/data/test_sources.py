@@ -65,7 +65,9 @@ def test_embedded_data(name, train, test, shape, dtype):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(ValueError, match=r"no data set 'mnist2d'; there are mnist1d, mnist1d-10k, digits, mnist5k, cifar10"):
+    with pytest.raises(
+        ValueError, match=r"no data set 'mnist2d'; there are mnist1d, mnist1d-10k, digits, mnist5k, cifar10"
+    ):
         load("mnist2d")
 
 

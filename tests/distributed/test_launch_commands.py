@@ -101,6 +101,14 @@ def test_where_nobody_can_join_it_is_one_sentence(options, message, joined, tmp_
     assert joined == []
 
 
+def test_who_can_not_write_the_folder_is_told_so(joined, tmp_path, capsys):
+    with MemberFolder(tmp_path, CONFIG, [0]):
+        (tmp_path / "workers" / "1").write_text("no folder")
+        assert cli.main(["join", str(tmp_path)]) == 2
+    message = f"the folder {tmp_path / 'workers' / '1'} can't be written (Not a directory): nobody can join from here."
+    assert (capsys.readouterr().err, joined) == (f"lsgd: {message}\n", [])
+
+
 def test_a_run_that_is_not_posted_is_not_joined(tmp_path, capsys):
     with RunFolder(tmp_path, CONFIG.replace(asynchronous=None)):
         assert cli.main(["join", str(tmp_path)]) == 2

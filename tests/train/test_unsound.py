@@ -80,6 +80,13 @@ def test_noise_is_five_times_as_large_as_a_gradient():
     assert noisy["b"].shape == (0, 3)
 
 
+def test_nobody_trains_on_what_is_held_out_for_elections():
+    held_out = {"method": "lsgd", "elect_by": "held_out_batch", "election_examples": 256}
+    feed = make_feed(BASE.replace(corrupt_workers=2, corruption="skewed-shard", **held_out))
+    seen = {int(i) for batch in feed.batches(0, 60) for i in np.ravel(batch)}
+    assert max(seen) < len(feed.shared[1]) - 256
+
+
 def test_a_skewed_shard_is_a_fifth_of_the_labels():
     config = BASE.replace(corrupt_workers=2, corruption="skewed-shard")
     feed, labels = make_feed(config), BASE.task.data().train[1]
