@@ -337,7 +337,8 @@ class _Member:
         stopped = f"stopped by {signal.Signals(number).name} after step {step} of {self.config.steps}"
         if self.is_alone and not self.config.checkpoint_period:
             return f"{stopped}; nothing was saved."
-        return f"{stopped}; to come back, run the same command with --run-dir {self.folder.path} --resume."
+        run_dir = self.folder.path
+        return f"{stopped}; to come back: lsgd join {run_dir}, or lsgd train with --run-dir {run_dir} --resume."
 
 
 def _put_like(like: Any, saved: Any) -> Any:
