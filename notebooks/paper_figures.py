@@ -44,7 +44,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # %% [markdown]
 # ## Trajectories
 #
-# Four workers in a convex bowl, $x^2 + y^2$, from the paper's starting points (red).
+# Four workers in a convex bowl, $x^2 + y^2$, from the paper's starting points (circles) to their ends (crosses).
 
 
 # %%
@@ -53,10 +53,10 @@ def draw_paths(axes, descents, heights, levels):
     grid = jnp.array(np.stack(np.meshgrid(side, side), -1))
     for ax, (name, (paths, _)) in zip(axes, descents.items(), strict=True):
         ax.contour(side, side, jax.vmap(jax.vmap(heights))(grid), levels=levels, colors="0.85", linewidths=0.7)
-        for path in np.asarray(paths):
-            ax.plot(*path.T, linewidth=1.2)
-            ax.plot(*path[0], "o", color=descent.START_COLOR, markersize=5)
-            ax.plot(*path[-1], "o", color=descent.END_COLOR, markersize=5)
+        for worker, (path, color) in enumerate(zip(np.asarray(paths), descent.WORKER_COLORS, strict=False)):
+            ax.plot(*path.T, linewidth=1.2, color=color, label=f"worker {worker}")
+            ax.plot(*path[0], "o", color=color, markerfacecolor="white", markersize=6)
+            ax.plot(*path[-1], "x", color="black", markersize=6)
         ax.set(title=name, aspect="equal", xticks=[-20, 0, 20], yticks=[-20, 0, 20])
 
 

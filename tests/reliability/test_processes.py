@@ -178,7 +178,7 @@ def test_what_one_process_has_said_is_why_all_end(monkeypatch, capfd):
     class LastFirst(SimpleQueue):
         def get(self):
             until(lambda: self.qsize() == 2)
-            return max(super().get(), super().get())
+            return max(super().get(), super().get(), key=lambda end: end[0].number)
 
     monkeypatch.setattr(launch, "SimpleQueue", LastFirst)
     ends = "import os, sys; sys.exit(2 + int(os.environ['LSGD_PROCESS']))"
