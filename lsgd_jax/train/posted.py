@@ -264,8 +264,11 @@ class _Member:
             measured = math.nan
             if why == "finished" and not self.folder.is_finished:
                 measured = self._evaluate_end()
+            running = threads.running()
             for worker in self.workers:
-                if why != "replaced":  # Else the file is the other process's.
+                if worker in running:
+                    self.display.message(f"worker {worker.position} is still in a step, and is not saved again")
+                elif why != "replaced":  # Else the file is the other process's.
                     self.saved.at_end(worker)
                 self._log("end", worker, why=why)
             self._save_center()
