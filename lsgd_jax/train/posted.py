@@ -151,6 +151,7 @@ class _Member:
             folder.state_of,
             config.checkpoint_period,
             life=self.board.life,
+            seconds=self.recorder.clock.seconds,
             log=lambda worker, values: self._log("checksum", worker, **values),
             warn=display.message,
         )
@@ -166,7 +167,8 @@ class _Member:
             center=(lambda: self.exchanges.center) if self.has_center else None,
             bytes_sent=self._bytes_sent,
         )
-        self.recorder.clock.start(time.time() - folder.begun())
+        trained = saved_worker.trained_seconds(map(folder.state_of, range(self.size)))
+        self.recorder.clock.start(time.time() - folder.begun(trained))
         for worker, origin in zip(self.workers, origins, strict=True):
             self._log("start", worker, seconds=time.time(), **{"from": origin})
 
