@@ -141,13 +141,33 @@ class MemberFolder(RunFolder):
 
     def finish(self) -> None:
         """Tell all processes that the run has taken its steps and has been evaluated."""
-        files.write(self.path / "workers" / "finished", f"{self._config.steps}\n")
+        self._finish(self.path / "workers")
 
     @property
     def is_finished(self) -> bool:
         """Whether a process has told so."""
+        return self._has_finished(self.path / "workers")
+
+    def finish_workers(self) -> None:
+        """Tell all processes, also those that can't reach this one, that its workers have taken their steps."""
+        for position in self._positions:
+            self._finish(self.of_worker(position))
+
+    def unfinished_elsewhere(self) -> set[int]:
+        """The workers that other processes have, reachable or not, and that are not known to have taken their steps."""
+        return {position for position in self.held_elsewhere() if not self._has_finished(self.of_worker(position))}
+
+    def held_elsewhere(self) -> set[int]:
+        """The workers whose folders other processes have locked: these live, whether they can be reached or not."""
+        with self._alone():
+            return self._locked_elsewhere()
+
+    def _finish(self, folder: Path) -> None:
+        files.write(folder / "finished", f"{self._config.steps}\n")
+
+    def _has_finished(self, folder: Path) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            return int(files.read_text(self.path / "workers" / "finished")) >= self._config.steps
+            return int(files.read_text(folder / "finished")) >= self._config.steps
         return False
 
     def log(self, event: str, **values: Any) -> None:
