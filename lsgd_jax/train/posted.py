@@ -171,6 +171,7 @@ class _Member:
         self.recorder.clock.start(time.time() - folder.begun(trained))
         for worker, origin in zip(self.workers, origins, strict=True):
             self._log("start", worker, seconds=time.time(), **{"from": origin})
+        self._warn_if_unanswered()
 
     def _make_board(self, state: TrainState, host: str) -> Board:
         if self.is_alone:
@@ -184,6 +185,14 @@ class _Member:
             faults=injected_faults(self.positions[0]),
             log=self._log_of_board,
         )
+
+    def _warn_if_unanswered(self) -> None:
+        """Say so if other processes live, by the locks of their workers, and none of them can be reached yet."""
+        if self.board.unanswered and self.board.living() <= set(self.positions) and self.folder.held_elsewhere():
+            self.display.message(
+                "no other process of this run has answered yet: processes on several machines need --host, "
+                "an address at which the others reach them"
+            )
 
     def _log_of_board(self, event: str, *, count: int, **values: Any) -> None:
         self.folder.log(event, step=count // self.size, count=count, **values)

@@ -103,6 +103,22 @@ def test_what_can_not_be_read_is_set_aside(member, monkeypatch):
     assert told[0].endswith("can't be read (File is not a zip file): worker 0 starts from the leader, or anew")
 
 
+@pytest.mark.parametrize("unanswered", [True, False])
+@pytest.mark.parametrize("held", [{1}, set()])
+@pytest.mark.parametrize("reached", [{1}, set()])
+def test_who_is_answered_by_nobody_is_told_of_host(unanswered, held, reached, member, monkeypatch):
+    told = []
+    monkeypatch.setattr(member.display, "message", told.append)
+    monkeypatch.setattr(member, "positions", [0])
+    monkeypatch.setattr(member.folder, "held_elsewhere", lambda: held)
+    member.board = Others(1)
+    member.board.unanswered = unanswered
+    monkeypatch.setattr(member.board, "living", lambda: {0} | reached)
+    member._warn_if_unanswered()
+    assert len(told) == (unanswered and bool(held) and not reached)
+    assert all("--host" in sentence for sentence in told)
+
+
 def test_the_run_does_not_end_before_an_unreachable_worker(member, monkeypatch):
     """Worker 1 is another process's that nothing was heard of since its step 7, though its folder is locked."""
     told, elsewhere = [], {1}
