@@ -182,6 +182,22 @@ class _Locked(io.FileIO):
         super().close()
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a folder is locked, by this process or another one.
+
+    The look itself locks the folder for an instant: nobody may try to lock it meanwhile.
+    """
+    with contextlib.suppress(FileNotFoundError), reading(folder / LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+    return False
+
+
 def lock(folder: Path, advice: str) -> io.FileIO:
     """Lock a folder against writes by other processes, of those that may write it.
 

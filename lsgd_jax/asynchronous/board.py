@@ -36,6 +36,8 @@ class Board:
           life: of the workers of this process.
         """
         self.life = life
+        self.unanswered = False
+        """Whether other processes had joined the run before this one, and none of them answered it."""
         self._lock = threading.Lock()
         self._posts: dict[int, Post] = {}
         self._steps: dict[int, int] = {}

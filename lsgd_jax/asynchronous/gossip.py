@@ -86,7 +86,7 @@ class GossipBoard(Board):
         """Addresses that have refused connections, or not sent parameters in time, and have not answered since."""
         self._alive: dict[int, tuple[int, str]] = {}
         """Life and address of each worker of other processes that was alive at the last beat."""
-        self._beat, self._contacts = 0, dict[str, asyncio.Task]()
+        self._beat, self._contacts = 0, dict[str, asyncio.Task[bool]]()
         self._asking: dict[str, set[asyncio.Task]] = {}
         """Tasks that wait for arrays, by the address that they have asked."""
         self._serving: tuple[Any, Callable[[Any], Any]] | None = None
@@ -199,7 +199,8 @@ class GossipBoard(Board):
     async def _learn(self) -> None:
         """Hear from all processes in the folder."""
         await self._search()
-        await asyncio.gather(*self._contacts.values())
+        answered = await asyncio.gather(*self._contacts.values())
+        self.unanswered = bool(answered) and not any(answered)
 
     async def _beats(self) -> None:
         """Exchange views forever."""
@@ -248,14 +249,17 @@ class GossipBoard(Board):
         if address not in self._contacts:
             self._contacts[address] = asyncio.create_task(self._exchange(address))
 
-    async def _exchange(self, address: str) -> None:
+    async def _exchange(self, address: str) -> bool:
+        """Exchange views with a process; returns whether it has answered."""
         try:
             self._hear(membership.parse(await self._endpoint.ask(address, {"view": membership.dump(self._view)})))
             self._unreachable.discard(address)
+            return True
         except TimeoutError:
-            pass  # Silence tells, and on a loaded machine there may be none.
+            return False  # Silence tells, and on a loaded machine there may be none.
         except (OSError, ValueError):
             self._unreachable.add(address)
+            return False
         finally:
             del self._contacts[address]
 

@@ -140,6 +140,7 @@ class Threads:
         """
         self._failure: tuple[Worker, BaseException] | None = None
         self._failed = threading.Event()
+        self._workers = workers
         self._threads = [
             threading.Thread(target=self._drive, args=(worker, life(worker, exchanges)), daemon=True)
             for worker in workers
@@ -157,6 +158,10 @@ class Threads:
         end = time.monotonic() + GRACE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+
+    def running(self) -> list[Worker]:
+        """The workers whose threads have not ended: their states may be donated to a step at any time."""
+        return [worker for worker, thread in zip(self._workers, self._threads, strict=True) if thread.is_alive()]
 
     def have_ended(self, seconds: float) -> bool:
         """Wait until all workers have finished, at most this many seconds; returns whether they have.

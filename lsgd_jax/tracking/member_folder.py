@@ -63,6 +63,8 @@ class MemberFolder(RunFolder):
             for position in self._positions:
                 self.of_worker(position).mkdir(parents=True, exist_ok=True)
                 self._owned.append(files.lock(self.of_worker(position), "leave this worker to it"))
+            if not self._locked_elsewhere():  # The time until now is not of training.
+                self._begun.unlink(missing_ok=True)
             self.members.mkdir(exist_ok=True)
             if resume and read_config(self.path).effective != self._config.effective:
                 files.write(self.path / "config.json", self._config.to_json() + "\n")
@@ -118,23 +120,54 @@ class MemberFolder(RunFolder):
         """The file in which the center is saved, with methods that have one."""
         return self.path / "workers" / "center.npz"
 
-    def begun(self) -> float:
-        """When the first process of the run began to train, in seconds since the epoch: now if none has before."""
-        path = self.path / "workers" / "begun"
+    @property
+    def _begun(self) -> Path:
+        return self.path / "workers" / "begun"
+
+    def begun(self, trained: float = 0.0) -> float:
+        """When the run began to train, in seconds since the epoch, as if it had never stopped.
+
+        Args:
+          trained: seconds for which it has trained, if no process trains now.
+        """
         with self._alone():
-            if not path.exists():
-                files.write(path, f"{time.time()!r}\n")
-            return float(files.read_text(path))
+            if not self._begun.exists():
+                files.write(self._begun, f"{time.time() - trained!r}\n")
+            return float(files.read_text(self._begun))
+
+    def _locked_elsewhere(self) -> set[int]:
+        others = set(range(self._config.groups * self._config.workers)) - set(self._positions)
+        return {position for position in others if files.is_locked(self.of_worker(position))}
 
     def finish(self) -> None:
         """Tell all processes that the run has taken its steps and has been evaluated."""
-        files.write(self.path / "workers" / "finished", f"{self._config.steps}\n")
+        self._finish(self.path / "workers")
 
     @property
     def is_finished(self) -> bool:
         """Whether a process has told so."""
+        return self._has_finished(self.path / "workers")
+
+    def finish_workers(self) -> None:
+        """Tell all processes, also those that can't reach this one, that its workers have taken their steps."""
+        for position in self._positions:
+            self._finish(self.of_worker(position))
+
+    def unfinished_elsewhere(self) -> set[int]:
+        """The workers that other processes have, reachable or not, and that are not known to have taken their steps."""
+        return {position for position in self.held_elsewhere() if not self._has_finished(self.of_worker(position))}
+
+    def held_elsewhere(self) -> set[int]:
+        """The workers whose folders other processes have locked: these live, whether they can be reached or not."""
+        with self._alone():
+            return self._locked_elsewhere()
+
+    def _finish(self, folder: Path) -> None:
+        files.write(folder / "finished", f"{self._config.steps}\n")
+
+    def _has_finished(self, folder: Path) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            return int(files.read_text(self.path / "workers" / "finished")) >= self._config.steps
+            return int(files.read_text(folder / "finished")) >= self._config.steps
         return False
 
     def log(self, event: str, **values: Any) -> None:

@@ -132,7 +132,7 @@ class _Member:
     ) -> None:
         """Compile all programs and join the run."""
         self.config, self.positions, self.folder, self.display = config, positions, folder, display
-        self.resume = resume
+        self.resume, self.has_told_of_waiting = resume, False
         self.recorder = AsynchronousRecorder(config, folder, display)
         self.size = config.groups * config.workers
         self.heartbeat = Heartbeat()
@@ -151,6 +151,7 @@ class _Member:
             folder.state_of,
             config.checkpoint_period,
             life=self.board.life,
+            seconds=self.recorder.clock.seconds,
             log=lambda worker, values: self._log("checksum", worker, **values),
             warn=display.message,
         )
@@ -166,9 +167,11 @@ class _Member:
             center=(lambda: self.exchanges.center) if self.has_center else None,
             bytes_sent=self._bytes_sent,
         )
-        self.recorder.clock.start(time.time() - folder.begun())
+        trained = saved_worker.trained_seconds(map(folder.state_of, range(self.size)))
+        self.recorder.clock.start(time.time() - folder.begun(trained))
         for worker, origin in zip(self.workers, origins, strict=True):
             self._log("start", worker, seconds=time.time(), **{"from": origin})
+        self._warn_if_unanswered()
 
     def _make_board(self, state: TrainState, host: str) -> Board:
         if self.is_alone:
@@ -182,6 +185,14 @@ class _Member:
             faults=injected_faults(self.positions[0]),
             log=self._log_of_board,
         )
+
+    def _warn_if_unanswered(self) -> None:
+        """Say so if other processes live, by the locks of their workers, and none of them can be reached yet."""
+        if self.board.unanswered and self.board.living() <= set(self.positions) and self.folder.held_elsewhere():
+            self.display.message(
+                "no other process of this run has answered yet: processes on several machines need --host, "
+                "an address at which the others reach them"
+            )
 
     def _log_of_board(self, event: str, *, count: int, **values: Any) -> None:
         self.folder.log(event, step=count // self.size, count=count, **values)
@@ -257,15 +268,22 @@ class _Member:
           RunFailed: if another process has taken the place of this one.
         """
         self.heartbeat.beat()
+        workers = self.workers
+        if self.folder.is_finished:
+            self.display.message("the run has taken its steps while this process compiled")
+            workers = []
         # Whatever ends it, others are to notice at once.
         with deferred_signals() as signal_to_stop, closing(self.board):
-            with Threads(self.workers, self.saved) as threads:
+            with Threads(workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
             measured = math.nan
             if why == "finished" and not self.folder.is_finished:
                 measured = self._evaluate_end()
+            running = threads.running()
             for worker in self.workers:
-                if why != "replaced":  # Else the file is the other process's.
+                if worker in running:
+                    self.display.message(f"worker {worker.position} is still in a step, and is not saved again")
+                elif why != "replaced":  # Else the file is the other process's.
                     self.saved.at_end(worker)
                 self._log("end", worker, why=why)
             self._save_center()
@@ -280,9 +298,10 @@ class _Member:
 
     def _until_end(self, threads: Threads, signal_to_stop: Callable[[], int | None]) -> tuple[str, int | None]:
         """Wait and evaluate while workers train; returns why that has ended, and the signal if there was one."""
-        taken, saves = -1, 0
+        taken, saves, finished = -1, 0, False
         while True:
-            finished = threads.have_ended(NOTICE)
+            if not finished and (finished := threads.have_ended(NOTICE)):
+                self.folder.finish_workers()
             if finished or taken != (taken := sum(worker.step for worker in self.workers)):
                 self.heartbeat.beat()
             every = self.config.checkpoint_period * len(self.workers)
@@ -319,9 +338,16 @@ class _Member:
         return running.result()
 
     def _have_finished(self) -> bool:
-        """Whether all living workers have taken all their steps."""
+        """Whether all living workers have taken all their steps, those of processes that can't be reached included."""
         steps = self.board.read()[1]
-        return all(steps.get(position, 0) >= self.config.steps for position in self.board.living())
+        if any(steps.get(position, 0) < self.config.steps for position in self.board.living()):
+            return False
+        unreachable = {i for i in self.folder.unfinished_elsewhere() if steps.get(i, 0) < self.config.steps}
+        if unreachable and not self.has_told_of_waiting:
+            self.has_told_of_waiting = True
+            which = ", ".join(map(str, sorted(unreachable)))
+            self.display.message(f"the run ends when worker {which} has taken its steps: its process can't be reached")
+        return not unreachable
 
     def _bytes_sent(self) -> float:
         """Bytes that a worker of this process has fetched so far, the mean over them."""

@@ -1,9 +1,11 @@
 """Saving of posted workers: each in a file of its own, which appears as a whole or not at all."""
 
+import contextlib
 import hashlib
 import json
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.train.saved_arrays import Part, SavedArray, arrays_of, loaded
 from lsgd_jax.train.step import TrainState
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is saved; raise it when the arrays of the state or the fields of `SavedWorker` change."""
 
 
@@ -34,6 +36,8 @@ class SavedWorker(NamedTuple):
     score: float
     state: Any
     """Its `TrainState` on the host, with the axes [group, worker] of size 1."""
+    seconds: float = 0.0
+    """Seconds for which the run had trained."""
 
 
 def save(path: Path, saved: SavedWorker) -> None:
@@ -73,10 +77,22 @@ def restore(path: Path, like: TrainState) -> SavedWorker | None:
         values = [x[None, None] for _, x in Part(row, None).values(arrays)]
         state = jax.tree.unflatten(jax.tree.structure(like), values)
         life, step, eligible_from = (int(fields[name]) for name in ("life", "step", "eligible_from"))
-        return SavedWorker(life, step, bool(fields["pulled"]), eligible_from, float(fields["score"]), state)
+        score, seconds = float(fields["score"]), float(fields["seconds"])
+        return SavedWorker(life, step, bool(fields["pulled"]), eligible_from, score, state, seconds)
     except Exception as error:  # Whatever a damaged or foreign file makes of its readers.
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(f"the worker saved in {path} can't be read ({why})") from None
+
+
+def trained_seconds(paths: Iterable[Path]) -> float:
+    """The longest time for which the run had trained when any of its workers was saved; 0 if none can be read."""
+    longest = 0.0
+    for path in paths:
+        with contextlib.suppress(Exception), files.reading(path) as opened, loaded(opened) as file:
+            seconds = float(json.loads(bytes(file["metadata"]))["seconds"])
+            if math.isfinite(seconds):
+                longest = max(longest, seconds)
+    return longest
 
 
 def checksum(params: Any) -> str:
@@ -100,6 +116,7 @@ class Saved:
         every: int,
         *,
         life: int,
+        seconds: Callable[[], float],
         log: Callable[[Worker, dict[str, Any]], None],
         warn: Callable[[str], None],
     ) -> None:
@@ -110,11 +127,12 @@ class Saved:
           path: from a worker's position to its file.
           every: steps of a worker between two saves; 0: never.
           life: of the workers.
+          seconds: gives the seconds of training.
           log: takes a worker and values of its "checksum" event.
           warn: takes a sentence about a worker that can't be saved; what was saved before is kept.
         """
         self._exchanges, self._path, self._every, self._log, self._warn = exchanges, path, every, log, warn
-        self._life = life
+        self._life, self._seconds = life, seconds
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._writing: dict[int, Future[None]] = {}
 
@@ -145,7 +163,8 @@ class Saved:
         state = jax.device_get(TrainState(*worker.model, worker.optimizer))  # The next step donates the optimizer's.
         self._log(worker, {"sha256": checksum(state.params), "pulled": pulled})
         if self._every:
-            saved = SavedWorker(self._life, worker.step, pulled, worker.eligible_from, worker.score, state)
+            fields = (self._life, worker.step, pulled, worker.eligible_from, worker.score)
+            saved = SavedWorker(*fields, state, self._seconds())
             self._writing[worker.position] = self._disk.submit(self._write, worker.position, saved)
 
     def _write(self, position: int, saved: SavedWorker) -> None:

@@ -142,8 +142,10 @@ def test_who_could_not_be_reached_at_the_start_is_found_later(join, monkeypatch)
     cut = {"all"}
     boards = [join(i, faults=lambda _: "drop" if cut else 0.0) for i in range(2)]
     assert [living(board) for board in boards] == [{0}, {1}]
+    assert [board.unanswered for board in boards] == [False, True]
     cut.clear()
     until(lambda: all(living(board) == {0, 1} for board in boards))
+    assert not join(2).unanswered
 
 
 def test_a_log_that_can_not_be_written_is_told(join):

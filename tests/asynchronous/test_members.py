@@ -103,6 +103,38 @@ def test_what_can_not_be_read_is_set_aside(member, monkeypatch):
     assert told[0].endswith("can't be read (File is not a zip file): worker 0 starts from the leader, or anew")
 
 
+@pytest.mark.parametrize("unanswered", [True, False])
+@pytest.mark.parametrize("held", [{1}, set()])
+@pytest.mark.parametrize("reached", [{1}, set()])
+def test_who_is_answered_by_nobody_is_told_of_host(unanswered, held, reached, member, monkeypatch):
+    told = []
+    monkeypatch.setattr(member.display, "message", told.append)
+    monkeypatch.setattr(member, "positions", [0])
+    monkeypatch.setattr(member.folder, "held_elsewhere", lambda: held)
+    member.board = Others(1)
+    member.board.unanswered = unanswered
+    monkeypatch.setattr(member.board, "living", lambda: {0} | reached)
+    member._warn_if_unanswered()
+    assert len(told) == (unanswered and bool(held) and not reached)
+    assert all("--host" in sentence for sentence in told)
+
+
+def test_the_run_does_not_end_before_an_unreachable_worker(member, monkeypatch):
+    """Worker 1 is another process's that nothing was heard of since its step 7, though its folder is locked."""
+    told, elsewhere = [], {1}
+    monkeypatch.setattr(member.display, "message", told.append)
+    monkeypatch.setattr(member.folder, "unfinished_elsewhere", lambda: elsewhere)
+    member.board = board = Others(1)
+    monkeypatch.setattr(board, "living", lambda: {0})
+    board.write(0, CONFIG.steps, None)
+    board.write(1, 7, None)
+    assert not member._have_finished()
+    assert not member._have_finished()
+    assert told == ["the run ends when worker 1 has taken its steps: its process can't be reached"]
+    elsewhere.clear()
+    assert member._have_finished()
+
+
 def test_who_can_not_be_fetched_is_left_out_of_the_evaluation(member):
     """Worker 1 is another process's; its parameters are 0, so that it and the mean differ from worker 0."""
     [own, _], board = member.workers, Others(1)
@@ -151,3 +183,13 @@ def test_what_was_saved_is_loaded(member):
         UsageError, match=r"^posted workers keep only what they have saved last: load it without a step\."
     ):
         load_trained(path, 30)
+
+
+def test_who_comes_when_the_run_has_just_finished_takes_no_step(member, monkeypatch):
+    told = []
+    monkeypatch.setattr(member.display, "message", told.append)
+    monkeypatch.setattr(type(member.folder), "is_finished", True)
+    steps = [worker.step for worker in member.workers]
+    assert np.isnan(member.train())
+    assert [worker.step for worker in member.workers] == steps
+    assert told == ["the run has taken its steps while this process compiled"]

@@ -144,3 +144,6 @@ def test_processes_leave_join_die_and_come_back(processes, tmp_path):
     assert [start["from"]["saved"] for start in starts] == steps
     [evaluation] = read_metrics(run, "evaluation")[-1:]
     assert evaluation["worker_steps"] == [[config.steps] * 2]
+    stopped = starts[0]["time"] - ends[-1]["time"]
+    begun = min(event["time"] for event in read_metrics(run, "start"))
+    assert evaluation["seconds"] < evaluation["time"] - begun - stopped

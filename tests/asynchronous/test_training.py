@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import signal
 import threading
 import time
 
@@ -16,7 +17,7 @@ from lsgd_jax import asynchronous, cli, distributed
 from lsgd_jax.asynchronous import Joined, Threads
 from lsgd_jax.config import Config
 from lsgd_jax.distributed import SHARED, STACKED, StepCount, place
-from lsgd_jax.errors import RunFailed, UsageError
+from lsgd_jax.errors import Interrupted, RunFailed, UsageError
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
@@ -207,11 +208,44 @@ def test_a_worker_that_hangs_does_not_keep_the_run_from_ending(monkeypatch):
     wait_for_no_threads()
 
 
-def wait_for_no_threads():
+def test_a_worker_still_in_a_step_is_not_saved_when_its_process_leaves(tmp_path, monkeypatch):
+    """Its optimizer state has been donated to the step."""
+    monkeypatch.setattr(driving, "GRACE", 0.1)
+    config = dataclasses.replace(SMALL, groups=1, global_period=None)
+    released = threading.Event()
+    with MemberFolder(tmp_path, config, range(2)) as folder:
+        display = RunProgress(config.steps, log=folder.log, lines=False)
+        made = place(1, 2, jax.devices()), setup.make_feed(config), setup.make_model(config)
+        member = posted._Member(config, range(2), *made, folder, display, resume=False, host="127.0.0.1")
+        hanging = member.workers[0]
+        jax.tree.map(lambda x: x.delete(), hanging.optimizer)
+        hanging._take_step = lambda *_: released.wait(DEADLINE)
+        told = []
+        monkeypatch.setattr(display, "message", told.append)
+
+        def until_end(threads, _):
+            wait_for(lambda: threads.running() == [hanging])
+            return "left", signal.SIGTERM
+
+        monkeypatch.setattr(member, "_until_end", until_end)
+        with pytest.raises(Interrupted):
+            member.train()
+    assert told == ["worker 0 is still in a step, and is not saved again"]
+    assert {event["worker"] for event in read_metrics(tmp_path, "checksum")} == {1}
+    assert [event["worker"] for event in read_metrics(tmp_path, "end")] == [0, 1]
+    released.set()
+    wait_for_no_threads()
+
+
+def wait_for(condition):
     end = time.monotonic() + DEADLINE
-    while any("_drive" in thread.name for thread in threading.enumerate()):
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def wait_for_no_threads():
+    wait_for(lambda: not any("_drive" in thread.name for thread in threading.enumerate()))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The folder of a posted run, which its processes write together."""
 
 import dataclasses
+import time
 
 import pytest
 
@@ -32,6 +33,36 @@ def test_each_process_begins_its_workers_and_logs_its_events(tmp_path):
     with member(tmp_path / "run", 0, 1, config=CONFIG.replace(steps=11), resume=True) as longer:
         assert not longer.is_finished
     assert read_config(tmp_path / "run").steps == 11
+
+
+def test_a_worker_is_waited_for_until_it_has_taken_its_steps_or_its_process_has_ended(tmp_path):
+    with member(tmp_path, 0) as first:
+        assert first.held_elsewhere() == first.unfinished_elsewhere() == set()
+        with member(tmp_path, 1, 2) as second, member(tmp_path, 3):
+            assert first.unfinished_elsewhere() == {1, 2, 3}
+            assert second.held_elsewhere() == {0, 3}
+            second.finish_workers()
+            assert first.unfinished_elsewhere() == {3}
+            assert first.held_elsewhere() == {1, 2, 3}
+        assert first.unfinished_elsewhere() == set()
+        longer = CONFIG.replace(steps=11)
+        with member(tmp_path, 1, 2, config=longer, resume=True) as second:
+            assert second.unfinished_elsewhere() == {0}
+            first.finish_workers()
+            assert second.unfinished_elsewhere() == {0}  # They were fewer steps.
+
+
+def test_the_time_in_which_nobody_trains_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: now)
+    now = 1000.0
+    with member(tmp_path, 0) as first:
+        assert first.begun() == 1000
+        now = 1030.0
+        with member(tmp_path, 1) as second:  # The run goes on.
+            assert second.begun(25.0) == 1000
+    now = 5000.0
+    with member(tmp_path, 0, resume=True) as first, member(tmp_path, 1, resume=True) as second:
+        assert second.begun(30.0) == first.begun(25.0) == 4970
 
 
 def test_a_last_line_that_was_cut_is_removed(tmp_path):

@@ -18,7 +18,7 @@ def state(value=1.0):
     return TrainState(params, {}, {"count": np.full((1, 1), 7, np.int32)})
 
 
-SAVED = SavedWorker(2, 30, True, 12, 0.5, state())
+SAVED = SavedWorker(2, 30, True, 12, 0.5, state(), 61.5)
 
 
 def test_what_was_saved_comes_back_to_the_bit(tmp_path):
@@ -27,6 +27,15 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     found = saved_worker.restore(tmp_path / "state.npz", state(0.0))
     assert found._replace(state=None) == SAVED._replace(state=None)
     assert checksum(found.state) == checksum(SAVED.state) != checksum(state(2.0))
+
+
+def test_the_longest_time_of_training_is_that_of_the_run(tmp_path):
+    paths = [tmp_path / f"{number}.npz" for number in range(4)]
+    for path, seconds in zip(paths, [2.5, 61.5], strict=False):
+        saved_worker.save(path, SAVED._replace(seconds=seconds))
+    paths[2].write_bytes(b"no zip")
+    assert saved_worker.trained_seconds(paths) == 61.5
+    assert saved_worker.trained_seconds(paths[2:]) == 0
 
 
 def cut(path):
@@ -67,6 +76,7 @@ def test_a_full_disk_is_a_warning_and_the_next_save_is_tried(tmp_path, monkeypat
         lambda position: tmp_path / f"{position}.npz",
         every=2,
         life=3,
+        seconds=lambda: 4.5,
         log=lambda worker, values: checksums.append((worker.step, values)),
         warn=warnings.append,
     )
@@ -83,6 +93,6 @@ def test_a_full_disk_is_a_warning_and_the_next_save_is_tried(tmp_path, monkeypat
     saved.close()
     assert warnings == ["worker 1 can't be saved (No space left on device); what was saved before is kept"]
     found = saved_worker.restore(tmp_path / "1.npz", state())
-    assert (found.life, found.step, found.pulled) == (3, 4, False)
+    assert (found.life, found.step, found.pulled, found.seconds) == (3, 4, False, 4.5)
     expected = {"sha256": checksum(state().params), "pulled": False}
     assert checksums == [(2, expected), (4, expected)]
