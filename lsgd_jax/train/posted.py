@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class _Member:
             folder.state_of,
             config.checkpoint_period,
             life=self.board.life,
-            log=lambda worker, values: self._log("checksum", worker, **values),
+            log=partial(folder.log, "checksum"),
             warn=display.message,
         )
         self.has_center = METHODS[config.method].meeting is not None
