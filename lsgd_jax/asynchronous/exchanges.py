@@ -281,6 +281,10 @@ class Centered:
         self._board, self._period, self._log = board, period, log
         self._meet = jax.jit(meet)
         self._lock = threading.Lock()
+        self._meetings = 0
+        """Meetings here, by which copies of this center are numbered."""
+        self._copies: dict[str, int] = {}
+        """Number of the newest copy of the center from each process: answers may come in any order."""
         self._last_params: dict[int, optax.Params] = {}
         """Parameters of each worker after its last meeting."""
         self._met: dict[int, int] = {}
@@ -290,7 +294,7 @@ class Centered:
         self.taken = [0] * workers
         """How often each worker's parameters or the center have been sent for it."""
         self._device = _device_of(start)
-        board.serve(self._answer, (start, start))
+        board.serve(self._answer, (start, start, _number(0)))
 
     def compile(self, worker: Worker) -> None:
         """Compile the meeting."""
@@ -331,28 +335,36 @@ class Centered:
         total = sum(self._board.read()[1].values())
         self._log("exchange", worker=i, life=self._board.life, worker_step=worker.step, count=total)
 
-    def _meet_here(self, x: Any, last: Any, device: jax.Device) -> tuple[optax.Params, optax.Params]:
-        """A worker's new parameters and the new center."""
+    def _meet_here(self, x: Any, last: Any, device: jax.Device) -> tuple[optax.Params, optax.Params, np.ndarray]:
+        """A worker's new parameters, the new center and its number."""
         with self._lock:
             x, center, last = jax.device_put((x, self.center, last), device)
             params, self.center = jax.block_until_ready(self._meet(x, center, last))
-            return params, self.center
+            self._meetings += 1
+            return params, self.center, _number(self._meetings)
 
     def _call(self, owner: str, x: optax.Params, last: optax.Params) -> tuple[optax.Params, optax.Params] | None:
         """A worker's parameters before and after a meeting in another process; None if it is gone."""
         try:
-            params, center = self._board.call(owner, (x, last))
+            params, center, number = self._board.call(owner, (x, last, _number(0)))
         except Gone:
             return None
         with self._lock:
-            self.center = jax.device_put(center, self._device)
+            if self._board.oldest() == owner and number > self._copies.get(owner, 0):
+                self.center, self._copies[owner] = jax.device_put(center, self._device), int(number)
         return x, jax.device_put(params, _device_of(x))
 
-    def _answer(self, sent: tuple[Any, Any]) -> tuple[Any, Any]:
+    def _answer(self, sent: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         """Let a worker of another process meet the center, which is here."""
         if self._board.oldest() is not None:
             raise ValueError("the center is in another process")
-        return self._meet_here(*sent, self._device)
+        x, last, _ = sent  # What is sent is shaped like the answer.
+        return self._meet_here(x, last, self._device)
+
+
+def _number(count: int) -> np.ndarray:
+    """The number of a copy of the center, as it is sent."""
+    return np.array(count, np.int32)
 
 
 @jax.jit

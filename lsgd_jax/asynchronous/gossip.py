@@ -42,7 +42,7 @@ class Member(NamedTuple):
     life: int
     address: str
     since: float
-    """When it began, in seconds since the epoch, by the clock of its host."""
+    """When it began, in seconds since the epoch, by the clock of its host, but after all whom it knew then."""
 
 
 class GossipBoard(Board):
@@ -95,13 +95,14 @@ class GossipBoard(Board):
         )
         self.address = self._endpoint.address
         """host:port, at which others reach this process."""
-        self._since = time.time()
         try:
             self.life = begin_life(self._folder, self._own, self.address)
             self._endpoint.start(self._learn()).result()
         except BaseException:
             self._endpoint.close()
             raise
+        # Clocks of hosts differ, but who comes later is never the older.
+        self._since = max([time.time(), *(entry.since + 1e-6 for entry in self._view.values())])
         self.steps = {position: self._view[position].step if position in self._view else 0 for position in self._own}
         """Steps of this process's workers in their earlier lives."""
         self._steps |= self.steps

@@ -27,7 +27,8 @@ class Entry(NamedTuple):
     beat: int
     """Beats of the worker's process in this life."""
     since: float
-    """When this life began, in seconds since the epoch, by the clock of the worker's host."""
+    """When this life began, in seconds since the epoch, by the clock of the worker's host, but after all whom its
+    process knew then."""
     address: str
     """The process's, host:port."""
     posted_step: int

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from lsgd_jax.config import Config
 from lsgd_jax.exchange import AxisName, all_finite, broadcast_from, elect, total, when
-from lsgd_jax.exchange.trees import inexact, merged, scalar_like, select
+from lsgd_jax.exchange.trees import inexact, merged, scalar_like, select, wide
 from lsgd_jax.link import parts
 from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.variants import apply_updates, links
@@ -28,6 +28,7 @@ class Tail(NamedTuple):
     """The mean over the last exchanges of a worker's share of the evaluated model."""
 
     mean: optax.Params
+    """In at least float32: in 16 bits, the increments of a long mean would be rounded away."""
     exchanges: Int[Array, ""]
     """How many these have been."""
 
@@ -72,7 +73,7 @@ def with_tail(config: Config, optimizer: optax.GradientTransformationExtraArgs, 
     period, first = levels[-1].period, config.steps - int(np.ceil(config.tail_share * config.steps))
 
     def init(params: optax.Params) -> Around:
-        return Around(optimizer.init(params), Tail(inexact(params), scalar_like(params, 0, jnp.int32)))
+        return Around(optimizer.init(params), Tail(_wide(params), scalar_like(params, 0, jnp.int32)))
 
     def update(
         updates: optax.Updates, state: Around, params: optax.Params | None = None, *, step: Any, **extra_args: Any
@@ -80,12 +81,17 @@ def with_tail(config: Config, optimizer: optax.GradientTransformationExtraArgs, 
         updates, inner = optimizer.update(updates, state.method, params, step=step, **extra_args)
 
         def averaged(tail: Tail) -> Tail:
-            share = inexact(method.share(apply_updates(params, updates, inner), inner))
+            share = _wide(method.share(apply_updates(params, updates, inner), inner))
             count = optax.safe_increment(tail.exchanges)
-            mean = jax.tree.map(lambda m, x: m + ((x - m) / count.astype(x.dtype)).astype(m.dtype), tail.mean, share)
+            mean = jax.tree.map(lambda m, x: m + (x - m) / count.astype(x.dtype), tail.mean, share)
             return Tail(select(tail.exchanges > 0, mean, share), count)
 
         due = ((step + 1) % period == 0) & (step >= first)
         return updates, Around(inner, when(due, averaged, state.own, axis_name))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _wide(params: optax.Params) -> optax.Params:
+    """What is exchanged, in at least float32."""
+    return jax.tree.map(wide, inexact(params))

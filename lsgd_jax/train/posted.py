@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class _Member:
             config.checkpoint_period,
             life=self.board.life,
             seconds=self.recorder.clock.seconds,
-            log=lambda worker, values: self._log("checksum", worker, **values),
+            log=partial(folder.log, "checksum"),
             warn=display.message,
         )
         self.has_center = METHODS[config.method].meeting is not None

@@ -121,8 +121,8 @@ class Evaluations:
                 losses[i] = posts[i].score
                 models[i] = self._fetched(i)
         missing = np.array([model is None for model in models])
-        like = jax.tree.map(_nothing_like, next(iter(own.values()))[2])
-        rows = [jax.tree.map(np.asarray, like if model is None else model) for model in models]
+        absent = self._in_place_of_absent(next(iter(own.values()))[2])
+        rows = [jax.tree.map(np.asarray, absent if model is None else model) for model in models]
         stacked = self._placement.put(jax.tree.map(lambda *xs: np.concatenate(xs)[:, 0], *rows), STACKED)
         center: Any = ()
         if self._center is not None:
@@ -141,6 +141,12 @@ class Evaluations:
             bytes_sent=self._bytes_sent(),
         )
         return result.center[self._config.task.headline.name]
+
+    def _in_place_of_absent(self, present: Model) -> Model:
+        """What stands for a worker who is not there: NaN, unless its statistics evaluate a share of the test data."""
+        absent = jax.tree.map(_nothing_like, present)
+        own = self._config.batch_statistics == "own"
+        return absent._replace(statistics=present.statistics) if own else absent
 
     def _fetched(self, position: int) -> Model | None:
         try:

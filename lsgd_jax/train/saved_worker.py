@@ -46,13 +46,12 @@ def save(path: Path, saved: SavedWorker) -> None:
     Raises:
       OSError: if it can't be written; what was saved before is kept.
     """
-    leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(saved.state)]
     fields = saved._replace(state=None)._asdict() | {"format": FORMAT, "arrays": arrays_of(saved.state)}
     with files.replacing(path) as file:
         np.savez(  # With checksums.
             file,
             metadata=np.frombuffer(json.dumps(fields).encode(), np.uint8),
-            row=np.concatenate([x.reshape(-1).view(np.uint8) for x in leaves]),
+            row=np.concatenate([_bytes_of(x) for x in jax.tree.leaves(saved.state)]),
         )
 
 
@@ -99,14 +98,20 @@ def checksum(params: Any) -> str:
     """SHA-256 of the bytes of all arrays, in the order of the tree."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        found.update(np.asarray(leaf).tobytes())
+        found.update(_bytes_of(leaf).data)
     return found.hexdigest()
+
+
+def _bytes_of(x: Any) -> np.ndarray:
+    """The bytes of an array, without a copy."""
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
 class Saved:
     """The exchanges of workers whom it saves in the background, each after every so many of its steps.
 
-    No step waits for the disk: while a worker is being written, it is not saved again.
+    A step waits for a copy of the worker on the host, but neither for its checksum nor for the disk: while a worker is
+    being written, it is not saved again.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class Saved:
         *,
         life: int,
         seconds: Callable[[], float],
-        log: Callable[[Worker, dict[str, Any]], None],
+        log: Callable[..., None],
         warn: Callable[[str], None],
     ) -> None:
         """Save nothing yet.
@@ -128,7 +133,8 @@ class Saved:
           every: steps of a worker between two saves; 0: never.
           life: of the workers.
           seconds: gives the seconds of training.
-          log: takes a worker and values of its "checksum" event.
+          log: takes the values of a "checksum" event, in a thread of its own; what it raises is raised by the worker's
+            next save.
           warn: takes a sentence about a worker that can't be saved; what was saved before is kept.
         """
         self._exchanges, self._path, self._every, self._log, self._warn = exchanges, path, every, log, warn
@@ -152,23 +158,27 @@ class Saved:
             self._save(worker, pulled=False)
 
     def at_end(self, worker: Worker) -> None:
-        """Save the worker where it has ended."""
-        self._save(worker, pulled=True)
+        """Save the worker where it has ended, and wait until it is written."""
+        self._save(worker, pulled=True).result()
 
     def close(self) -> None:
         """Wait until everything is written."""
         self._disk.shutdown()
 
-    def _save(self, worker: Worker, *, pulled: bool) -> None:
+    def _save(self, worker: Worker, *, pulled: bool) -> Future[None]:
+        if (last := self._writing.get(worker.position)) is not None:
+            last.result()  # Raises what its log has raised.
         state = jax.device_get(TrainState(*worker.model, worker.optimizer))  # The next step donates the optimizer's.
-        self._log(worker, {"sha256": checksum(state.params), "pulled": pulled})
-        if self._every:
-            fields = (self._life, worker.step, pulled, worker.eligible_from, worker.score)
-            saved = SavedWorker(*fields, state, self._seconds())
-            self._writing[worker.position] = self._disk.submit(self._write, worker.position, saved)
+        fields = (self._life, worker.step, pulled, worker.eligible_from, worker.score)
+        saved = SavedWorker(*fields, state, self._seconds())
+        self._writing[worker.position] = writing = self._disk.submit(self._write, worker.position, saved)
+        return writing
 
     def _write(self, position: int, saved: SavedWorker) -> None:
+        told = {"step": saved.step, "sha256": checksum(saved.state.params), "pulled": saved.pulled}
+        self._log(worker=position, life=saved.life, **told)
         try:
-            save(self._path(position), saved)
+            if self._every:
+                save(self._path(position), saved)
         except OSError as error:
             self._warn(f"worker {position} can't be saved ({error.strerror}); what was saved before is kept")

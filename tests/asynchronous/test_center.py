@@ -1,12 +1,13 @@
 """A center that workers of several processes meet: each end here is one process's, with its own board and port."""
 
 import time
+from concurrent.futures import Future
 
 import jax
 import numpy as np
 import pytest
 
-from lsgd_jax.asynchronous import Centered, Model
+from lsgd_jax.asynchronous import Board, Centered, Model
 from lsgd_jax.asynchronous.gossip import GossipBoard
 from lsgd_jax.methods import METHODS
 from tests.asynchronous.schedule import scripted, zero
@@ -88,3 +89,43 @@ def test_a_meeting_with_a_process_that_has_ended_is_due_again(process):
         time.sleep(0.01)
     assert value(other.model.params) == 2.0 - 0.25 * 2.0
     assert jax.tree.leaves(second._calling) == []
+
+
+class Answers(Board):
+    """A board whose calls are answered when, and in the order in which, the test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.owner, self.answers = "owner:1", [Future() for _ in range(4)]
+
+    def oldest(self):
+        return self.owner
+
+    def call(self, address, tree):
+        worker = int(np.asarray(tree[0]).item())
+        return self.answers[worker].result(timeout=60)
+
+
+def test_no_answer_replaces_a_newer_copy_of_the_center_or_one_of_another_owner():
+    board = Answers()
+    exchanges = Centered(
+        board, zero(), METHODS["easgd"].meeting({"pull": 0.25, "center_pull": 0.5}, 4), workers=4, period=1
+    )
+    workers = [scripted(i, 100, moves=np.full(100, i, np.float32)) for i in range(4)]
+    for worker in workers:
+        list(exchanges.exchange(worker))
+        step(worker, exchanges, 1)
+        assert list(exchanges.exchange(worker)) == []
+
+    def answer(i, number):
+        """With a center of its number; the worker itself is moved by all that has come."""
+        board.answers[i].set_result((zero(), np.full_like(zero(), number), np.int32(number)))
+        until(exchanges._calling[i].done)
+        [_] = exchanges.exchange(workers[i])
+        return value(exchanges.center)
+
+    assert [answer(1, 2), answer(0, 1)] == [2, 2]
+    board.owner = None  # This process.
+    assert answer(2, 3) == 2
+    board.owner = "owner:2"
+    assert answer(3, 4) == 2  # Of the first one.

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,12 @@ def test_a_log_that_can_not_be_written_is_told(join):
     join(1)
     with pytest.raises(UsageError, match="the disk is full"):
         until(lambda: board.read() is None)
+
+
+def test_who_comes_later_is_younger_whatever_its_clock_tells(join, monkeypatch):
+    boards = []
+    for position, clock in enumerate([2e9, 1e9, 1.5e9]):
+        monkeypatch.setattr(gossip, "time", SimpleNamespace(time=lambda clock=clock: clock))
+        boards.append(join(position))
+        until(lambda: all(len(living(board)) == len(boards) for board in boards))
+    assert [[member.positions for member in board.members()] for board in boards] == [[(0,), (1,), (2,)]] * 3

@@ -1,14 +1,17 @@
 """A process of a posted run: what its workers start from, and whom it evaluates, with boards of the test's own."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from lsgd_jax.asynchronous import Board, Gone, Model, Post
+from lsgd_jax.asynchronous import Board, Gone, Model, Post, Worker
 from lsgd_jax.distributed import place
 from lsgd_jax.errors import UsageError
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tasks import Classification
 from lsgd_jax.tracking.member_folder import MemberFolder
 from lsgd_jax.tracking.progress import RunProgress
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -164,6 +167,35 @@ def test_who_can_not_be_fetched_is_left_out_of_the_evaluation(member):
         else:
             assert of_other > 0.8
             assert entry["center_loss"] != alone
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.norm, self.line = nnx.BatchNorm(64, rngs=rngs), nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, x, rngs=None):
+        return self.line(self.norm(x.reshape(len(x), -1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed(Classification):
+    has_batch_norm = True
+
+    def network(self, rngs):
+        return Network(rngs)
+
+
+def test_the_share_of_who_can_not_be_fetched_is_evaluated_with_statistics_of_who_is_there(member):
+    config = CONFIG.replace(task=Normed(dataset="digits", model="mlp"), batch_statistics="own")
+    model = setup.make_model(config)
+    states = (nnx.state(model, kind) for kind in (nnx.Param, nnx.BatchStat))
+    own = Worker(0, 1, Model(*jax.tree.map(lambda x: x[None, None], tuple(states))), None, lambda *_: None)
+    feed, board = setup.make_feed(config, rows=[0]), Others(1)
+    options = {"shared": None, "center": None, "bytes_sent": lambda: 0.0}
+    measured = Evaluations(config, model, feed, board, [own], member.recorder, **options).at_end().result()
+    entry = read_metrics(member.folder.path, "evaluation")[-1]
+    assert entry["worker_errors"] == [[measured, None]]
+    assert np.isfinite(entry["center_loss"])
 
 
 def test_what_was_saved_is_loaded(member):

@@ -1,6 +1,7 @@
 """Workers of a posted run, saved in files of their own."""
 
 import errno
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_full_disk_is_a_warning_and_the_next_save_is_tried(tmp_path, monkeypat
         every=2,
         life=3,
         seconds=lambda: 4.5,
-        log=lambda worker, values: checksums.append((worker.step, values)),
+        log=lambda **values: checksums.append(values),
         warn=warnings.append,
     )
     worker = Worker(1, 10, Model(*state()[:2]), state().optimizer, lambda *_: None)
@@ -94,5 +95,30 @@ def test_a_full_disk_is_a_warning_and_the_next_save_is_tried(tmp_path, monkeypat
     assert warnings == ["worker 1 can't be saved (No space left on device); what was saved before is kept"]
     found = saved_worker.restore(tmp_path / "1.npz", state())
     assert (found.life, found.step, found.pulled, found.seconds) == (3, 4, False, 4.5)
-    expected = {"sha256": checksum(state().params), "pulled": False}
-    assert checksums == [(2, expected), (4, expected)]
+    of_all = {"worker": 1, "life": 3, "sha256": checksum(state().params), "pulled": False}
+    assert checksums == [of_all | {"step": 2}, of_all | {"step": 4}]
+
+
+def test_no_step_waits_for_a_checksum_and_a_log_that_can_not_be_written_is_told(tmp_path, monkeypatch):
+    go_on, steps = threading.Event(), []
+
+    def log(step, **_):
+        steps.append(step)
+        if step == 3:
+            raise UsageError("the disk is full")
+
+    monkeypatch.setattr(saved_worker, "checksum", lambda _: str(go_on.wait(10)))
+    paths = {"path": lambda _: tmp_path / "state.npz", "every": 1, "life": 1}
+    saved = Saved(Nothing(), **paths, seconds=lambda: 0.0, log=log, warn=pytest.fail)
+    worker = Worker(0, 10, Model(*state()[:2]), state().optimizer, lambda *_: None)
+    for worker.step in (1, 2):  # The second one is not saved.
+        saved.after_step(worker)
+    assert steps == []
+    go_on.set()
+    saved._writing[0].result()
+    worker.step = 3
+    saved.after_step(worker)
+    with pytest.raises(UsageError, match="the disk is full"):
+        saved.at_end(worker)
+    saved.close()
+    assert steps == [1, 3]

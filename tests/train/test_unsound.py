@@ -221,3 +221,26 @@ def test_the_evaluated_model_is_the_one_that_is_asked_for(name, kind):
     of_tail = np.mean([own[i] for i in (range(5, 10) if name == "data_parallel" else (5, 7, 9))], axis=0)
     expected = {"mean": x.mean(0), "leader": x[np.argmin(losses.mean(0))], "center": own[-1], "tail_mean": of_tail}
     np.testing.assert_allclose(found, np.broadcast_to(expected[kind], (3, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_the_tail_mean_of_16_bits_is_not_rounded_away():
+    """Of parameters that rise from 1 to 2 by one last place per exchange: their mean rises by half of one."""
+    config = dataclasses.replace(PRESETS["digits"], method="data_parallel", groups=1, workers=2, steps=128)
+    config = config.replace(evaluated_model="tail_mean", tail_share=1.0)
+    tx = with_tail(config, METHODS["data_parallel"].build(optax.sgd(1.0), axis_name="worker"), "worker")
+
+    @jax.jit
+    @partial(jax.vmap, axis_name="worker")
+    def last_tail_mean(x):
+        def step(carry, number):
+            x, state = carry
+            updates, state = tx.update(jnp.full_like(x, -1 / 128), state, x, value=jnp.float32(0), step=number)
+            return (optax.apply_updates(x, updates), state), None
+
+        (x, state), _ = jax.lax.scan(step, (x, tx.init(x)), jnp.arange(128))
+        return x, evaluated_model(config)(x, state, "worker")
+
+    x, found = last_tail_mean(jnp.ones(2, jnp.bfloat16))
+    assert x.tolist() == [2, 2]
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), 1 + 129 / 256, atol=1 / 256)
