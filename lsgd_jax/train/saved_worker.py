@@ -82,7 +82,7 @@ def checksum(params: Any) -> str:
     """SHA-256 of the bytes of all arrays, in the order of the tree."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        found.update(_bytes_of(leaf))
+        found.update(_bytes_of(leaf).data)
     return found.hexdigest()
 
 
