@@ -37,6 +37,11 @@ def started(*arguments, cwd, **environment):
         (["train", "mnist1d", "--perid", "4"], "lsgd: there is no option '--perid'; did you mean --period?"),
         (["train", "mnist1d", "--lr=0.1"], "lsgd: there is no option '--lr'; did you mean --learning-rate?"),
         (["train", "diabetes", "--model", "mlp"], "'--model'; lsgd train diabetes --help lists those that there are."),
+        (
+            ["info", "--bytes", "digits", "--memory", "digits"],
+            "info prints --bytes or --memory: leave out one of them.",
+        ),
+        (["info", "--memory", "digits", "--chips-per-worker", "0"], "chips_per_worker must be at least 1, got 0."),
         (["figure", "F4", "--rns", "x"], "lsgd: there is no option '--rns'; did you mean --runs?"),
         (["train", "mnist1d", "--period", "0"], "period must be at least 1, got 0."),
         (["train", "mnist1d", "--period", "four"], "invalid literal for int"),

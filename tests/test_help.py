@@ -82,3 +82,12 @@ def test_the_help_of_a_command_fits_the_terminal(command, capsys, monkeypatch):
         assert all(f"\n  {name} " in text for name in PRESETS)
         within = helped(capsys, monkeypatch, command, "digits", columns=80)
         assert max(map(len, within.splitlines())) <= 80
+
+
+def test_the_help_of_a_preset_that_can_not_have_a_method_is_that_of_its_own(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = 'from lsgd_jax.presets import PRESETS\npreset = PRESETS["digits"].replace(learning_rates="linear")\n'
+    (tmp_path / "unequal.py").write_text(text)
+    shown = helped(capsys, monkeypatch, "train", "./unequal.py:preset", "--method", "data_parallel")
+    assert "--method lsgd " in shown
+    assert "--learning-rates linear " in shown

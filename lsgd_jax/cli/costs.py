@@ -26,12 +26,14 @@ def info(
     """
     if chips_per_worker is not None and memory is None:
         raise UsageError("chips_per_worker has no effect without --memory.")
+    if memory is not None and bytes is not None:
+        raise UsageError("info prints --bytes or --memory: leave out one of them.")
     if memory is not None:
         from lsgd_jax.costs.memory import table as memory_table
 
         config = find(memory)
         try:
-            config = config.replace(chips_per_worker=chips_per_worker or config.chips_per_worker)
+            config = config if chips_per_worker is None else config.replace(chips_per_worker=chips_per_worker)
         except ValueError as error:
             raise UsageError(str(error)) from None
         distributed.simulate_devices(config.groups * config.workers * config.chips_per_worker)

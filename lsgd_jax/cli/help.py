@@ -1,5 +1,6 @@
 """The help of the commands: options in groups, those that have an effect, with the values that they will have."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -133,7 +134,8 @@ def _with_method(config: Config, arguments: Sequence[str]) -> Config:
     """The configuration with the method that a command line names, if it can have it."""
     for flag, value in itertools.pairwise(arguments):
         if flag == "--method" and value in METHODS:
-            return config.replace(method=value)
+            with contextlib.suppress(ValueError):
+                return config.replace(method=value)
     return config
 
 
