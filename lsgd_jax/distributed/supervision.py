@@ -6,6 +6,7 @@ A process tells its launcher that it gets on by bytes in a pipe, as `Heartbeat` 
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ DELAYS = (0.25, 30.0)
 """Seconds until the first restart in a row, which double with each further one, and their limit."""
 LONG = 60.0
 """Seconds after which a process has lived for so long that its restarts are counted from zero."""
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+"""Environment variable of JAX: where compiled programs are kept."""
 NOTICE = 0.1
 """Seconds within which a hang, or a restart that is due, is noticed."""
 
@@ -70,8 +73,9 @@ def supervise(
 
     Their output is forwarded, each line prefixed with the number of its process. A process that has ended with 0, has
     left on a signal, or has ended with 2 before it ever trained, is not restarted: one that trained has met something
-    that may pass, such as a full disk. When the launcher receives SIGINT, SIGTERM or SIGHUP, all are sent
-    SIGTERM; a second signal kills them. Call it from the main thread.
+    that may pass, such as a full disk. What one has compiled, its replacement need not: JAX keeps programs in a
+    temporary folder while the processes run, unless JAX_COMPILATION_CACHE_DIR names another. When the launcher receives
+    SIGINT, SIGTERM or SIGHUP, all are sent SIGTERM; a second signal kills them. Call it from the main thread.
 
     Args:
       command: the program and its arguments.
@@ -130,7 +134,10 @@ class _Supervisor:
         self._codes: list[int] = []
 
     def run(self) -> int:
-        with passing_on_signals(self._children) as received:
+        programs = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+        with programs as folder, passing_on_signals(self._children) as received:
+            if COMPILED not in self._environment:
+                self._environment |= _keeping_programs_in(folder)
             try:
                 while self._is_running(received):
                     self._start_due(received)
@@ -209,6 +216,19 @@ class _Supervisor:
         first, most = DELAYS
         place.due = time.monotonic() + min(most, first * 2 ** (place.restarts - 1))
         print(f"lsgd: process {place.number} {how}; it is restarted.", file=sys.stderr)
+
+
+def _keeping_programs_in(folder: str) -> dict[str, str]:
+    """Variables with which JAX keeps all that it compiles."""
+    return {
+        COMPILED: folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # Where a process was killed while it wrote a program, the next one compiles it again.
+        "PYTHONWARNINGS": ",".join(
+            filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:Error reading persistent compilation cache entry"])
+        ),
+    }
 
 
 def _listen(place: _Place, child: Child, pipe: int) -> None:

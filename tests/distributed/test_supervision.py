@@ -53,6 +53,23 @@ def test_who_dies_comes_back_by_itself_and_resumes(done, tmp_path):
     assert errors == ["lsgd: process 1 was killed by SIGKILL; it is restarted."]
 
 
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_who_comes_back_finds_what_was_compiled_and_nothing_stays(done, tmp_path, monkeypatch, own):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    if own:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", own)
+        (tmp_path / own).mkdir()
+    script = """
+        echo "$JAX_COMPILATION_CACHE_DIR" >> folders
+        [ "$1" ] || { echo program > "$JAX_COMPILATION_CACHE_DIR/kept"; kill -9 $$; }
+        cat "$JAX_COMPILATION_CACHE_DIR/kept"
+    """
+    code, output, _ = done(script, processes=1)
+    first, second = (tmp_path / "folders").read_text().splitlines()
+    assert (code, output, first) == (0, ["[0] program"], second)
+    assert (tmp_path / first).exists() == bool(own)
+
+
 def test_who_dies_again_and_again_is_given_up_and_the_others_go_on(done, tmp_path):
     script = """
         echo x >> lives-$LSGD_PROCESS
