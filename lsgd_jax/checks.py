@@ -41,25 +41,26 @@ def check_window(window: Any) -> None:
 def check_positive(**numbers: Any) -> None:
     """Raise ValueError unless all are positive and finite; what is not known yet passes, as for `check_strengths`."""
     for name, number in numbers.items():
-        if not _is_unknown(number) and not (np.all(np.asarray(number) > 0) and np.all(np.isfinite(number))):
+        if not is_unknown(number) and not (np.all(np.asarray(number) > 0) and np.all(np.isfinite(number))):
             raise ValueError(f"{name} must be positive, got {number}.")
 
 
 def check_not_negative(**numbers: Any) -> None:
     """Raise ValueError unless all are at least 0, infinite or not; what is not known yet passes."""
     for name, number in numbers.items():
-        if not _is_unknown(number) and not np.all(np.asarray(number) >= 0):
+        if not is_unknown(number) and not np.all(np.asarray(number) >= 0):
             raise ValueError(f"{name} must be at least 0, got {number}.")
 
 
 def check_strengths(**strengths: Any) -> None:
     """Raise ValueError unless all strengths are in [0, 1]; schedules and traced values are not checked."""
     for name, strength in strengths.items():
-        if not _is_unknown(strength) and not np.all((np.asarray(strength) >= 0) & (np.asarray(strength) <= 1)):
+        if not is_unknown(strength) and not np.all((np.asarray(strength) >= 0) & (np.asarray(strength) <= 1)):
             raise ValueError(f"{name} must be in [0, 1], got {strength}.")
 
 
-def _is_unknown(number: Any) -> bool:
+def is_unknown(number: Any) -> bool:
+    """Whether a number is known only when a program runs: a schedule, or a traced value."""
     return isinstance(number, Callable | jax.core.Tracer)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from lsgd_jax.checks import check_strengths
+from lsgd_jax.checks import check_strengths, is_unknown
 from lsgd_jax.exchange import AxisName, mean, worker_count
 from lsgd_jax.link import Attractor, PullAt, Target, chained
 from lsgd_jax.methods.base import Center, center_of_start, common, difference, moved_to, scaled, shared_center
@@ -86,7 +86,7 @@ def strengths(pull: float | None, center_pull: float | None, workers: int) -> tu
     beta = center_pull
     if beta is None:
         beta = 0.9**8 if pull is None else workers * pull
-    if beta > 1:
+    if not is_unknown(beta) and beta > 1:
         raise ValueError(f"workers * pull must be at most 1, got {workers} * {pull}: give center_pull, too.")
     return beta / workers if pull is None else pull, beta
 

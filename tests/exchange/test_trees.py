@@ -299,6 +299,16 @@ def test_masks_go_in_and_out():
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_what_is_widened_has_been_rounded(dtype):
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    found = jax.jit(lambda x: trees.wide((x + 1).astype(dtype)))(x)
+    np.testing.assert_array_equal(found, (np.asarray(x) + 1).astype(dtype).astype(np.float32))
+    least = np.finfo(np.float32).smallest_normal if dtype == jnp.bfloat16 else np.float32(2**-24)
+    assert jax.jit(trees.wide)(jnp.array(least, dtype)) == least
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_stochastic_rounding_is_right_on_average(dtype):
     x, rounding = np.float32(1.00123), jax.jit(lambda x, key: trees._rounded(x, dtype, key))
     rounded = rounding(np.full(100_000, x), jax.random.key(0))

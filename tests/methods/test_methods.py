@@ -19,7 +19,7 @@ from lsgd_jax.methods import METHODS, Method, mean_of_workers
 from lsgd_jax.methods.options import fields_of, option_types
 from lsgd_jax.train.learning_rates import rate_factors, scale_by_worker
 from tests import oracle
-from tests.mapping import GROUPS, MAPPINGS, WORKERS, over_workers
+from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers
 
 AXES = ("group", "worker")
 STEPS, ETA, MOMENTUM = 120, 0.01, 0.9
@@ -79,8 +79,11 @@ def build(name, inner=None, **changed):
 def training(name, mapping="vmap", inner=None, **changed):
     """From starts and noises to all points [group, worker, step, ...] by layer, the reported model, and LSGD's leaders
     after each step."""
-    tx = build(name, inner, **changed)
+    program = over_workers(train_with(name, build(name, inner, **changed)), mapping)
+    return lambda *problem: jax.tree.map(np.asarray, program(*problem))
 
+
+def train_with(name, tx):
     def train(x, loss_noise, gradient_noise):
         def step(carry, now):
             x, state = carry
@@ -97,12 +100,21 @@ def training(name, mapping="vmap", inner=None, **changed):
         (x, state), (path, leaders) = jax.lax.scan(step, (x, tx.init(x)), noises)
         return path, METHODS[name].center(x, state, AXES), leaders
 
-    program = over_workers(train, mapping)
-    return lambda *problem: jax.tree.map(np.asarray, program(*problem))
+    return train
 
 
 def test_every_method_is_tried():
     assert set(OPTIONS) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.grid])
+def test_what_is_tuned_may_be_known_only_when_a_program_runs(name, problem):
+    def train(values, *problem):
+        return mapped(train_with(name, build(name, **values)), "vmap")(*problem)[0]
+
+    tuned = {option: OPTIONS[name][option] for option in METHODS[name].grid}
+    path = jax.jit(train)(tuned, *problem)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), path, training(name)(*problem)[0])
 
 
 @pytest.mark.parametrize("name", METHODS)

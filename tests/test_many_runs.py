@@ -1,0 +1,30 @@
+"""Many runs as one program are the runs that the package trains one by one."""
+
+import pytest
+
+from benchmarks.methods.many_runs import ManyRuns, Run
+from lsgd_jax.presets import PRESETS
+from lsgd_jax.train import train_and_evaluate
+from lsgd_jax.tuning import grid
+
+SMALL = PRESETS["mnist1d"].replace(
+    groups=1, workers=4, width=0.1, steps=24, batch_size=8, eval_every=24, checkpoint_every=0, corrupt_workers=1
+)
+
+
+@pytest.mark.parametrize("method", ["quorum", "easgd", "data_parallel"])
+def test_each_is_the_run_with_its_seed_options_and_unsound_workers(method, tmp_path):
+    config = SMALL.replace(method=method)
+    first, *_, last = (config.replace(**values) for values in grid(config))
+    runs = [Run(3, first.replace(corrupt_workers=0)), Run(4, last.replace(corrupt_workers=2))]
+    program = ManyRuns(config, config.task.data())
+    assert program.kinds == ["own", "tail_mean"]
+    for validation in (False, True):
+        found = program.errors(runs, validation=validation)
+        for i, (seed, of) in enumerate(runs):
+            alone = of.replace(seed=seed, validation=0.2 * validation)
+            for kind in program.kinds:
+                alone = alone.replace(evaluated_model=None if kind == "own" else kind)
+                error = train_and_evaluate(alone, tmp_path / f"{validation}-{i}-{kind}", lines=False)
+                # Rounding may turn single ones of a thousand examples.
+                assert found[kind][i] == pytest.approx(error, abs=0.004)
