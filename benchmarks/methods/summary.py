@@ -48,6 +48,7 @@ def table(name: str, rows: dict[str, dict[str, Any]], workers: int, period: int)
     shapes = parameter_shapes(config)
     differences = differences_to_first({method: np.array(row["finals"], float) for method, row in rows.items()})
     header = ["method", "tuned", headline.title, f"minus {look(FIRST).name}", "p (Holm)", "MB sent"]
+    header += ["perplexity"] if headline.perplexity else []
     lines = [header, ["---"] * len(header)]
     for method, row in rows.items():
         final, difference = over_seeds(np.array(row["finals"], float)), differences[method]
@@ -64,6 +65,7 @@ def table(name: str, rows: dict[str, dict[str, Any]], workers: int, period: int)
                 "" if method == FIRST else _interval(difference, headline),
                 "" if method == FIRST or p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
                 f"{bytes_sent(of, shapes, of.steps) / 1e6:.1f}",
+                *([f"{np.exp(final['mean']):.2f}"] if headline.perplexity else []),
             ]
         )
     return _markdown(lines)
@@ -106,10 +108,12 @@ def tables(out: Path) -> str:
         if not (found := read(out, name)):
             continue
         headline, seeds = experiment.config.task.headline, len(next(iter(found.values()))["seeds"])
+        unit, per_example = experiment.config.task.counted_in
         devices = " and ".join(sorted({result["environment"]["devices"] for result in found.values()}))
         page.append(
             f"## {experiment.config.task}, {experiment.config.steps} steps: {headline.title}{headline.unit}\n\n"
             f"Means over {seeds} seeds; a method of which a seed failed has none. The lowest of a row is bold."
+            f" {experiment.config.steps * experiment.config.batch_size * per_example:,} {unit} per worker."
             f" Trained on {devices}.\n\n{overview(name, found)}\n"
             "Below, ± is half of a 95 % t-interval. Differences are paired by seed; their intervals are simultaneous"
             " (Bonferroni) and their p-values corrected by Holm's method within each table.\n"
