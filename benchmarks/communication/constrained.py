@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from benchmarks.communication.network import hosts
 from lsgd_jax import distributed
 from lsgd_jax.config import Config
+from lsgd_jax.figures.output import write_formats
+from lsgd_jax.figures.palette import look
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.environment import environment
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -139,17 +141,21 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     panels = figure.subplots(1, len(found["links"]), sharex=True, sharey=True)
     for axes, (megabits, curves) in zip(panels, found["links"].items(), strict=True):
+        drawn: set[str] = set()
         for name, curve in curves.items():
-            axes.plot(curve["seconds"], 100 * np.asarray(curve["center_error"]), linewidth=1.2, label=name)
+            method = RUNS[name]["method"]
+            style = {"color": look(method).color, "linestyle": "--" if method in drawn else "-", "label": name}
+            drawn.add(method)
+            axes.plot(curve["seconds"], 100 * np.asarray(curve["center_error"]), linewidth=1.4, **style)
         axes.axhline(100 * found["target"], color="black", linewidth=0.6)
         axes.set(title=f"{megabits} Mbit/s", xlabel="seconds of training", xscale="log", yscale="log", ylim=(5, 30))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.2, which="both")
-    panels[0].set_ylabel("test error of the center (%)")
-    panels[0].legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    panels[0].set_ylabel("test error of the evaluated model (%)")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    write_formats(path, figure, dpi=120)
 
 
 if __name__ == "__main__":
