@@ -1,10 +1,11 @@
 """The `lsgd` command."""
 
+import functools
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -33,11 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int | None:
     """Run a command; returns the exit code, or None if the command only prints."""
-    import tyro  # Here, since they import JAX: an overview is printed without.
-
-    from lsgd_jax import distributed
+    from lsgd_jax import distributed  # Here, since they import JAX: an overview is printed without.
     from lsgd_jax.cli import commands, costs, faults, help, launch, preparation
-    from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset, with_presets
+    from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset
 
     try:
         if (here := os.getcwd()) not in sys.path:  # As python -m has it: modules of tasks may be here.
@@ -62,13 +61,7 @@ def _run(arguments: list[str]) -> int | None:
         if not {"-h", "--help"}.isdisjoint(arguments):
             print(help.show(name, command, arguments[1:], own, REFUSED.get(name, ())))
             return None
-        return tyro.extras.subcommand_cli_from_dict(
-            {name: with_presets(command, own) for name, command in by_name.items()},
-            prog="lsgd",
-            description="Leader SGD in JAX.",
-            args=arguments,
-            config=(tyro.conf.CascadeSubcommandArgs,),
-        )
+        return _parsed(arguments, by_name, own)()
     except UsageError as error:
         together = distributed.process_count() == 1 or isinstance(error, AgreedError)
         if distributed.process_index() == 0 or not together:
@@ -96,3 +89,32 @@ def _run(arguments: list[str]) -> int | None:
         else:
             traceback.print_exc()
         os._exit(1)  # As above.
+
+
+def _parsed(
+    arguments: Sequence[str], by_name: Mapping[str, Callable[..., Any]], own: str | None
+) -> Callable[[], int | None]:
+    """The command with its arguments.
+
+    Raises:
+      UsageError: if the arguments are not those of a command.
+    """
+    import tyro
+
+    from lsgd_jax.cli.options import in_a_sentence, with_presets
+
+    def later(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def bound(*values: Any, **options: Any) -> Callable[[], int | None]:
+            return functools.partial(command, *values, **options)
+
+        return bound
+
+    with in_a_sentence():
+        return tyro.extras.subcommand_cli_from_dict(
+            {name: with_presets(later(command), own) for name, command in by_name.items()},
+            prog="lsgd",
+            description="Leader SGD in JAX.",
+            args=arguments,
+            config=(tyro.conf.CascadeSubcommandArgs,),
+        )

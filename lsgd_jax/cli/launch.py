@@ -12,7 +12,7 @@ import tyro
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_path
 from lsgd_jax.cli.commands import default_run_dir, report_result, train
-from lsgd_jax.cli.options import check_spelling, own_preset, refuse, with_presets
+from lsgd_jax.cli.options import check_spelling, in_a_sentence, own_preset, refuse, with_presets
 from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import UsageError
@@ -100,12 +100,13 @@ def _train_arguments(command: tuple[str, ...]) -> dict[str, Any]:
         return inspect.signature(train).bind(*arguments, **options).arguments
 
     check_spelling(command, given, own_preset(command))
-    return tyro.cli(
-        with_presets(given, own_preset(command)),
-        prog="lsgd train",
-        args=command[1:],
-        config=(tyro.conf.CascadeSubcommandArgs,),
-    )
+    with in_a_sentence():
+        return tyro.cli(
+            with_presets(given, own_preset(command)),
+            prog="lsgd train",
+            args=command[1:],
+            config=(tyro.conf.CascadeSubcommandArgs,),
+        )
 
 
 def join(

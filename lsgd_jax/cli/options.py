@@ -1,10 +1,14 @@
 """Command-line options of a training run: a preset, and overrides of its fields."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import io
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 import tyro
@@ -130,6 +134,21 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
         given = argument.partition("=")[0].replace("_", "-")
         if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
             raise UsageError(overview.misspelt("option", given, flags, f"{shown} --help lists those that there are"))
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Raise UsageError, with one sentence, where tyro prints a box about wrong arguments and exits."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit:
+        lines = [line.strip("│| ") for line in said.getvalue().splitlines()[1:]]
+        texts = itertools.groupby(lines, lambda line: not re.fullmatch(r"[─╰╯+-]*", line))
+        text = next((" ".join(part) for is_text, part in texts if is_text), "")  # Help follows, after a line.
+        text = re.sub(r" *\(required\)", "", text).rstrip(".")
+        raise UsageError(f"{text[:1].lower()}{text[1:]}.") from None
 
 
 def with_presets(command: Callable, own: str | None) -> Callable:
