@@ -14,10 +14,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
+from lsgd_jax.cli import help
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 ELSEWHERE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/**/*.md")
 """Further pages of the site."""
+OPTIONS = "<!-- options in groups -->"
+"""In whose place the tables of the configuration's fields stand."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -40,7 +44,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to the repository's other files lead to copies in the site; those to folders become plain text."""
+    """Show options in groups; let links to the repository's other files lead to copies, those to folders be text."""
+    if OPTIONS in markdown:
+        markdown = markdown.replace(OPTIONS, help.tables())
     here = Path(page.file.src_uri).parent
     folder = Path(page.file.abs_src_path).parent if page.file.abs_src_path else ROOT / here  # That of the notebooks.
 

@@ -33,6 +33,11 @@ def test_the_help_of_a_preset_names_every_option_once(preset, capsys, monkeypatc
     assert "tune" not in text
 
 
+def test_the_tables_have_every_field_once():
+    rows = re.findall(r"^\| `(\w+)` \|.*\|$", help.tables(), re.MULTILINE)
+    assert sorted(rows) == sorted({field.name for field in dataclasses.fields(Config)} - {"task"})
+
+
 def test_the_groups_have_all_fields_but_those_of_methods():
     grouped = [name for names in help.GROUPS.values() for name in names]
     assert len(grouped) == len(set(grouped))

@@ -89,6 +89,24 @@ def show(name: str, command: Callable, arguments: Sequence[str], own: str | None
     return "\n".join(parts)
 
 
+def tables() -> str:
+    """The fields of a configuration in groups, as tables in Markdown; those of methods that no group has come last."""
+    options = _fields(Config, None)
+    others = [name for name in options if name not in {each for names in GROUPS.values() for each in names}]
+    parts = []
+    for group, names in (GROUPS | {"options of methods": tuple(others)}).items():
+        rows = ["| field | default | |", "|---|---|---|"]
+        for name in names:
+            of, methods = options.get(name), [each for each in METHODS if name in METHODS[each].options]
+            if of is not None:
+                choices = [f"{', '.join(_choices(of.hint))}."] if _choices(of.hint) else []
+                text = of.text or description(METHODS[methods[0]].build, name)
+                of_methods = [f"With {', '.join(methods)}."] if methods and name in others else []
+                rows.append(f"| `{name}` | {of.value} | {' '.join([*choices, *text.split(), *of_methods])} |")
+        parts.append("\n".join([f"### {group.capitalize()}", "", *rows]))
+    return "\n\n".join(parts)
+
+
 @dataclasses.dataclass
 class _Option:
     """An option, as the help shows it."""
@@ -216,7 +234,7 @@ def _flag(name: str, hint: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as it is given on the command line; nothing for none."""
-    if value is None or value is inspect.Parameter.empty or isinstance(value, bool):
+    if value in (None, inspect.Parameter.empty, dataclasses.MISSING) or isinstance(value, bool):
         return ""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
