@@ -168,9 +168,8 @@ class Config(OptimizerOptions):
         self._check("asynchronous", self.asynchronous in ways, f"{texts} for {self.method}")
         equal = method.exchanges != "step" or self.learning_rates == "equal"
         self._check("learning_rates", equal, f"equal for {self.method}, whose workers are to stay together")
-        models = [method.reports, *["leader"] * method.elects, *["mean", "tail_mean"] * (method.exchanges != "never")]
-        fits = self.evaluated_model in (None, *models)
-        self._check("evaluated_model", fits, f"{' or '.join(dict.fromkeys(models))} for {self.method}")
+        fits = self.evaluated_model in (None, *method.evaluated_models)
+        self._check("evaluated_model", fits, f"{' or '.join(method.evaluated_models)} for {self.method}")
         if self.batch_statistics == "leader":
             self._check("batch_statistics", method.elects, "own, mean or reestimate for methods without leaders")
             self._check("batch_statistics", self.asynchronous != "posted", "own, mean or reestimate with posted")
@@ -206,7 +205,7 @@ class Config(OptimizerOptions):
     def effective(self) -> dict[str, Any]:
         """All fields that have an effect, those of the task among them, with the values that the run has."""
         values = self.flat | {"checkpoint_every": self.checkpoint_period} | self.options
-        return {name: value for name, value in values.items() if value is not None and self.has_effect(name)}
+        return {name: value for name, value in values.items() if value is not None and no_effect(name, self) is None}
 
     def has_effect(self, name: str) -> bool:
         """Whether a run depends on an option, given the others."""
@@ -297,8 +296,9 @@ class Config(OptimizerOptions):
                 own, given = METHODS[config.method].options, config.method_options.items()
                 defaults = [name for name, value in given if value == own[name] and _defaults()[name] is None]
             unset = Config(**_values(config) | dict.fromkeys(defaults))
+            now = unset.effective
             # Where a default has changed since, the value is that of the run.
-            changed = {name for name in defaults if unset.effective.get(name) != getattr(config, name)}
+            changed = {name for name in defaults if now.get(name) != getattr(config, name)}
             return Config(**_values(unset) | {name: getattr(config, name) for name in changed})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a configuration: {error}.") from None

@@ -1,4 +1,4 @@
-"""What tuning tries for each method: learning rates, and values of the method's own options, nine cells by default."""
+"""What tuning tries for each method: a grid of learning rates and values of its own options; then evaluated models."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ RATES_ALONE = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 def grid(config: Config) -> list[dict[str, Any]]:
     """Return the hyperparameters in the tuning grid of a configuration's method.
 
-    By default, the grid has the same size for every method. A preset's own rates and periods are tried as given.
+    By default, the grid has nine cells for every method. A preset's own rates and periods are tried as given.
     """
     method = METHODS[config.method]
     if config.tune_learning_rates:
@@ -29,6 +29,15 @@ def grid(config: Config) -> list[dict[str, Any]]:
         return [{"learning_rate": rate * factor} for factor in RATES_ALONE]
     own = [dict(zip(method.grid, values, strict=True)) for values in zip(*method.grid.values(), strict=True)]
     return [{"learning_rate": rate * factor, **values} for factor in RATES for values in own]
+
+
+def other_models(config: Config) -> list[dict[str, Any]]:
+    """Return the evaluated models that tuning tries with the best of the grid, beside the method's own.
+
+    These are the same for all methods that exchange: the tail mean. There are none if the evaluated model is given.
+    """
+    has_tail = "tail_mean" in METHODS[config.method].evaluated_models
+    return [{"evaluated_model": "tail_mean"}] if has_tail and config.evaluated_model is None else []
 
 
 def check_grid(config: Config, options: Mapping[str, Any]) -> None:

@@ -150,7 +150,8 @@ def compare(
       methods: comma-separated methods. An option applies to all methods that have it.
       seeds: comma-separated seeds, or a range like 0..4.
       out: output folder; by default one under runs/ named after the task and the number of workers.
-      tune: tune each method's hyperparameters over nine cells, on held-out training data with other seeds.
+      tune: tune each method's hyperparameters over nine cells, and whether its tail mean is evaluated, on held-out
+        training data with other seeds.
       target: report the steps and bytes needed to reach this value of the measure by which runs are compared, such as
         a test error in [0, 1]; by default the task's, a test error of 0.05.
       data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.

@@ -39,7 +39,7 @@ def train_cell(
       UsageError: if the folder has a run with another configuration, or can't be written.
     """
     headline, name = config.task.headline, str(path.relative_to(out))
-    unfinished, aside = (path.with_name(path.name + suffix) for suffix in (".unfinished", ".unreadable"))
+    unfinished, aside = (path.with_name(path.name + suffix) for suffix in (".unfinished", ".old"))
     with _writing(out):
         trained = path.exists()
         if trained and (problem := _problem_of(path, config)):
@@ -129,7 +129,7 @@ def _claim_in(path: Path) -> Any:
 
 
 def _problem_of(run: Path, config: Config) -> str:
-    """Describe the problem of a trained cell, such as files that never reached the disk; empty if there is none.
+    """Say why a trained cell is trained again, such as files that never reached the disk; empty if it is not.
 
     Raises:
       UsageError: if it is a run with another configuration.
@@ -139,6 +139,9 @@ def _problem_of(run: Path, config: Config) -> str:
     except UsageError as error:
         return str(error)
     if found != config:
+        if found.replace(evaluated_model=None) == config.replace(evaluated_model=None):
+            # Tuned by an earlier version, which did not choose it, or with fewer seeds.
+            return "tuning now chooses another evaluated model."
         raise UsageError(f"{run} holds a run with another configuration: remove it, or name another out folder.")
     try:
         last = int(curves([run], config.task.headline)["step"][0, -1])

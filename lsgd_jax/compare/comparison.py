@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.progress import ComparisonProgress
 from lsgd_jax.tracking.run_folder import environment
 from lsgd_jax.train.setup import prepare
-from lsgd_jax.tuning import check_grid, grid
+from lsgd_jax.tuning import check_grid, grid, other_models
 
 VALIDATION = 0.2
 """Share of the training data held out for tuning."""
@@ -51,8 +51,9 @@ def compare(
       methods: distinct names in `METHODS`.
       seeds: random seeds of initialization and data order.
       out: output folder: one run folder per cell, and the summary as JSON, CSV and Markdown.
-      tune: whether to choose each method's hyperparameters from its `grid`, by the mean of the final headline measure
-        on held-out training data with seeds of its own, `TUNING_SEEDS`; a single seed is tuned with a single one.
+      tune: whether to choose each method's hyperparameters from its `grid`, and then whether to evaluate its tail mean,
+        unless the evaluated model is given. What counts is the mean of the final headline measure on held-out training
+        data with seeds of its own, `TUNING_SEEDS`; a single seed is tuned with a single one.
       target: value of the headline measure to report the steps and bytes to; None: the task's own, if any.
       options: overrides of fields of `config`, each for all methods that have it, such as `prox` of MGRAWA and LGRAWA.
       data_dir: folder of prepared data sets; None: the default of tensorflow-datasets.
@@ -113,7 +114,8 @@ class _Plan(NamedTuple):
 
     def size(self, matched: Iterable[Config]) -> tuple[int, int]:
         """Return the numbers of cells and of steps in all of them."""
-        tried = [of.steps for each in self.candidates.values() for of in each] * len(self.tuning_seeds)
+        cells = (of for each in self.candidates.values() for of in [*each, *_with_other_models(each[0])])
+        tried = [of.steps for of in cells] * len(self.tuning_seeds)
         final = [of.steps for of, *_ in self.candidates.values()] + [of.steps for of in matched]
         return len(tried) + len(final) * len(self.seeds), sum(tried) + sum(final) * len(self.seeds)
 
@@ -127,27 +129,23 @@ def _compare(
     chosen: dict[str, Config] = {}
     tried: dict[str, list[dict[str, Any]]] = {}
 
-    def train(method: str, name: str, config: Config) -> float:
-        return train_cell(out, out / method / name, config, data_dir, display)
+    def train(name: str, config: Config) -> float:
+        return train_cell(out, out / config.method / name, config, data_dir, display)
+
+    def score(name: str, config: Config) -> float | None:
+        of = config.replace(validation=VALIDATION)
+        measured = [train(f"{name}-seed-{s}", of.replace(seed=s)) for s in plan.tuning_seeds]
+        return finite(np.mean(measured))
 
     for method, candidates in plan.candidates.items():
-        chosen[method], tried[method] = candidates[0], []
-        if plan.tuning_seeds:
-            scores = []
-            for i, candidate in enumerate(candidates):
-                of = candidate.replace(validation=VALIDATION)
-                measured = [train(method, f"tune-{i}-seed-{s}", of.replace(seed=s)) for s in plan.tuning_seeds]
-                scores.append(finite(np.mean(measured)))
-            best = int(np.argmin([np.inf if score is None else score for score in scores]))
-            chosen[method] = candidates[best]
-            tried[method] = _tried(candidates, scores)
+        chosen[method], tried[method] = _tuned(candidates, score) if plan.tuning_seeds else (candidates[0], [])
         for seed in plan.seeds:
-            train(method, f"seed-{seed}", chosen[method].replace(seed=seed))
+            train(f"seed-{seed}", chosen[method].replace(seed=seed))
     matched = plan.matched(chosen.values())
     display.expect(*plan.size(matched.values()))
-    for method, shorter in matched.items():
+    for shorter in matched.values():
         for seed in plan.seeds:
-            train(method, f"matched-bytes-seed-{seed}", shorter.replace(seed=seed))
+            train(f"matched-bytes-seed-{seed}", shorter.replace(seed=seed))
 
     task = next(iter(chosen.values())).task
     headline, (unit, _) = task.headline, task.counted_in
@@ -173,12 +171,40 @@ def _candidates(config: Config) -> list[Config]:
     return [config.replace(**values) for values in grid(config)]
 
 
-def _tried(candidates: list[Config], scores: list[float | None]) -> list[dict[str, Any]]:
-    """What tuning has found: the values of each candidate, and its score."""
-    name = f"validation_{candidates[0].task.headline.name}"
-    found = []
-    for of, score in zip(candidates, scores, strict=True):
-        values = {each: of.effective[each] for each in grid(of)[0]}
+def _with_other_models(config: Config) -> list[Config]:
+    """The configuration with each other evaluated model that tuning tries."""
+    return [config.replace(**model) for model in other_models(config)]
+
+
+def _tuned(
+    candidates: list[Config], score: Callable[[str, Config], float | None]
+) -> tuple[Config, list[dict[str, Any]]]:
+    """Choose among the tuning grid, and then the evaluated model; returns the best, and all that was tried.
+
+    Args:
+      candidates: configurations of the tuning grid.
+      score: from a name and a configuration, what is measured on held-out data; None if it is not finite.
+    """
+    scores = [score(f"tune-{i}", of) for i, of in enumerate(candidates)]
+    best = _lowest(scores)
+    others = _with_other_models(candidates[best])
+    scores += [score(f"tune-{best}-{of.evaluated_model}", of) for of in others]
+    tried = [*candidates, *others]
+    return tried[_lowest(scores)], _tried(tried, scores)
+
+
+def _lowest(scores: list[float | None]) -> int:
+    """The position of the lowest score, the first one in a tie."""
+    return int(np.argmin([np.inf if score is None else score for score in scores]))
+
+
+def _tried(configs: list[Config], scores: list[float | None]) -> list[dict[str, Any]]:
+    """What tuning has found: the values of each configuration, and its score."""
+    name = f"validation_{configs[0].task.headline.name}"
+    tuned, found = [*grid(configs[0])[0], "evaluated_model"], []
+    for of, score in zip(configs, scores, strict=True):
+        effective = of.effective
+        values = {each: effective[each] for each in tuned if each in effective}
         found.append({"values": values, name: score})
     return found
 

@@ -94,7 +94,10 @@ def summary_of(config: Config, runs: list[Path], matched: list[Path], target: fl
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return the learning rate and the method's options of a configuration, except for those that are off by default.
+    """Return the hyperparameters of a configuration in a comparison.
+
+    These are the learning rate, the method's options except for those that are off by default, and the evaluated model
+    if it is not left to the method.
 
     Example:
       >>> from lsgd_jax.presets import PRESETS
@@ -107,4 +110,6 @@ def hyperparameters(config: Config) -> dict[str, Any]:
         for name, value in config.options.items()
         if value != defaults[name] or (isinstance(value, int | float) and value)
     }
-    return {"learning_rate": config.learning_rate} | shown
+    effective = config.effective
+    model = {name: effective[name] for name in ("evaluated_model", "tail_share") if name in effective}
+    return {"learning_rate": config.learning_rate} | shown | model

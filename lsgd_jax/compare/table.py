@@ -130,6 +130,10 @@ def notes(summary: dict[str, Any]) -> str:
         said.append(
             f"Tuning tried at most {tried} cells per method with {tuning} other seeds on held-out training data."
         )
+        models = {each["values"].get("evaluated_model") for of in summary["methods"].values() for each in of["tried"]}
+        if len(models) > 1:
+            of_tails = [m for m, of in summary["methods"].items() if "evaluated_model" in of["hyper-parameters"]]
+            said.append(f"It chose the tail mean as the evaluated model of {', '.join(of_tails) or 'no method'}.")
     return " ".join(said)
 
 

@@ -102,6 +102,12 @@ class Method(NamedTuple):
         """The method's own options, with their defaults: what its builder takes by keyword, but for how workers lie."""
         return _options(self.build)
 
+    @property
+    def evaluated_models(self) -> list[str]:
+        """The models of a run that can be evaluated, by name: the one that the method reports, and then others."""
+        others = ["leader"] * self.elects + ["mean", "tail_mean"] * (self.exchanges != "never")
+        return list(dict.fromkeys([self.reports, *others]))
+
     def filled(self, given: Mapping[str, Any], groups: int, workers: int) -> dict[str, Any]:
         """The method's options with the values that so many groups of workers train with, where some are given."""
         options = {**self.options, **given}

@@ -30,7 +30,8 @@ def summary_of_finals(folder, config, finals, target=None):
             write_run(folder / method / str(seed), config, [1.0 if value is None else value], loss=value)
             for seed, value in enumerate(values)
         ]
-        methods[method] = summary_of(config.replace(method=method), runs, runs, target) | {"tried": [{}] * 6}
+        of = config.replace(method=method)
+        methods[method] = summary_of(of, runs, runs, target) | {"tried": [{"values": {}}] * 6}
     found = {method: np.array(values, float) for method, values in finals.items()}
     for method, difference in differences_to_first(found).items():
         methods[method]["difference_to_first"] = difference

@@ -103,7 +103,7 @@ def test_a_cell_that_is_not_whole_is_trained_again(tmp_path, monkeypatch):
         (cell / name).write_bytes(content)
         assert run(out, **one) == summary
         assert (cell / "metrics.jsonl").read_bytes() == metrics
-        assert (cell.with_name("seed-0.unreadable") / name).read_bytes() == content
+        assert (cell.with_name("seed-0.old") / name).read_bytes() == content
 
 
 def test_a_cell_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -239,17 +239,24 @@ def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
     np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
 
 
-def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path):
-    assert {len(grid(dataclasses.replace(FAST, method=method))) for method in METHODS} == {9}
-    summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
-    tried = summary["methods"]["lsgd"]["tried"]
+def test_tuning_never_sees_the_test_data_and_trains_the_same_for_either_evaluated_model(tmp_path):
+    config = FAST.replace(tune_learning_rates=(0.05, 0.1), tune_periods=(1,))
+    summary = run(tmp_path, methods=("lsgd",), seeds=(0,), config=config, tune=True)
+    *tried, tail = summary["methods"]["lsgd"]["tried"]
     for i, trial in enumerate(tried):
         config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-1000000")
         assert config.validation == 0.2
-        assert {"learning_rate": config.learning_rate, "pull": config.pull} == trial["values"]
-    best = min(tried, key=lambda trial: trial["validation_error"])["values"]
+        assert {"learning_rate": config.learning_rate, "period": config.period} == trial["values"]
+    best = min([*tried, tail], key=lambda trial: trial["validation_error"])["values"]
     chosen = Config.load(tmp_path / "lsgd" / "seed-0")
-    assert (chosen.validation, chosen.learning_rate, chosen.pull) == (0, best["learning_rate"], best["pull"])
+    assert (chosen.validation, chosen.learning_rate) == (0, best["learning_rate"])
+    assert chosen.evaluated_model == best.get("evaluated_model")
+    [tail] = (tmp_path / "lsgd").glob("tune-*-tail_mean-seed-1000000")
+    cells_of_both = (tail.with_name(tail.name.replace("-tail_mean", "")), tail)
+    own, of_tail = (read_metrics(cell, "evaluation") for cell in cells_of_both)
+    assert [entry["train_losses"] for entry in own] == [entry["train_losses"] for entry in of_tail]
+    # The tail is of the last two exchanges.
+    assert [a["center_loss"] == b["center_loss"] for a, b in zip(own, of_tail, strict=True)] == [True] * 3 + [False]
 
 
 def test_the_median_step_to_the_target_counts_seeds_that_never_get_there(tmp_path):

@@ -16,6 +16,7 @@ from lsgd_jax.leader import leader_pull
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tasks import Language
+from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import corruption, train_and_evaluate
 from lsgd_jax.train.corruption import with_stale_gradients
 from lsgd_jax.train.evaluated_model import evaluated_model, method_state, with_tail
@@ -85,6 +86,17 @@ def test_nobody_trains_on_what_is_held_out_for_elections():
     feed = make_feed(BASE.replace(corrupt_workers=2, corruption="skewed-shard", **held_out))
     seen = {int(i) for batch in feed.batches(0, 60) for i in np.ravel(batch)}
     assert max(seen) < len(feed.shared[1]) - 256
+
+
+def test_what_is_held_out_for_tuning_is_sound(tmp_path):
+    """With steps too small to change anything, all targets are wrong in training and none in the evaluation."""
+    found = []
+    for unsound in (0, 4):
+        config = BASE.replace(validation=0.2, learning_rate=1e-30, corrupt_workers=unsound)
+        train_and_evaluate(config, tmp_path / str(unsound), lines=False)
+        found.append(read_metrics(tmp_path / str(unsound), "evaluation")[-1])
+    assert found[0]["center_loss"] == found[1]["center_loss"]
+    assert found[0]["train_losses"] != found[1]["train_losses"]
 
 
 def test_a_skewed_shard_is_a_fifth_of_the_labels():
