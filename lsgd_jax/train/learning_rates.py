@@ -107,7 +107,7 @@ class Ladder(NamedTuple):
     """The state of a ladder, around that of the method; the same on all workers."""
 
     factor: Float[Array, ""]
-    """Factor of the leader's learning rate."""
+    """The leader's learning rate, relative to that of the run."""
     leader: Int[Array, ""]
     """Position of that leader; before there is one, that of the first worker."""
 

@@ -48,7 +48,7 @@ class Leaders(NamedTuple):
     distances: Float[Array, "group worker level"]
     """Distances to these leaders when they were elected."""
     rate_factor: Float[Array, "group worker"] | None
-    """On a ladder, factor of the leader's learning rate; None without one."""
+    """On a ladder, the leader's learning rate relative to that of the run; None without one."""
 
 
 class StepMetrics(NamedTuple):
