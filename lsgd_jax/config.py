@@ -168,6 +168,8 @@ class Config(OptimizerOptions):
         self._check("asynchronous", self.asynchronous in ways, f"{texts} for {self.method}")
         equal = method.exchanges != "step" or self.learning_rates == "equal"
         self._check("learning_rates", equal, f"equal for {self.method}, whose workers are to stay together")
+        fits = self.learning_rates != "ladder" or (method.elects and self.asynchronous is None)
+        self._check("learning_rates", fits, "equal, linear or powers unless workers elect leaders in step")
         fits = self.evaluated_model in (None, *method.evaluated_models)
         self._check("evaluated_model", fits, f"{' or '.join(method.evaluated_models)} for {self.method}")
         if self.batch_statistics == "leader":

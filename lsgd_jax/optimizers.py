@@ -43,8 +43,10 @@ class OptimizerOptions:
     learning_rate_drops_in: Literal["fractions", "epochs", "seconds"] = "fractions"
     """Unit of the drops: fractions of all steps, epochs, or seconds of training. Runs with drops in seconds are not
     reproducible to the bit."""
-    learning_rates: Literal["equal", "linear", "powers"] = "equal"
-    """Per-worker learning-rate scaling: equal, linear (1x, 2x, 3x, ...) or powers (1x, 2x, 4x, ...)."""
+    learning_rates: Literal["equal", "linear", "powers", "ladder"] = "equal"
+    """Per-worker learning-rate scaling: equal, linear (1x, 2x, 3x, ...), powers (1x, 2x, 4x, ...), or a ladder around
+    the leader's rate. The ladder is an experiment: it can rescue a rate that is far too low, and can hurt one that is
+    right."""
 
     def _check_optimizer(self) -> None:
         """Check the ranges."""
@@ -72,7 +74,8 @@ class OptimizerOptions:
     @property
     def rate_depends_on_steps(self) -> bool:
         """Whether the learning rate at a step depends on the number of all steps."""
-        return self.has_schedule or bool(self.learning_rate_drops and self.learning_rate_drops_in == "fractions")
+        drops = bool(self.learning_rate_drops and self.learning_rate_drops_in == "fractions")
+        return self.has_schedule or drops or self.learning_rates == "ladder"
 
 
 def local_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:

@@ -69,7 +69,7 @@ def changed(config, **changes):
         ("delay", True, "delay must be 0, 1 or not given, got True"),
         ("local_optimizer", "adam", "local_optimizer must be sgd, adamw, lars or muon, got 'adam'"),
         ("batch", "Per_worker", "batch must be per_worker or global, got 'Per_worker'"),
-        ("learning_rates", "Equal", "learning_rates must be equal, linear or powers, got 'Equal'"),
+        ("learning_rates", "Equal", "learning_rates must be equal, linear, powers or ladder, got 'Equal'"),
         ("sampling", "Shards", "sampling must be shards, independent or partitions, got 'Shards'"),
         ("batch_statistics", "typo", "batch_statistics must be own, mean, leader or reestimate, got 'typo'"),
         ("model", "my_net", "model must be conv1d, mlp, cnn7, vgg16, resnet20 or resnet50, got 'my_net'"),
@@ -128,6 +128,12 @@ def test_easgd_is_told_what_its_pull_may_be_at_most():
 def test_data_parallel_workers_stay_together():
     with pytest.raises(ValueError, match="learning_rates must be equal for data_parallel"):
         dataclasses.replace(PRESETS["mnist1d"], method="data_parallel", learning_rates="linear")
+
+
+@pytest.mark.parametrize("run", [{"method": "local_sgd"}, {"method": "independent"}, {"asynchronous": "joined"}])
+def test_a_ladder_needs_leaders_in_step(run):
+    with pytest.raises(ValueError, match=r"^learning_rates must be equal, linear or powers unless "):
+        PRESETS["mnist1d"].replace(**run, learning_rates="ladder")
 
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]

@@ -138,8 +138,9 @@ def test_a_run_trains_with_it(optimizer, tmp_path):
     assert train.train_and_evaluate(config, tmp_path / "run") < 0.3
 
 
-def test_steps_may_not_change_where_the_rate_depends_on_them(tmp_path):
-    config = dataclasses.replace(DIGITS, learning_rate_warmup=0.1)
+@pytest.mark.parametrize("changed", [{"learning_rate_warmup": 0.1}, {"learning_rates": "ladder"}])
+def test_steps_may_not_change_where_the_rate_depends_on_them(changed, tmp_path):
+    config = dataclasses.replace(DIGITS, **changed)
     RunFolder(tmp_path / "run", config).__exit__(None)
     with pytest.raises(
         UsageError, match=r"resumed with another steps, on which its learning rate depends: 400, not 300"

@@ -58,7 +58,7 @@ def worker_rate_factor(config: Config, feed: Feed, position: int, step: int, sec
       seconds: of training so far.
     """
     factor = learning_rate_factor(config, step, feed.epochs(step), seconds)
-    if config.learning_rates != "equal":
+    if config.learning_rates in ("linear", "powers"):
         factor *= rate_factors(config.learning_rates, (config.groups, config.workers)).flat[position]
     return factor
 

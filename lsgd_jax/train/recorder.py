@@ -109,7 +109,7 @@ class SynchronousRecorder(Recorder):
         super().__init__(config, folder, display)
         self.progress, self._params = progress, params
         self._pending: deque[tuple[int, StepMetrics]] = deque()
-        self._rate_factor = np.float32(1)
+        self._rate_factor = self._of_ladder = np.float32(1)
 
     def record(self, step: int, metrics: StepMetrics, rate_factor: np.float32) -> None:
         """Record a compiled program.
@@ -143,7 +143,7 @@ class SynchronousRecorder(Recorder):
             train_losses,
             float(np.mean(train_losses)),
             bytes_sent=progress.bytes_before + bytes_sent(self.config, self._params, progress.step),
-            learning_rate_factor=self._rate_factor,
+            learning_rate_factor=self._rate_factor * self._of_ladder,
         )
 
     def _record_next(self) -> None:
@@ -154,6 +154,8 @@ class SynchronousRecorder(Recorder):
         progress.scores = np.where(failed, np.inf, loss if leaders is None else leaders.score).tolist()
         if leaders is not None:
             self.record_leaders(step, leaders)
+            if leaders.rate_factor is not None:
+                self._of_ladder = leaders.rate_factor.flat[0]
         since, now = progress.failed_since, np.flatnonzero(failed).tolist()
         if new := [worker for worker in now if str(worker) not in since]:
             self.folder.log("failure", step=step, workers=new)

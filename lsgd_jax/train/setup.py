@@ -22,7 +22,7 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.optimizers import local_optimizer
 from lsgd_jax.train.corruption import corruption_of, skewed, with_stale_gradients
 from lsgd_jax.train.evaluated_model import with_tail
-from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker
+from lsgd_jax.train.learning_rates import rate_factors, scale_by_rate_factor, scale_by_worker, with_ladder
 from lsgd_jax.train.step import CommonBatch, local_steps
 from lsgd_jax.train.task_checks import check_data, check_functions, check_network, raised_by
 
@@ -156,7 +156,7 @@ def check_shards(config: Config, params: Any) -> None:
 def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransformationExtraArgs:
     """The method around every worker's optimizer, over the axes of the placement."""
     optimizer = local_optimizer(config)
-    if config.learning_rates != "equal":
+    if config.learning_rates in ("linear", "powers"):
         factors = rate_factors(config.learning_rates, placement.axis_sizes)
         optimizer = optax.chain(optimizer, scale_by_worker(factors, axis_name=placement.axes))
     method = make_method(config, placement, optax.chain(optimizer, scale_by_rate_factor()))
@@ -164,6 +164,8 @@ def make_optimizer(config: Config, placement: Placement) -> optax.GradientTransf
         method = with_tail(config, method, placement.axes)
     if config.corrupt_workers and config.corruption == "stale":
         method = with_stale_gradients(config.corrupt_workers, method, placement.axes)
+    if config.learning_rates == "ladder":
+        method = with_ladder(config, method, placement.axes)
     return method
 
 

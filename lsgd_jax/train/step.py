@@ -17,8 +17,10 @@ from lsgd_jax.data import Feed
 from lsgd_jax.distributed import SHARED, STACKED, Placement, gathered, over_chips, value_and_gradient
 from lsgd_jax.exchange import AxisName, worker_index
 from lsgd_jax.exchange.trees import merged
+from lsgd_jax.link import parts
 from lsgd_jax.task import Task
 from lsgd_jax.train.corruption import Corruption
+from lsgd_jax.train.learning_rates import Ladder
 from lsgd_jax.variants import apply_updates, has_failed, links, was_revived
 
 _NOBODY = 2**32 - 1
@@ -45,6 +47,8 @@ class Leaders(NamedTuple):
     """Global index of the last local leader within its group and, with groups, of the last global leader."""
     distances: Float[Array, "group worker level"]
     """Distances to these leaders when they were elected."""
+    rate_factor: Float[Array, "group worker"] | None
+    """On a ladder, the leader's learning rate relative to that of the run; None without one."""
 
 
 class StepMetrics(NamedTuple):
@@ -251,4 +255,6 @@ def leaders_in(state: optax.OptState) -> Leaders | None:
         return None
     positions = jnp.stack([pull.leader.position for pull in pulls])
     distances = jnp.stack([pull.leader.distance for pull in pulls])
-    return Leaders(pulls[0].score, was_revived(state), positions, distances)
+    ladder = parts(Ladder, state)
+    rate_factor = ladder[0].factor if ladder else None
+    return Leaders(pulls[0].score, was_revived(state), positions, distances, rate_factor)

@@ -46,12 +46,13 @@ CONFIGS |= {
         "global_stale_pull": 0.1,
         "global_period": 8,
     },
-    "lsgd, one group, adamw": {
+    "lsgd, one group, adamw, ladder": {
         "groups": 1,
         "workers": 4,
         "local_optimizer": "adamw",
         "learning_rate": 0.01,
         "learning_rate_drops": (0.4,),
+        "learning_rates": "ladder",
     },
 }
 

@@ -168,6 +168,7 @@ def test_a_run_has_all_of_it_at_once(tmp_path):
         evaluated_model="tail_mean",
         corrupt_workers=1,
         corruption="stale",
+        learning_rates="ladder",
     )
     error = train_and_evaluate(config, tmp_path / "run", lines=False)
     network, (x, labels) = load_trained(tmp_path / "run").center, config.task.data().test
