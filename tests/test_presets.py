@@ -70,8 +70,8 @@ TASKS = {str(PRESETS[name].task): name for name in reversed(PRESETS)}
 
 @pytest.mark.parametrize("name", TASKS.values())
 def test_two_steps_at_reduced_width_and_depth(name, prepared, tmp_path, monkeypatch):
-    """With ResNet-20 in place of ResNet-50, of which compiling each program takes long, and with the first layers of each
-    stage alone."""
+    """With ResNet-20 in place of ResNet-50, and the first layers of each stage alone: each program takes long to
+    compile."""
     monkeypatch.setitem(MODELS, "resnet20", (FirstBlocks, 3))
     monkeypatch.setitem(MODELS, "vgg16", (FirstConvolutions, 3))
     task = PRESETS[name].task
