@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from lsgd_jax import compare, files
+from lsgd_jax import compare, files, tuning
 from lsgd_jax.compare import cells, results
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
@@ -239,10 +239,12 @@ def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
     np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
 
 
-def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path):
+def test_tuning_has_the_same_budget_for_all_and_never_sees_the_test_data(tmp_path, monkeypatch):
     assert {len(grid(dataclasses.replace(FAST, method=method))) for method in METHODS} == {9}
+    monkeypatch.setattr(tuning, "RATES", (0.3, 1.0))  # With three pulls each, six cells.
     summary = run(tmp_path, methods=("lsgd",), seeds=(0,), tune=True)
     tried = summary["methods"]["lsgd"]["tried"]
+    assert len(tried) == 6
     for i, trial in enumerate(tried):
         config = Config.load(tmp_path / "lsgd" / f"tune-{i}-seed-1000000")
         assert config.validation == 0.2
