@@ -25,6 +25,9 @@ if "XLA_FLAGS" not in os.environ:
 # which may round otherwise: tests of the core that compare bits are marked `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# Nobody looks up which line an operation comes from; writing that down is a twentieth of lowering a program.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 import jax
 import pytest
 
