@@ -61,7 +61,8 @@ def run(tx, start, loss_noise, gradient_noise, *, noise_alone=False, pass_step=F
             pulls = links(state)
             return (x, state, t + 1), (x, pulls[-1].score, tuple(pull.leader.position for pull in pulls))
 
-        return jax.lax.scan(step, (x, as_own(tx.init(x), tx.init(x), axes), 0), (loss_noise, gradient_noise))[1]
+        state = tx.init(x)
+        return jax.lax.scan(step, (x, as_own(state, state, axes), 0), (loss_noise, gradient_noise))[1]
 
     return jax.tree.map(np.asarray, over_workers(train, mapping)(start, loss_noise, gradient_noise))
 

@@ -65,8 +65,8 @@ def trained(make, start, loss_noise, gradient_noise, report=lambda x, state: (),
             x = optax.apply_updates(x, updates)
             return (x, state), (x, report(x, state))
 
-        noises = (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
-        return jax.lax.scan(step, (x, as_own(tx.init(x), tx.init(x), AXES)), noises)[1]
+        state, noises = tx.init(x), (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
+        return jax.lax.scan(step, (x, as_own(state, state, AXES)), noises)[1]
 
     program = over_workers(train, mapping)
     for strength in strengths:
