@@ -25,12 +25,51 @@ if "XLA_FLAGS" not in os.environ:
 # which may round otherwise: tests of the core that compare bits are marked `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# Nobody looks up which line an operation comes from; writing that down is a twentieth of lowering a program.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 import jax
 import pytest
 
 gc.set_threshold(200_000, 50, 1_000)  # There are millions of objects, of which a collection finds few to free.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+SLOWEST = (
+    "distributed/test_processes.py",
+    "reliability/test_resume.py",
+    "test_leader.py",
+    "reliability/test_processes.py",
+    "train/test_loop.py",
+    "asynchronous/test_processes.py",
+    "test_own_task.py",
+    "reliability/test_any_tree.py",
+    "reliability/test_failures.py",
+    "test_sharded_workers.py",
+    "compare/test_comparison.py",
+    "methods/test_methods.py",
+    "costs/test_ledger.py",
+    "train/test_compile_ahead.py",
+    "paper/test_claims.py",
+    "test_presets.py",
+    "test_cli.py",
+    "reliability/test_stops.py",
+    "train/test_chips.py",
+    "test_streaming.py",
+)
+"""Files in the order in which they are begun: the slowest first, among them those that wait for processes apart."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that all workers of pytest-xdist end at about the same time."""
+    places = {f"tests/{file}": place for place, file in enumerate(SLOWEST)}
+
+    def place(item):
+        file = item.nodeid.split("::")[0]
+        return places.get(file, len(SLOWEST) + (not file.endswith(".ipynb")))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,8 @@ def test_a_run_that_ends_before_anybody_led_is_drawn(lsgd, tmp_path):
 
 
 def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
-    done = started("train", "digits", "--steps", "20", "--run-dir", "run", cwd=tmp_path)
+    train = ["train", "digits", "--workers", "2", "--width", "0.1", "--steps", "20", "--run-dir", "run"]
+    done = started(*train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("test error of the evaluated model after 20 steps: ")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
@@ -239,8 +240,7 @@ def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
         "environment.json",
         "metrics.jsonl",
     ]
-    again = lsgd("train", "digits", "--steps", "20", "--run-dir", "run")
-    assert again == (2, "", "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n")
+    assert lsgd(*train) == (2, "", "lsgd: the run folder run is not empty: name another run_dir, or resume the run.\n")
 
 
 def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatch):

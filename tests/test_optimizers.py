@@ -108,10 +108,12 @@ def test_gradients_are_scaled_down_to_the_norm():
 def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adamw():
     config = dataclasses.replace(DIGITS, local_optimizer="muon", weight_decay=0.0)
     optimizer = local_optimizer(config)
-    model = Transformer(8, width=8, depth=2, heads=2, rngs=nnx.Rngs(0))
-    params = nnx.state(model, nnx.Param)
-    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
-    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    model = nnx.eval_shape(lambda: Transformer(8, width=8, depth=2, heads=2, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    params, grads = (
+        jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), nnx.state(model, nnx.Param)) for _ in range(2)
+    )
+    updates, _ = jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params))(grads, params)
     moved = nnx.to_pure_dict(updates)
     for value in np.asarray(moved["blocks"]["qkv"]).reshape(2, 8, 3, 8).swapaxes(1, 2).reshape(-1, 8, 8):
         # All singular values are near that of an orthogonal matrix whose entries have the root mean square 0.2.

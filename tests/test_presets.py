@@ -11,7 +11,7 @@ from flax import nnx
 
 from lsgd_jax import presets, train
 from lsgd_jax.data import DESCRIPTIONS
-from lsgd_jax.models import MODELS
+from lsgd_jax.models import MODELS, VGG16, ResNet20
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tasks import Classification, Language
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -52,13 +52,28 @@ def test_the_network_of_a_preset_is_built_at_full_size(name):
         assert jax.tree.map(jnp.shape, nnx.state(other)) == jax.tree.map(jnp.shape, nnx.state(model))
 
 
+class FirstBlocks(ResNet20):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.blocks = nnx.List(self.blocks[::3])
+
+
+class FirstConvolutions(VGG16):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.stages = nnx.List([nnx.List([stage[0]]) for stage in self.stages])
+
+
 TASKS = {str(PRESETS[name].task): name for name in reversed(PRESETS)}
 """The first preset of each task; its others differ in their groups."""
 
 
 @pytest.mark.parametrize("name", TASKS.values())
-def test_two_steps_at_reduced_width(name, prepared, tmp_path):
-    """With ResNet-20 in place of ResNet-50, of which compiling each program takes long."""
+def test_two_steps_at_reduced_width_and_depth(name, prepared, tmp_path, monkeypatch):
+    """With ResNet-20 in place of ResNet-50, and the first layers of each stage alone: each program takes long to
+    compile."""
+    monkeypatch.setitem(MODELS, "resnet20", (FirstBlocks, 3))
+    monkeypatch.setitem(MODELS, "vgg16", (FirstConvolutions, 3))
     task = PRESETS[name].task
     small = {"width": 0.05 if isinstance(task, Classification) else 2}
     if isinstance(task, Language):

@@ -160,15 +160,8 @@ def trained(devices, x, losses):
     return results
 
 
-@pytest.fixture(scope="module")
-def quickly_compiled():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=LAYOUTS)
-def results(request, quickly_compiled):
+def results(request):
     """What all methods come to with sharded workers and with whole ones: one program each."""
     layout = LAYOUTS[request.param]
     groups, workers, devices = layout

@@ -65,8 +65,8 @@ def trained(make, start, loss_noise, gradient_noise, report=lambda x, state: (),
             x = optax.apply_updates(x, updates)
             return (x, state), (x, report(x, state))
 
-        noises = (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
-        return jax.lax.scan(step, (x, as_own(tx.init(x), tx.init(x), AXES)), noises)[1]
+        state, noises = tx.init(x), (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
+        return jax.lax.scan(step, (x, as_own(state, state, AXES)), noises)[1]
 
     program = over_workers(train, mapping)
     for strength in strengths:
@@ -87,13 +87,14 @@ def test_diloco_in_two_fragments_is_at_the_numbers_of_a_table():
             fragments=fragments,
         )
 
+        @jax.jit
         @partial(jax.vmap, axis_name="worker")
         def step(x, state, tx=tx):
             updates, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, 2.0), x), state, x)
             return optax.apply_updates(x, updates), state
 
         x = {"first": jnp.ones((2, 3)), "second": jnp.ones((2, 3))}
-        state = jax.vmap(tx.init)(x)
+        state = jax.jit(jax.vmap(tx.init))(x)
         for _ in range(10):
             path[label].append(x)
             x, state = step(x, state)
@@ -252,7 +253,7 @@ def test_one_fragment_applied_at_once_is_the_same_program(name):
 def test_an_unbatched_step_keeps_a_branch_for_each_fragment_under_vmap():
     tx = leader_pull(0.5, axis_name="worker", period=6, streaming=Streaming(2, overlap=1))
     x = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 2))}
-    state = jax.vmap(tx.init)(x)
+    state = jax.jit(jax.vmap(tx.init))(x)
 
     @partial(jax.vmap, axis_name="worker", in_axes=(0, 0, None))
     def update(x, state, step):
@@ -266,8 +267,9 @@ def test_a_leader_is_elected_once_a_round(election, leaders):
     """Workers at 0, 1 and 2 that take no steps; the first is best until the second fragment is sent."""
     tx = leader_pull(1.0, axis_name="worker", period=2, window=1, streaming=Streaming(2, election=election))
     x = {"a": jnp.arange(3.0)[:, None], "b": jnp.arange(3.0)[:, None]}
-    state = jax.vmap(tx.init)(x)
+    state = jax.jit(jax.vmap(tx.init))(x)
 
+    @jax.jit
     @partial(jax.vmap, axis_name="worker")
     def step(x, state, loss):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, x), state, x, value=loss)

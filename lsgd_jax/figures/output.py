@@ -31,9 +31,10 @@ def write(
 
 
 def write_formats(path: Path, figure: Figure, **options: Any) -> None:
-    """Write a figure as PNG and, beside it, as SVG and PDF; see `write_picture`."""
+    """Write a figure as PNG and, beside it, as SVG and PDF, all with the layout of the first; see `write_picture`."""
     for suffix in (".png", ".svg", ".pdf"):
         write_picture(path.with_suffix(suffix), figure, **options)
+        figure.set_layout_engine("none")  # To find it takes as long as to draw.
 
 
 def write_picture(path: Path, figure: Figure, **options: Any) -> None:

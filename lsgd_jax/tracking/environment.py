@@ -1,5 +1,6 @@
 """What a result depends on besides the configuration: versions, machine, devices, settings, commit."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -33,8 +34,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _commit() -> str:
-    """The git commit of the package's source tree, if it is used from a clone."""
+    """The git commit of the package's source tree, if it is used from a clone, as it was at the first run."""
     root = Path(__file__).parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:

@@ -14,6 +14,7 @@ from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
 from tests.distributed.test_processes import LSGD, children, environment, launch, wait_until
 from tests.distributed.test_processes import run as run_command
+from tests.reliability import commands
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -21,8 +22,8 @@ TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25"
 def test_joined_workers_of_two_processes(tmp_path):
     """The count is of both."""
     train = [*TRAIN, "--asynchronous", "joined", "--min-step-seconds", "0.02", "--slowdowns", "3", "--run-dir", "run"]
-    done = run_command(*LSGD, "launch", "--processes", "2", "--", *train, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, errors = commands.done("launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    assert code == 0, errors
     exchanges, evaluations = (read_metrics(tmp_path / "run", event) for event in ("exchange", "evaluation"))
     assert [event["step"] for event in exchanges] == [4, 8, 12]
     assert all(np.sum(event["worker_steps"]) >= 2 * event["step"] for event in exchanges)

@@ -4,9 +4,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from mnist1d.data import get_dataset_args, make_dataset
+from mnist1d.utils import ObjectView
 from sklearn.datasets import load_digits
 
-from lsgd_jax.data import hold_out, load
+from lsgd_jax.data import hold_out, load, sources
 from lsgd_jax.errors import UsageError
 from lsgd_jax.tasks import Classification
 
@@ -22,6 +24,14 @@ def test_more_test_signals_of_mnist1d_are_like_the_others_and_none_is_among_them
     assert np.bincount(more.test_y).tolist() == [1000] * 10
     means = [[x[y == label].mean(0) for label in range(10)] for x, y in (more[:2], more[2:4])]
     np.testing.assert_allclose(*means, atol=0.25)
+
+
+def test_signals_of_mnist1d_are_those_of_its_package_to_the_bit():
+    few = get_dataset_args(as_dict=True) | {"num_samples": 50}
+    expected = make_dataset(ObjectView(few))
+    x, y, *_ = sources._mnist1d_signals(num_samples=50)
+    np.testing.assert_array_equal(x[:, :, 0], expected["x"].astype(np.float32))
+    np.testing.assert_array_equal(y, expected["y"])
 
 
 def test_held_out_examples_are_training_examples_and_always_the_same():

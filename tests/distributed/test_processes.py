@@ -94,8 +94,8 @@ def launched(tmp_path):
 
 def test_training_writes_the_run_folder_of_one_process(lsgd, launched, tmp_path):
     """With learning rates by the clock, which all processes have to read alike."""
-    train = ["train", "digits", "--steps", "20", "--eval-every", "10", "--learning-rate-drops", "1e-9"]
-    train += ["--learning-rate-drops-in", "seconds", "--run-dir"]
+    train = ["train", "digits", "--workers", "2", "--width", "0.1", "--steps", "20", "--eval-every", "10"]
+    train += ["--learning-rate-drops", "1e-9", "--learning-rate-drops-in", "seconds", "--run-dir"]
     code, _, errors = lsgd(*train, "one")
     assert code == 0, errors
     code, errors = commands.done("launch", "--processes", "2", "--", *train, "two", cwd=launched)

@@ -360,13 +360,13 @@ def test_no_recompilation_at_exchanges_or_for_other_learning_rates(name, mapping
 
     step = over_workers(step, mapping)
     x, _, gradient_noise = problem
-    state = jax.jit(jax.vmap(jax.vmap(tx.init)))(x)
+    x, state = over_workers(lambda x: (x, tx.init(x)), mapping)(x)
     for t in range(7):
-        if t == 5:  # The first calls' arguments are unsharded and weakly typed, which are other signatures.
+        if t == 5:  # The first calls' arguments may be weakly typed, which is another signature.
             before = traces
             state = optax.tree.set(state, factors=2 * optax.tree.get(state, "factors"))
         x, state = step(x, state, jax.tree.map(lambda a, t=t: a[:, :, t], gradient_noise))
-    assert traces == before <= 3
+    assert traces == before <= 2
 
 
 @pytest.mark.parametrize(("kind", "factors"), [("linear", range(1, 9)), ("powers", 2.0 ** np.arange(8))])

@@ -14,6 +14,7 @@ from lsgd_jax.methods.quorum import quorum_of
 from lsgd_jax.scores import scored
 from lsgd_jax.streaming import WHOLE, streamed
 from lsgd_jax.variants import apply_updates, links
+from tests.mapping import over_workers
 
 GROUPS, WORKERS, STEPS = 2, 4, 16
 PLAIN = {"outer_learning_rate": 1.0, "outer_momentum": 0.0}
@@ -96,16 +97,17 @@ def test_any_optimizer_of_optax_takes_the_outer_step():
     tx = scored(streamed(center, 1.0, WHOLE, axis_name=axis, period=1), window=1)
     x = np.array([1.0, 2.0, 9.0], np.float32)
 
+    @jax.jit
     @partial(jax.vmap, axis_name=axis)
     def step(x, state, loss):
         updates, state = tx.update(jnp.zeros_like(x), state, x, value=loss)
         return x + updates, state
 
-    state, c = jax.vmap(tx.init)(x), np.float32(4.0)
-    own = outer.init(c)
+    state, c = jax.jit(jax.vmap(tx.init))(x), np.float32(4.0)
+    own, update = outer.init(c), jax.jit(outer.update)
     for average in (1.5, 2.0):  # In the second exchange all are at the center, and then the first two moved.
         x, state = step(x, state, jnp.array([1.0, 1.5, 20.0]))
-        updates, own = outer.update(c - np.float32(average), own, c)
+        updates, own = update(c - np.float32(average), own, c)
         c = c + updates
         np.testing.assert_allclose(x, np.full(3, c), rtol=1e-6)
         x = x + (2.0 - c) * np.array([1, 1, 3], np.float32)
@@ -121,7 +123,7 @@ def test_without_anybody_who_is_eligible_nobody_moves_and_the_center_waits():
         updates, state = tx.update(jnp.zeros_like(x), state, x, value=loss)
         return x + updates, state, METHODS["quorum"].center(x, state, ("group", "worker"))
 
-    step, init = (jax.vmap(jax.vmap(f, axis_name="worker"), axis_name="group") for f in (step, tx.init))
+    step, init = (over_workers(f, "vmap") for f in (step, tx.init))
     moved, state, reported = step(x, init(x), jnp.full((2, 4), jnp.nan))
     np.testing.assert_array_equal(moved, x)
     np.testing.assert_array_equal(reported, np.full((2, 4), 3.5))

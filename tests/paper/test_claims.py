@@ -2,12 +2,13 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
 
 from lsgd_jax.errors import UsageError
 from lsgd_jax.paper import verdicts
-from lsgd_jax.paper.claims import Sizes, comparisons
+from lsgd_jax.paper.claims import CLAIMS, Sizes, comparisons
 
 
 def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
@@ -47,7 +48,14 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
         comparisons.read(tmp_path)
 
 
-def test_every_claim_gets_a_verdict(tmp_path):
+def test_every_claim_gets_a_verdict(tmp_path, monkeypatch):
+    """Of few dimensions and numbers of workers, for each of which much is compiled."""
+    for name, fewer in {
+        "one step": {"workers": (1, 4)},
+        "stochastic leader": {"workers": (4,)},
+        "step directions": {"dimensions": (2,)},
+    }.items():
+        monkeypatch.setitem(CLAIMS, name, partial(CLAIMS[name], **fewer))
     sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=200, candidates=500, runs=20)
     summary = verdicts.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]

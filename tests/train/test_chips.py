@@ -195,7 +195,7 @@ def test_a_chip_keeps_neither_gathered_weights_nor_what_is_rematerialized():
         assert gathered == gathered_too == 2 * weights.nbytes / 2  # Twice, and each time a chip sends its half.
         assert rest < 0.6 * held
     found = results["float32", "remat"][2]
-    expected = jax.value_and_grad(loss_of(x, block, "float32"), has_aux=True)(weights)
+    expected = jax.jit(jax.value_and_grad(loss_of(x, block, "float32"), has_aux=True))(weights)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, expected)
 
 
@@ -227,7 +227,7 @@ def test_stacked_layers_are_gathered_one_after_the_other(remat):
     largest = params["blocks"]["up"][...].nbytes // 4
     assert gathered.count(largest) >= (2 if remat else 1)  # Of the forward and of the backward pass.
     assert max(gathered) == largest
-    expected = jax.value_and_grad(loss, has_aux=True)(params, tokens)
+    expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, tokens)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), compiled(sharded, tokens), expected)
 
 

@@ -61,12 +61,13 @@ def test_gradients_are_corrupted_before_they_are_averaged():
 def test_a_stale_gradient_is_taken_for_sixteen_steps():
     tx = with_stale_gradients(1, optax.with_extra_args_support(optax.sgd(1.0)), "worker")
 
+    @jax.jit
     @partial(jax.vmap, axis_name="worker", in_axes=(0, 0, 0, None))
     def update(gradient, state, x, step):
         return tx.update(gradient, state, x, step=step)
 
     x, taken = jnp.zeros(3), []
-    state = jax.vmap(tx.init)(x)
+    state = jax.jit(jax.vmap(tx.init))(x)
     for step in range(18):
         updates, state = update(jnp.full(3, float(step)), state, x, jnp.asarray(step))
         taken.append(-updates)
@@ -146,12 +147,13 @@ def test_leaders_are_elected_by_the_loss_of_what_they_would_send():
     tx = optax.chain(optax.sgd(1.0), leader_pull(0.5, axis_name="worker", period=2, window=1))
     x = jnp.array([4.0, 1.0, -2.0])
 
+    @jax.jit
     @partial(jax.vmap, axis_name="worker", in_axes=(0, 0, 0, None))
     def step(x, state, loss, number):
         updates, state = tx.update(jnp.ones(()), state, x, value=loss, step=number, common_loss=lambda x: (x - 2) ** 2)
         return x + updates, state
 
-    state = jax.vmap(tx.init)(x)
+    state = jax.jit(jax.vmap(tx.init))(x)
     for number in range(2):
         x, state = step(x, state, jnp.array([3.0, 2.0, 1.0]), jnp.asarray(number))
     np.testing.assert_array_equal(state[1].leader.position, [0, 0, 0])  # At 2, after its step.
@@ -191,12 +193,13 @@ def test_an_election_is_by_the_loss_on_one_batch(kind):
     examples = feed.training(jax.tree.map(jnp.asarray, feed.shared), jnp.asarray(indices))
     graphdef, start = nnx.split(model)
     structure = jax.tree.structure(start)
-    losses = [
-        config.task.measures(nnx.merge(graphdef, jax.tree.unflatten(structure, [x[i] for x in params])), examples)[
-            "loss"
-        ].mean()
-        for i in range(4)
-    ]
+
+    @jax.jit
+    def loss_of(params):
+        network = nnx.merge(graphdef, jax.tree.unflatten(structure, params))
+        return config.task.measures(network, examples)["loss"].mean()
+
+    losses = [loss_of([x[i] for x in params]) for i in range(4)]
     assert np.unique(metrics.leaders.positions).tolist() == [np.argmin(losses)]
     assert np.ptp(losses) > 0
 
@@ -227,7 +230,7 @@ def test_the_evaluated_model_is_the_one_that_is_asked_for(name, kind):
         return x, state, report(x, state, "worker"), method.center(x, method_state(state), "worker")
 
     x = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
-    state, own = jax.vmap(tx.init)(x), []
+    state, own = jax.jit(jax.vmap(tx.init))(x), []
     for number in range(10):
         x, state, found, center = step(x, state, noise[number], losses[number], jnp.asarray(number))
         own.append(center[0])
