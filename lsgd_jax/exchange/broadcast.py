@@ -42,7 +42,7 @@ def broadcast_from(
     NaNs. All methods give the same bits. With :math:`|x|` the size of the tree, each of n workers sends
 
     - "all_reduce": a sum of the masked bits, :math:`2 (n - 1) / n \, |x|`: what averaging the tree costs. (On GPUs,
-      where XLA widens 16-bit integers, twice that for 16-bit arrays.)
+      where XLA widens 16-bit integers, twice that for 16-bit arrays.) On CPUs, small arrays of a dtype are sent as one.
     - "ring": the tree in K `chunks`, which each worker hands to the next, :math:`(K + n - 2) / K \, |x|`. Towards half
       of an all-reduce for many chunks, but in K + n - 2 messages one after the other, for each width of numbers in the
       tree.
