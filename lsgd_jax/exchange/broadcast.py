@@ -14,11 +14,14 @@ from jaxtyping import Array, ArrayLike, Int
 from lsgd_jax.checks import check_whole
 from lsgd_jax.exchange.axes import AxisName, axis_names, check_bound, worker_count, worker_index
 from lsgd_jax.exchange.shards import Shard, ShardSpecs, by_shard, inner_axes, specs_of
+from lsgd_jax.exchange.trees import varying_axes
 
 BroadcastMethod: TypeAlias = Literal["auto", "all_reduce", "ring", "chain", "hierarchical"]
 """How `broadcast_from` sends."""
 Tree = TypeVar("Tree")
 
+SMALL = 2**17
+"""Bytes up to which an array is joined with others on CPUs: that saves a wait per array, and costs memory per byte."""
 CHUNKS = 32
 """Into how many pieces a ring or a chain cuts what it sends: enough to come near half of an all-reduce's time."""
 
@@ -39,7 +42,7 @@ def broadcast_from(
     NaNs. All methods give the same bits. With :math:`|x|` the size of the tree, each of n workers sends
 
     - "all_reduce": a sum of the masked bits, :math:`2 (n - 1) / n \, |x|`: what averaging the tree costs. (On GPUs,
-      where XLA widens 16-bit integers, twice that for 16-bit arrays.)
+      where XLA widens 16-bit integers, twice that for 16-bit arrays.) On CPUs, small arrays of a dtype are sent as one.
     - "ring": the tree in K `chunks`, which each worker hands to the next, :math:`(K + n - 2) / K \, |x|`. Towards half
       of an all-reduce for many chunks, but in K + n - 2 messages one after the other, for each width of numbers in the
       tree.
@@ -126,7 +129,8 @@ def broadcast_leaves(
         method = "all_reduce"  # The only one that leaves a model sharded of which nobody knows how it lies.
     method = chosen_broadcast(method, sum(x.nbytes for x in leaves), worker_count(sending), chunks)
     if method == "all_reduce" or not sending:
-        received = lax.psum(bits, names)
+        is_whole = not inner and not inner_axes()
+        received = _summed(bits, names) if sending and is_whole else lax.psum(bits, names)
     else:
         sender = jnp.zeros((), jnp.int32)  # The position on the axes that are sent over.
         for name, coordinate in zip(names, _coordinates(root, names), strict=True):
@@ -135,7 +139,8 @@ def broadcast_leaves(
         elsewhere = math.prod(lax.axis_size(name) for name in on_mesh if name not in {*names, *inner})
         send = {"ring": _ring, "chain": _chain if elsewhere == 1 else _ring, "hierarchical": _hierarchical}[method]
         bits = lax.psum(bits, tuple(name for name in names if name not in on_mesh))
-        received = _flattened(lambda x: send(x, sender, sending, chunks), bits)
+        flat, apart = _joined(bits)
+        received = apart([send(x, sender, sending, chunks) if x.size else x for x in flat])
     return [_from_bits(x, leaf.dtype) for x, leaf in zip(received, leaves, strict=True)]
 
 
@@ -188,16 +193,36 @@ def _coordinates(position: Int[ArrayLike, ""], names: tuple[str, ...]) -> list[I
     return coordinates[::-1]
 
 
-def _flattened(function: Callable[[Array], Array], leaves: list[Array]) -> list[Array]:
-    """Apply a function of one flat array to all arrays of a dtype at once; those of size 0 stay as they are."""
-    results = list(leaves)
-    for dtype in sorted({x.dtype for x in leaves if x.size}, key=str):
-        of_dtype = [i for i, x in enumerate(leaves) if x.size and x.dtype == dtype]
-        flat = function(jnp.concatenate([leaves[i].reshape(-1) for i in of_dtype]))
-        ends = np.cumsum([leaves[i].size for i in of_dtype])[:-1]
-        for i, part in zip(of_dtype, jnp.split(flat, ends), strict=True):
-            results[i] = part.reshape(leaves[i].shape)
-    return results
+def _summed(leaves: list[Array], names: tuple[str, ...]) -> list[Array]:
+    """All-reduce whole arrays: on CPUs, where workers wait for each other array by array, the small ones as one."""
+    add = partial(lax.psum, axis_name=names)
+
+    def add_small_together(leaves: list[Array]) -> list[Array]:
+        flat, apart = _joined(leaves, SMALL)
+        return apart(add(flat))
+
+    return lax.platform_dependent(leaves, cpu=add_small_together, default=add)
+
+
+def _joined(leaves: list[Array], largest: float = math.inf) -> tuple[list[Array], Callable[[list[Array]], list[Array]]]:
+    """All arrays of a kind as one flat array, but those of size 0 or of more bytes than `largest` each as its own.
+
+    Returns:
+      The flat arrays, and a function that makes the arrays of such ones again.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i, x in enumerate(leaves):
+        kinds.setdefault((x.dtype, varying_axes(x)) if 0 < x.nbytes <= largest else i, []).append(i)
+    flat = [jnp.concatenate([leaves[i].reshape(-1) for i in of_kind]) for of_kind in kinds.values()]
+
+    def apart(flat: list[Array]) -> list[Array]:
+        parts: dict[int, Array] = {}
+        for of_kind, joined in zip(kinds.values(), flat, strict=True):
+            ends = np.cumsum([leaves[i].size for i in of_kind])[:-1]
+            parts |= zip(of_kind, jnp.split(joined, ends), strict=True)
+        return [parts[i].reshape(x.shape) for i, x in enumerate(leaves)]
+
+    return flat, apart
 
 
 def _ring(bits: Array, root: Int[Array, ""], names: tuple[str, ...], chunks: int) -> Array:

@@ -93,7 +93,9 @@ def broadcast_rounded(
         else:
             last = [_real_parts(leaf) for leaf in r[0]]
             differences = jax.tree.map(_difference, real, last)
-            scales = jax.tree.map(lambda d, of: _scales(d, of) if _is_float(d) else None, differences, of_real)
+            scales = jax.tree.map(
+                lambda d, of: _scales(d, of) if _is_float(d) and d.size else None, differences, of_real
+            )
             numbers = jax.tree.map(
                 lambda d, of, s: d if s is None else _in_int8(d, s, of), differences, of_real, scales
             )
@@ -139,7 +141,7 @@ def _difference(x: Array, r: Array) -> Array:
 def _reconstructed(r: Array, shard: Shard, numbers: Array, scales: Array | None) -> Array:
     """What `_difference`, rounded, was taken from."""
     if scales is None:
-        return r ^ numbers
+        return r ^ numbers if r.size else r
     return _saturated(2 * (wide(r) / 2 + _spread(scales, r.shape, shard) * numbers.astype(scales.dtype)), r.dtype)
 
 

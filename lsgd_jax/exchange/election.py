@@ -102,8 +102,9 @@ def all_finite(tree: Any, model_axis_name: AxisName | None = None) -> Bool[Array
       tree: arrays or, over manual axes, the parts of them that a device has.
       model_axis_name: the axis, or the axes, over which the parts lie; only over these there is a collective.
     """
-    # Zero times a number is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
-    sums = [jnp.sum(x * 0) for x in jax.tree.leaves(inexact(tree))]
+    # A number less itself is 0 if it is finite, otherwise NaN; a sum is several times faster than a reduction of bools.
+    # (XLA writes the zeros of x * 0 to memory.)
+    sums = [jnp.sum(x - x) for x in jax.tree.leaves(inexact(tree))]
     finite = jnp.isfinite(jnp.stack(sums).sum()) if sums else jnp.array(True)
     return finite if model_axis_name is None else lax.psum(~finite, axis_names(model_axis_name)) == 0
 

@@ -232,13 +232,44 @@ def local_steps(
         last = jax.tree.map(lambda x: x[-1], of_steps)
         return state, last._replace(loss=of_steps.loss.mean(0))
 
+    unpacked: Callable[[Array], StepMetrics]
+
+    def packed_steps(*arguments: Any) -> tuple[TrainState, Array]:
+        nonlocal unpacked
+        state, metrics = steps(*arguments)
+        packed, unpacked = _packed(metrics)
+        return state, packed
+
+    # Workers would wait for each other once per array that all of them receive.
     in_specs = (STACKED, SHARED, STACKED, SHARED, SHARED, SHARED)
-    mapped = placement.over_workers(steps, in_specs, (STACKED, STACKED))
+    mapped = placement.over_workers(packed_steps, in_specs, (STACKED, STACKED))
+
+    def program(*arguments: Any) -> tuple[TrainState, StepMetrics]:
+        state, packed = mapped(*arguments)
+        return state, unpacked(lax.with_sharding_constraint(packed, placement.sharding(SHARED)))
+
     # Between programs, a worker's state stays sharded over its chips.
     shardings = placement.sharding(STACKED)
     if placement.chips > 1:
         shardings = jax.tree.map(lambda x: x.sharding, state_shapes(model, optimizer, placement))
-    return jax.jit(mapped, donate_argnums=0, out_shardings=(shardings, placement.sharding(SHARED)))
+    return jax.jit(program, donate_argnums=0, out_shardings=(shardings, placement.sharding(SHARED)))
+
+
+def _packed(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
+    """The bytes of a tree's arrays in one array, which is sent at once, and a function that makes the tree of them.
+
+    The function also takes the bytes of several workers, [..., byte], and makes their trees, [..., array].
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    ends = np.cumsum([x.size * x.dtype.itemsize for x in shapes])[:-1]
+
+    def unpacked(packed: Array) -> Any:
+        parts = zip(jnp.split(packed, ends, axis=-1), shapes, strict=True)
+        arrays = [part.view(x.dtype).reshape(*packed.shape[:-1], *x.shape) for part, x in parts]
+        return jax.tree.unflatten(treedef, arrays)
+
+    return jnp.concatenate([x.reshape(-1).view(jnp.uint8) for x in leaves]), unpacked
 
 
 def in_mode(model: nnx.Module, *, training: bool) -> nnx.Module:

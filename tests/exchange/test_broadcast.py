@@ -1,5 +1,6 @@
 """What a broadcast gives and sends."""
 
+import re
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from lsgd_jax import broadcast_from
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.exchange import broadcast_rounded, chosen_broadcast
+from lsgd_jax.exchange.broadcast import SMALL
 from tests.mapping import GROUPS, MAPPINGS, WORKERS, mapped, over_workers
 
 EVERYONE = ("group", "worker")
@@ -92,6 +94,16 @@ def test_what_every_method_sends():
         ("collective-permute", 2, 480 / 4 + 8),  # 30 numbers in 4 chunks are 4 times 8.
         ("all-gather", 4, 3 / 4 * 480),
     ]
+
+
+def test_on_cpus_small_arrays_are_sent_as_one():
+    """Workers wait for each other once for each operand of an all-reduce."""
+    sizes = [3, 5, 0, SMALL // 4 + 1, 7]
+    x = [np.arange(GROUPS * WORKERS * n, dtype=np.float32).reshape(GROUPS, WORKERS, n) for n in sizes]
+    program = mapped(lambda x: broadcast_from(x, 5, EVERYONE), "shard_map").lower(x).compile()
+    [sent] = re.findall(r"= (.*?) all-reduce\(", program.as_text())
+    assert sorted(map(int, re.findall(r"u32\[(\d+)\]", sent))) == [3 + 5 + 7, SMALL // 4 + 1]
+    jax.tree.map(lambda got, x: np.testing.assert_array_equal(got, np.broadcast_to(x[1, 1], x.shape)), program(x), x)
 
 
 @pytest.mark.parametrize("chunks", [4, 20])

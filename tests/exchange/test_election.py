@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsgd_jax import NOBODY, elect
-from lsgd_jax.exchange import elect_quorum
+from lsgd_jax.exchange import all_finite, elect_quorum
 from tests.mapping import MAPPINGS, over_workers
 
 SCORES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38])
@@ -51,6 +51,9 @@ def test_election_is_the_same_under_every_mapping(mapping):
     np.testing.assert_array_equal(everyone, np.full((2, 4), 4))
 
 
+all_finite_jitted = jax.jit(all_finite)
+
+
 def test_nobody_leads_when_all_scores_are_infinite_or_nan():
     scores = np.array([np.nan, np.inf, -np.inf, np.nan], np.float32)
     leaders = jax.jit(jax.vmap(lambda s: elect(s, "worker"), axis_name="worker"))(scores)
@@ -82,3 +85,15 @@ def test_a_quorum_is_near_the_lowest_score(kappa):
         np.testing.assert_array_equal(position, np.full(5, by_score[0] if by_score else NOBODY))
         np.testing.assert_array_equal(includes, expected)
         np.testing.assert_array_equal(count, np.full(5, expected.sum()))
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16, np.complex64])
+def test_one_number_that_is_not_finite_is_found(dtype):
+    """Among the largest ones, whose sum would not be finite, in an array of any size."""
+    largest = float(jnp.finfo(dtype).max)
+    for size in (3, 5000):
+        x = np.where(np.arange(size) % 3, largest, -largest).astype(dtype)
+        for bad, expected in ((largest, True), (np.nan, False), (np.inf, False), (-np.inf, False)):
+            x[size // 2] = bad
+            assert all_finite_jitted({"a": x, "b": np.ones(2, dtype), "c": np.array([7])}) == expected
