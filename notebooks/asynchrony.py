@@ -18,14 +18,27 @@
 # This notebook simulates it in virtual time, which is counted and not measured, so the results are the same on every
 # machine. `lsgd simulate` does the same on the command line, and `lsgd train --asynchronous` trains asynchronously in
 # real time.
+#
+# **You will learn**
+#
+# - how synchronous, joined and posted exchanges differ, and who waits for whom,
+# - how to simulate a straggler and read timelines and staleness,
+# - what waiting costs in time to a test error,
+# - how to model throughput with thousands of workers.
+#
+# **Run time:** about a minute on two CPU cores.
 
 # %%
-try:
-    from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, event_log, throughput, totals
-except ModuleNotFoundError:
-    raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
+# Install lsgd_jax if it is missing: from a clone of the repository, because it is not on a package index.
+import importlib.util
+import subprocess
+import sys
 
-import dataclasses
+SOURCE = ".."  # Path of the clone, or its git+https://... address. In the clone's notebooks/ folder, this is it.
+if importlib.util.find_spec("lsgd_jax") is None and subprocess.call([sys.executable, "-m", "pip", "install", SOURCE]):
+    raise SystemExit("Set SOURCE to a clone of the repository, and run this cell again.")
+
+# %%
 import os
 
 import jax
@@ -35,11 +48,12 @@ from IPython.display import Markdown
 
 from lsgd_jax.figures.simulation import draw_headlines, draw_staleness, draw_timeline, table, with_own_rate
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, event_log, throughput, totals
 from lsgd_jax.simulate.training import Network, train_on
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 # %matplotlib inline
-small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the pictures is of full size.
+small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about the full size.
 
 # %% [markdown]
 # ## Three ways to exchange
@@ -54,7 +68,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # whose steps take 0.1 seconds. The period is 4:
 
 # %%
-config = dataclasses.replace(PRESETS["digits"], groups=1, workers=4, steps=24)
+config = PRESETS["digits"].replace(groups=1, workers=4, steps=24)
 ways = ("lsgd", "lsgd-joined", "lsgd-posted")
 params = parameter_shapes(config)
 
@@ -90,7 +104,7 @@ for name, log in logs.items():
 
 # %%
 workers, steps, target = 8, 16 if small else 96, 0.05
-config = dataclasses.replace(PRESETS["digits"], groups=1, workers=workers, steps=steps, eval_every=4)
+config = PRESETS["digits"].replace(groups=1, workers=workers, steps=steps, eval_every=4)
 names = (*ways, "easgd", "data_parallel")
 network = Network(config)
 
@@ -137,14 +151,14 @@ draw_headlines(histories, config.task.headline, target)
 _, even = train(Cluster())
 
 
-def reached(course):
-    seconds = course.seconds_to(target)
+def reached(history):
+    seconds = history.seconds_to(target)
     return "not reached" if seconds is None else f"{seconds:.1f}"
 
 
-rows = ["| method | all alike | one at a tenth |", "|---|---|---|"]
+rows = ["| method | equal speeds | one worker at a tenth |", "|---|---|---|"]
 rows += [f"| {name} | {reached(even[name])} | {reached(histories[name])} |" for name in names]
-Markdown("virtual seconds to 5 % test error, one seed\n\n" + "\n".join(rows))
+Markdown("Virtual seconds to 5 % test error, one seed:\n\n" + "\n".join(rows))
 
 # %% [markdown]
 # Synchronous training is as slow as the straggler. Joined LSGD takes about twice as long as without it. Posted LSGD takes
@@ -165,9 +179,9 @@ model = jax.ShapeDtypeStruct((100_000_000,), np.float32)
 
 
 def share_computing(name, size, per_server):
-    config = dataclasses.replace(PRESETS["digits"], groups=size // 8, workers=8, steps=64, period=4)
+    config = PRESETS["digits"].replace(groups=size // 8, workers=8, steps=64, period=4)
     if SCHEDULES[name].method != "lsgd":
-        config = dataclasses.replace(config, period=16)  # As often as LSGD's workers exchange with all others.
+        config = config.replace(period=16)  # LSGD exchanges with all workers every 16 steps.
     cluster = Cluster(
         step_seconds=0.5,
         variation="lognormal",
@@ -183,8 +197,8 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
 for ax, per_server in zip(axes, (8, 64), strict=True):
     for name in names:
         ax.semilogx(sizes, [100 * share_computing(name, size, per_server) for size in sizes], ".-", label=name)
-    ax.set(title=f"a server for every {per_server} workers", xlabel="workers", ylim=(0, 102))
-axes[0].set_ylabel("share of time computing (%)")
+    ax.set(title=f"one server per {per_server} workers", xlabel="workers", ylim=(0, 102))
+axes[0].set_ylabel("efficiency: share of time computing (%)")
 axes[0].legend(fontsize=8)
 plt.show()
 
@@ -194,3 +208,12 @@ plt.show()
 # stay constant. The throughput of a board or a center depends on the number of servers; if there are few, workers queue
 # for them. Posted LSGD suffers most, because each worker reads the board every 4 steps, over the slow links. The
 # committed results for other assumptions are in [benchmarks/asynchronous/results](../benchmarks/asynchronous/results).
+
+# %% [markdown]
+# ## Try this
+#
+# - Make the straggler harmless: set its factor in `Cluster(slow=((0, 10.0),))` to `2.0`. Is joined LSGD still behind posted?
+# - Slow down half of the workers, `slow=tuple((i, 4.0) for i in range(4))`: who leads then, and how stale are the posts?
+# - Let step times vary at random, `Cluster(variation="lognormal", sigma=0.5)`: how long do synchronous workers wait though
+#   none of them is slow on average?
+# - In the model of throughput, set `global_bandwidth=1e11`: from how many workers on do servers matter?

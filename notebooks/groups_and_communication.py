@@ -15,20 +15,31 @@
 # # Groups of workers and communication cost
 #
 # Workers in groups have one local leader per group, and one global leader. This notebook shows who leads, what an
-# exchange sends (by formula, in the compiled program and as measured), and what periods and groups do to the test error
-# in a small experiment.
+# exchange sends (by formula and in the compiled program), and what periods and groups do to the test error in a small
+# experiment.
+#
+# **You will learn**
+#
+# - how to train with local and global leaders, and plot who leads,
+# - how many bytes each method sends, before anything is run,
+# - how broadcasts and wire formats change that, as seen in the compiled program,
+# - what rare exchanges and small groups cost in test error.
+#
+# **Run time:** about a minute on two CPU cores.
 
 # %%
-try:
-    from lsgd_jax import leader_pull
-except ModuleNotFoundError:
-    raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
+# Install lsgd_jax if it is missing: from a clone of the repository, because it is not on a package index.
+import importlib.util
+import subprocess
+import sys
 
-import dataclasses
-import json
+SOURCE = ".."  # Path of the clone, or its git+https://... address. In the clone's notebooks/ folder, this is it.
+if importlib.util.find_spec("lsgd_jax") is None and subprocess.call([sys.executable, "-m", "pip", "install", SOURCE]):
+    raise SystemExit("Set SOURCE to a clone of the repository, and run this cell again.")
+
+# %%
 import os
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +50,19 @@ from flax import nnx
 from IPython.display import Markdown
 from jax.sharding import AxisType, PartitionSpec
 
+from lsgd_jax import leader_pull
 from lsgd_jax.costs import ledger
 from lsgd_jax.costs.collectives import collectives
 from lsgd_jax.data import BatchIndices, load
 from lsgd_jax.exchange import sending
+from lsgd_jax.figures.run import draw_members
 from lsgd_jax.models import MODELS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
-# The CPU acts as four devices, for the compiled programs below. It has to be said before JAX is used.
+# Simulate four CPU devices, for the compiled programs below. This must come before JAX initializes its devices.
 jax.config.update("jax_num_cpu_devices", 4)
-small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the results is of full size.
+small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about the full size.
 
 # %% [markdown]
 # ## Local and global leaders
@@ -99,22 +112,20 @@ pulls = [leader_pull(0.1, axis_name="worker", period=4), leader_pull(0.1, axis_n
 local_leaders, global_leaders = [], []
 
 
-def note_leaders(params, state):
-    _, local, of_all = state
-    local_leaders.append(local.leader.position[0, :, 0])
-    global_leaders.append(of_all.leader.position[0, 0, 0])
+def record_leaders(params, state):
+    _, local_state, global_state = state
+    local_leaders.append(local_state.leader.position[0, :, 0])  # [group], each within its group.
+    global_leaders.append(global_state.leader.position[0, 0, 0])
 
 
-train(2, 4, pulls, steps=160, after_step=note_leaders)
-exchanges = np.arange(3, 160, 4)
+train(2, 4, pulls, steps=160, after_step=record_leaders)
+exchanges = np.arange(4, 161, 4)
+local_indices = np.array(local_leaders)[exchanges - 1] + 4 * np.arange(2)  # Among all workers, [exchange, group].
 figure, ax = plt.subplots(figsize=(11, 3))
-for group, color in enumerate(["tab:blue", "tab:orange"]):
-    leads = 4 * group + np.array(local_leaders)[exchanges, group]
-    ax.plot(exchanges + 1, leads, ".", color=color, markersize=8, label=f"leads group {group}")
-of_all = exchanges[3::4]
-ax.plot(of_all + 1, np.array(global_leaders)[of_all], "k*", markersize=11, label="leads all")
+draw_members(ax, exchanges, (local_indices[..., None] == np.arange(8)).any(1))
+ax.plot(exchanges[3::4], np.array(global_leaders)[exchanges[3::4] - 1], "k*", markersize=11, label="global leader")
 ax.axhline(3.5, color="0.8", linewidth=0.8)
-ax.set(xlabel="step", ylabel="worker", yticks=range(8))
+ax.set_title("filled: local leader of workers 0 to 3, and of workers 4 to 7")
 ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
@@ -131,15 +142,20 @@ plt.show()
 # %%
 preset = PRESETS["mnist1d"]
 shapes = parameter_shapes(preset)
-size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-print(f"{preset.groups} groups of {preset.workers} workers, {size:,} bytes of parameters\n")
+
+
+def size_of(params):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+
+
+print(f"{preset.groups} groups of {preset.workers} workers, {size_of(shapes):,} bytes of parameters\n")
 print(ledger.table(preset, shapes))
 
 # %% [markdown]
-# LSGD exchanges among 4 workers every 4 steps and among all 8 every 16; the other methods exchange among all 8 every 4
-# steps. By default, a leader costs what an average costs, because it is sent by a masked all-reduce. So groups do not
-# save bytes as such: LSGD's total is slightly higher. They save what crosses between groups, which is sent every 16 steps
-# instead of every 4.
+# LSGD and `quorum` exchange among 4 workers every 4 steps and among all 8 every 16; the other methods exchange among all 8
+# every 4 steps. By default, a leader costs what an average costs, because it is sent by a masked all-reduce. So groups do
+# not save bytes as such: LSGD's total is slightly higher than that of local SGD. They save what crosses between groups, which
+# is sent every 16 steps instead of every 4.
 #
 # ## Bytes in the compiled program
 #
@@ -166,36 +182,35 @@ def compiled(broadcast, wire=None):
     return collectives(jax.jit(mapped).lower(x, state, jnp.ones((2, 2))).compile().as_text())
 
 
-def sent_by_a_worker(each):
-    if each.senders is None:
-        return each.sent * each.times
-    # Some links of a chain of four workers, for one of the four who may lead.
-    return each.bytes * each.senders / 4 * each.times / 4
+def sent_per_worker(collective):
+    if collective.senders is None:
+        return collective.sent * collective.times
+    # Of a chain of four workers only some links are used, for one of the four possible leaders.
+    return collective.bytes * collective.senders / 4 * collective.times / 4
 
 
-ways = {
+variants = {
     "all_reduce": {"broadcast": "all_reduce"},
     "ring": {"broadcast": "ring"},
     "chain": {"broadcast": "chain"},
     "hierarchical": {"broadcast": "hierarchical"},
     "all_reduce, bfloat16": {"broadcast": "all_reduce", "wire": "bfloat16"},
     "all_reduce, int8": {"broadcast": "all_reduce", "wire": "int8"},
-    "all_reduce, delay 1": {"broadcast": "all_reduce", "delay": 1},
 }
-rows = ["| way | collectives in the program | sent by a worker / x | by the ledger |", "|---|---|---|---|"]
-for way, options in list(ways.items())[: 4 if small else None]:
+rows = ["| exchange | collectives in the program | sent per worker / x | by formula |", "|---|---|---|---|"]
+for name, options in list(variants.items())[: 4 if small else None]:
     found = compiled(**options)
     assert all(each.conditional for each in found)  # Nothing is sent between exchanges.
     kinds = Counter()
     for each in found:
         kinds[each.kind] += each.times
-    sent = sum(map(sent_by_a_worker, found)) / x[0, 0].nbytes
-    config = dataclasses.replace(preset, groups=1, workers=4, **options)
-    if way == "hierarchical":
-        config = dataclasses.replace(config, groups=2, workers=2, period=4, global_period=4)
+    sent = sum(map(sent_per_worker, found)) / x[0, 0].nbytes
+    config = preset.replace(groups=1, workers=4, **options)
+    if name == "hierarchical":
+        config = config.replace(groups=2, workers=2, period=4, global_period=4)
     by_formula = ledger.exchanges(config, jax.ShapeDtypeStruct(x[0, 0].shape, x.dtype))[-1].bytes_sent / x[0, 0].nbytes
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    rows.append(f"| {way} | {told} | {sent:.4f} | {by_formula:.4f} |")
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    rows.append(f"| {name} | {listed} | {sent:.4f} | {by_formula:.4f} |")
 Markdown("\n".join(rows))
 
 # %% [markdown]
@@ -205,67 +220,12 @@ Markdown("\n".join(rows))
 #   and is compiled for every possible leader.
 # - The hierarchical broadcast sends as much as the all-reduce here, but only its permutes cross between the groups: (32 +
 #   2 - 2) / (32 * 2) of |x|, a half.
-# - bfloat16 halves the bytes. int8 is a quarter, and one scale per block of 256 numbers. A delay changes when a leader is
-#   used, not what is sent.
+# - bfloat16 halves the bytes. int8 is a quarter, and one scale per block of 256 numbers.
 #
-# ## Measured bytes and times
-#
-# The committed measurements for 8 workers with one link of 200 Mbit/s each and 10 MB of parameters: bytes from the
-# kernel's counters, and time relative to an average.
-
-# %%
-folder = next(
-    p for p in (Path("benchmarks/communication/results"), Path("../benchmarks/communication/results")) if p.exists()
-)
-cells = json.loads((folder / "exchanges.json").read_text())["cells"]
-[cell] = [c for c in cells if (c["processes"], c["megabits"], c["parameters"]) == (8, 200, 2_500_000)]
-taken = {
-    way: (np.mean(of["bytes"]) / 1e7, np.median(of["seconds"]) / np.median(cell["ways"]["average"]["seconds"]))
-    for way, of in cell["ways"].items()
-}
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), sharey=True)
-for ax, values, title in zip(
-    (left, right), zip(*taken.values(), strict=True), ("sent by a worker / x", "time / an average's"), strict=True
-):
-    ax.bar_label(ax.barh(list(taken), values, color="tab:blue"), fmt="{:.2f}", padding=2, fontsize=8)
-    ax.set(title=title, xlim=(0, 1.2 * max(values)))
-left.invert_yaxis()
-plt.show()
-
-# %% [markdown]
-# Fewer bytes take less time, though not in proportion, with one exception: the hierarchical broadcast is slow among so
-# few workers on equal links. It is for links between groups that are slower than those within.
-#
-# What this means for training time depends on the link. The figure shows each method's wall-clock time to 8 % test error,
-# relative to data-parallel SGD:
-
-# %%
-measured = json.loads((folder / "constrained.json").read_text())
-
-
-def seconds_to(target, course):
-    return next((s for s, e in zip(course["seconds"], course["center_error"], strict=True) if e <= target), np.nan)
-
-
-figure, ax = plt.subplots(figsize=(9, 4))
-names = list(measured["links"]["200"])
-for offset, (megabits, histories) in enumerate(measured["links"].items()):
-    times = np.array([seconds_to(measured["target"], histories[name]) for name in names])
-    ax.barh(
-        np.arange(len(names)) + 0.27 * (offset - 1),
-        times / times[names.index("data parallel")],
-        0.25,
-        label=f"{megabits} Mbit/s",
-    )
-ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"time to {measured['target']:.0%}, data parallel = 1")
-ax.invert_yaxis()
-ax.legend(fontsize=8)
-plt.show()
-
-# %% [markdown]
-# The slower the link, the more rare exchanges gain over averaging at every step. Among the methods that exchange rarely,
-# local SGD gains more than LSGD at equal bytes (its period 32). The settings are described under [communication
-# benchmarks](../benchmarks/communication/README.md#wall-clock-time-over-limited-links).
+# Fewer bytes take less time, though not in proportion, and what that means for training time depends on the link. The
+# [communication benchmarks](../benchmarks/communication/README.md) have what has been measured over rate-limited links:
+# bytes from the kernel's counters, times per exchange, and each method's time to a test error. The slower the link, the more
+# rare exchanges gain over averaging at every step.
 #
 # ## Cost in test error
 #
@@ -275,7 +235,7 @@ plt.show()
 
 # %%
 steps, seeds = (64, 1) if small else (400, 3)
-periods = (16,) if small else (4, 16, 64)
+group_counts, periods = ((1, 2), (16,)) if small else ((1, 2, 4), (4, 16, 64))
 
 
 def test_errors(params):
@@ -283,41 +243,36 @@ def test_errors(params):
     return 100 * np.mean(np.argmax(logits, -1) != data.test_y, axis=1)
 
 
-shown = {}
-for groups in (1, 2) if small else (1, 2, 4):
-    for period in periods:
-        everyone = ("group", "worker")
-        if groups == 1:
-            pulls = [leader_pull(0.1, axis_name=everyone, period=period)]
-        else:
-            pulls = [
-                leader_pull(0.1, axis_name="worker", period=period),
-                leader_pull(0.1, axis_name=everyone, period=4 * period),
-            ]
-        of_workers, state = train(groups, 8 // groups, pulls, steps, seeds)
-        flat = jax.tree.map(lambda x: x.reshape(seeds, 8, *x.shape[3:]), of_workers)
-        best = state[-1].score.reshape(seeds, 8).argmin(1)
-        center, leader = (
-            jax.tree.map(lambda x: x.mean(1), flat),
-            jax.tree.map(lambda x: x[np.arange(seeds), best], flat),
-        )
-        config = dataclasses.replace(preset, groups=groups, workers=8 // groups, period=period)
-        sent = sum(each.bytes_sent / each.period for each in ledger.exchanges(config, params))
-        sent /= sum(x.nbytes for x in jax.tree.leaves(params))
-        shown[groups, period] = sent, test_errors(center), test_errors(leader).mean()
+def errors_of(groups, period):
+    """Test errors (%) of the center and of the best worker, one per seed."""
+    pulls = [leader_pull(0.1, axis_name=("group", "worker"), period=period if groups == 1 else 4 * period)]
+    if groups > 1:
+        pulls.insert(0, leader_pull(0.1, axis_name="worker", period=period))
+    params, state = train(groups, 8 // groups, pulls, steps, seeds)
+    params = jax.tree.map(lambda x: x.reshape(seeds, 8, *x.shape[3:]), params)
+    best = state[-1].score.reshape(seeds, 8).argmin(1)
+    center = jax.tree.map(lambda x: x.mean(1), params)
+    return test_errors(center), test_errors(jax.tree.map(lambda x: x[np.arange(seeds), best], params))
+
+
+def sent_per_step(groups, period):
+    config = preset.replace(groups=groups, workers=8 // groups, period=period)
+    return sum(each.bytes_sent / each.period for each in ledger.exchanges(config, params)) / size_of(params)
+
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
-for groups in dict.fromkeys(groups for groups, _ in shown):
-    sent, centers, leaders = zip(*(shown[groups, period] for period in periods), strict=True)
-    for ax, at in ((left, periods), (right, sent)):
-        [line] = ax.semilogx(at, np.mean(centers, 1), ".-", label=f"{groups} x {8 // groups} workers: center")
-        ax.semilogx(at, leaders, "--", color=line.get_color(), linewidth=1, label="and best worker")
-        ax.semilogx(at, centers, "o", color=line.get_color(), markersize=3, alpha=0.4)
-    left.set(xlabel="period", ylabel=f"test error (%), {seeds} seeds and their mean")
+for groups in group_counts:
+    centers, best = zip(*(errors_of(groups, period) for period in periods), strict=True)
+    for ax, x in ((left, periods), (right, [sent_per_step(groups, period) for period in periods])):
+        [line] = ax.semilogx(x, np.mean(centers, 1), ".-", label=f"{groups} x {8 // groups} workers: center")
+        ax.semilogx(x, centers, "o", color=line.get_color(), markersize=3, alpha=0.4)
+        ax.semilogx(x, np.mean(best, 1), "--", color=line.get_color(), linewidth=1, label="best worker")
+left.set(xlabel="period", ylabel=f"test error (%), mean and {seeds} seeds")
 left.set_xticks(periods, periods)
-left.minorticks_off()
-right.set(xlabel="sent by a worker in a step / x")
-right.minorticks_off()
+right.set(xlabel="sent per worker per step / x")
+right.set_xticks([0.03, 0.1, 0.3], [0.03, 0.1, 0.3])
+for ax in (left, right):
+    ax.minorticks_off()
 left.legend(fontsize=8)
 plt.show()
 
@@ -329,3 +284,13 @@ plt.show()
 #   exchange, which keeps the groups together, is four times as rare.
 #
 # This is a small, untuned network that is not suited to these data. It shows what to look at, not which period is best.
+
+# %% [markdown]
+# ## Try this
+#
+# - Set the local pull of the first example to `1.0`: all workers of a group restart from its leader. Look at how often the
+#   leader changes.
+# - Set `period=16` for both pulls there: is the global leader still always one of the local leaders?
+# - Look at the bytes of another preset, such as `PRESETS["cnn7-cifar10-4"]`: which method sends the least per step?
+# - Add `{"broadcast": "chain", "wire": "int8"}` to `variants`: what is left of |x|?
+# - Set both pulls of the last experiment to `0.5`: is the center still worse than the best worker with a period of 64?

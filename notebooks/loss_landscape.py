@@ -18,15 +18,27 @@
 # the loss look like in between? The notebook shows the plane through a worker, its local leader and the global leader,
 # the line from the global leader to the center, and the curvature of the loss at each point, next to those of independent
 # workers, which never exchange.
+#
+# **You will learn**
+#
+# - how to plot the loss on the plane through three networks, and on the line between two,
+# - how to estimate the curvature of the loss from Hessian-vector products,
+# - why the mean of LSGD's workers is a good model, and that of independent workers is not.
+#
+# **Run time:** about a minute on two CPU cores.
 
 # %%
-try:
-    from matfree import decomp, eig, stochtrace
+# Install what is missing: matfree, and lsgd_jax from a clone of the repository, because it is not on a package index.
+import importlib.util
+import subprocess
+import sys
 
-    from lsgd_jax.methods import METHODS
-except ModuleNotFoundError:
-    raise SystemExit("Install the packages first: run `pip install . matfree` in the repository's folder.") from None
+SOURCE = ".."  # Path of the clone, or its git+https://... address. In the clone's notebooks/ folder, this is it.
+missing = [of for name, of in (("matfree", "matfree"), ("lsgd_jax", SOURCE)) if importlib.util.find_spec(name) is None]
+if missing and subprocess.call([sys.executable, "-m", "pip", "install", *missing]):
+    raise SystemExit("Set SOURCE to a clone of the repository, and run this cell again.")
 
+# %%
 import os
 
 import jax
@@ -37,11 +49,13 @@ import optax
 from flax import nnx
 from IPython.display import Markdown
 from jax.flatten_util import ravel_pytree
+from matfree import decomp, eig, stochtrace
 
 from lsgd_jax.data import BatchIndices, load
+from lsgd_jax.methods import METHODS
 from lsgd_jax.models import MODELS
 
-small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the pictures is of full size.
+small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about the full size.
 
 # %% [markdown]
 # ## Training
@@ -51,7 +65,7 @@ small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is s
 # here, because planes are easier to plot through vectors.
 
 # %%
-groups, workers, steps = 2, 4, 100 if small else 2000
+groups, workers, steps = 2, 4, 36 if small else 2000
 data = load("mnist1d")
 build, _ = MODELS["mlp"]
 graphdef, params = nnx.split(build(data.train_x.shape[1:], data.classes, rngs=nnx.Rngs(0)), nnx.Param)
@@ -67,7 +81,7 @@ def loss_fn(vector, x, y):
 
 
 def train(name):
-    """The workers' vectors and scores, [group, worker, ...]."""
+    """Train by a method; returns the parameters and the score of each worker, [group, worker, ...]."""
     method = METHODS[name]
     options = {"axis_name": ("group", "worker")}
     if name == "lsgd":
@@ -84,7 +98,7 @@ def train(name):
     batches = BatchIndices(
         examples=len(data.train_y), workers=groups * workers, batch_size=32, sampling="shards", seed=0
     )
-    # One step less, so that all are as far from the last exchange as they get.
+    # Stop one step before an exchange, where workers are furthest apart.
     for t in range(steps - 1):
         examples = batches(t).reshape(groups, workers, -1)
         now = step(*now, data.train_x[examples], data.train_y[examples])
@@ -133,7 +147,7 @@ Markdown("\n".join(rows))
 
 # %%
 def plane_through(of):
-    """The origin, an orthonormal basis [2, n], and the coordinates of all points."""
+    """Return the origin of the plane, an orthonormal basis [2, n], and the coordinates of all points."""
     origin = of["global leader"]
     basis, _ = np.linalg.qr(np.stack([of["local leader"] - origin, of["worker"] - origin], axis=1))
     return origin, basis.T, {point: (vector - origin) @ basis for point, vector in of.items()}
@@ -156,7 +170,7 @@ for ax, (name, of) in zip(axes, points.items(), strict=True):
     heights = np.log10(losses_on(origin, basis, grid)).reshape(side, side)
     drawn = ax.contourf(xs, ys, heights, levels=24, cmap="viridis")
     ax.contour(xs, ys, heights, levels=24, colors="white", linewidths=0.3)
-    figure.colorbar(drawn, ax=ax, label="log10 of the training loss")
+    figure.colorbar(drawn, ax=ax, label="log10(training loss)")
     for point, place in places.items():
         label = f"{point}, projected" if point == "center" else point
         ax.plot(*place, marks[point], color="white", markeredgecolor="black", markersize=12, label=label)
@@ -170,7 +184,7 @@ for name, of in points.items():
     off = np.linalg.norm(of["center"] - origin - places["center"] @ basis)
     on_plane = float(train_loss(origin + places["center"] @ basis))
     print(
-        f"{name:12} the center is {off:.2f} off the plane: loss {train_loss(of['center']):.3f}, where it is drawn {on_plane:.3f}"
+        f"{name:12} the center is {off:.2f} off the plane: loss {train_loss(of['center']):.3f}, at its projection {on_plane:.3f}"
     )
 
 # %% [markdown]
@@ -237,3 +251,13 @@ Markdown("\n".join(rows))
 # All of this is one seed of a small network. It shows why LSGD can report a mean at all: the pulls keep the workers so
 # close together that the loss between them is lower than at the workers. [The notebook on groups and
 # communication](groups_and_communication.ipynb) shows at its end how rare exchanges undo this.
+
+# %% [markdown]
+# ## Try this
+#
+# - Set the `period` to `64` and the `global_period` to `256`: is the center still lower than the workers, and are the workers
+#   still in one basin?
+# - Drop the learning rate at the end, by `optax.piecewise_constant_schedule(0.1, {1500: 0.1})` in place of `0.1`: the noise
+#   that keeps workers on the walls of the basin is smaller. How much better is the center then?
+# - Set `seed=1` in `BatchIndices`: is the picture the same for another order of the data?
+# - Plot the test loss on the plane: use `data.test_x` and `data.test_y` in `losses_on`. Is its minimum at the same place?

@@ -17,13 +17,27 @@
 # This notebook trains a Flax NNX network with dropout and batch normalization on your own arrays, with AdamW, a
 # learning-rate schedule, and workers in groups. One function defines what a worker does in one step. `jax.vmap` maps it
 # over arrays on one device, and `jax.shard_map` over devices.
+#
+# **You will learn**
+#
+# - how to train an NNX module with batch statistics and dropout as the model of each worker,
+# - how to add local and global pulls, with schedules, to any optax optimizer,
+# - how to run the same step on one device and on several,
+# - how to change the pull during a run without recompiling.
+#
+# **Run time:** about a minute on two CPU cores.
 
 # %%
-try:
-    from lsgd_jax import leader_pull
-except ModuleNotFoundError:
-    raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
+# Install lsgd_jax if it is missing: from a clone of the repository, because it is not on a package index.
+import importlib.util
+import subprocess
+import sys
 
+SOURCE = ".."  # Path of the clone, or its git+https://... address. In the clone's notebooks/ folder, this is it.
+if importlib.util.find_spec("lsgd_jax") is None and subprocess.call([sys.executable, "-m", "pip", "install", SOURCE]):
+    raise SystemExit("Set SOURCE to a clone of the repository, and run this cell again.")
+
+# %%
 import os
 
 import jax
@@ -34,12 +48,13 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lsgd_jax import leader_pull
 from lsgd_jax.data import BatchIndices
 
 groups, workers = 2, 4
-# The CPU acts as that many devices. It has to be said before JAX is used.
+# Simulate a CPU device per worker. This must come before JAX initializes its devices.
 jax.config.update("jax_num_cpu_devices", groups * workers)
-small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the results is of full size.
+small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about the full size.
 
 # %% [markdown]
 # ## Data
@@ -70,7 +85,7 @@ test_x, test_y = spirals(2000, seed=1)
 # %%
 class Network(nnx.Module):
     def __init__(self, units, *, rngs):
-        # Without biases, since batch normalisation has its own.
+        # No biases: batch normalization has its own.
         self.dense = nnx.List([nnx.Linear(size, units, use_bias=False, rngs=rngs) for size in (2, units)])
         self.norms = nnx.List([nnx.BatchNorm(units, momentum=0.9, rngs=rngs) for _ in self.dense])
         self.dropout = nnx.Dropout(0.1)
@@ -151,7 +166,7 @@ spec = PartitionSpec("group", "worker")
 
 
 def on_own_device(*stacked):
-    own = jax.tree.map(lambda x: x[0, 0], stacked)  # A device's part of the worker axes is of size 1.
+    own = jax.tree.map(lambda x: x[0, 0], stacked)  # Each device holds one worker: both worker axes have size 1.
     return jax.tree.map(lambda x: x[None, None], step_with(tx)(*own))
 
 
@@ -183,13 +198,13 @@ def train(step, now, first, end, after_step=None):
 
 
 by_vmap = train(vmapped, start(tx), 0, 32)
-# Each worker's part is put where it belongs, or the first step would be compiled twice: for one device, and for eight.
+# Shard the start over the devices; otherwise the step is compiled twice, for one device and for eight.
 by_shard_map = train(sharded, jax.device_put(start(tx), NamedSharding(mesh, spec)), 0, 32)
 
 difference = max(
     float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (by_vmap[0], by_shard_map[0])), strict=True)
 )
-print("a parameter lies on", len(jax.tree.leaves(by_shard_map[0])[0].sharding.device_set), "devices")
+print("devices that hold a part of each array:", len(jax.tree.leaves(by_shard_map[0])[0].sharding.device_set))
 print(
     f"after 32 steps, with two global exchanges, parameters differ by less than {10 ** np.ceil(np.log10(difference)):g}"
 )
@@ -230,7 +245,7 @@ plt.contourf(
 )
 for label, color in enumerate(["tab:blue", "tab:orange", "tab:green"]):
     plt.plot(*train_x[train_y == label][:250].T, ".", color=color, markersize=3)
-plt.gca().set(aspect="equal", title="what the center says, and training examples", xticks=[], yticks=[])
+plt.gca().set(aspect="equal", title="predictions of the center, and training examples", xticks=[], yticks=[])
 plt.show()
 
 # %% [markdown]
@@ -264,14 +279,14 @@ center, center_rest = (jax.tree.map(lambda x: x.mean((0, 1)), tree) for tree in 
 print(f"test error of the center: {error(center, center_rest):.1%}")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5))
-left.plot(np.arange(32, steps), np.array(distances), label="by a schedule, groups")
-left.plot(np.array(distances_by_hand), label="by hand, one group")
+left.plot(np.arange(32, steps), np.array(distances), label="schedule, two groups")
+left.plot(np.array(distances_by_hand), label="set by hand, one group")
 left.axhline(1.0, color="0.6", linewidth=0.8, linestyle=":")
-left.set(xlabel="step", ylabel="mean distance to the global leader")
+left.set(xlabel="local steps", ylabel="mean distance to the global leader")
 left.legend(fontsize=8)
-right.plot(np.arange(steps), [growing(t) for t in range(steps)], label="by a schedule")
-right.plot(np.array(pulls), label="by hand")
-right.set(xlabel="step", ylabel="pull", ylim=(0, 0.4))
+right.plot(np.arange(steps), [growing(t) for t in range(steps)], label="schedule")
+right.plot(np.array(pulls), label="set by hand")
+right.set(xlabel="local steps", ylabel="pull", ylim=(0, 0.4))
 right.legend(fontsize=8, loc="upper left")
 plt.show()
 
@@ -279,3 +294,15 @@ plt.show()
 # The distances are those to the leader at the last exchange, before the pull. Set by hand, the pull rises while the
 # workers drift apart and falls when they are close. At the end, the learning rate is so low that they stay together
 # almost without it.
+
+# %% [markdown]
+# ## Try this
+#
+# - Set `growing = optax.constant_schedule(0.3)`, or `0.02`. Look at the distance to the leader in the last figure, and at
+#   the test errors of the center and the leader.
+# - Set `groups, workers = 1, 8` or `4, 2`: the same eight workers with other local leaders. Does the test error depend on it?
+# - Replace `optax.adamw(learning_rate, weight_decay=1e-3)` by `optax.sgd(0.3, momentum=0.9)` in both chains. Look at the
+#   distances: are they still near 1 when the pull is set by hand?
+# - Set the distance that `set_pull` aims at from `1.0` to `0.2`, and look at how strong the pull gets.
+# - Average only the parameters: evaluate the center with one worker's statistics,
+#   `error(center, jax.tree.map(lambda x: x[0, 0], now[1]))`, in place of the mean of all.

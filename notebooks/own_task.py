@@ -16,27 +16,40 @@
 #
 # A task is your data, your network and what you measure, in one class. `lsgd train`, `compare`, `report` and all other
 # commands take it from its file. [The documentation](../docs/own_task.md) has the details.
+#
+# **You will learn**
+#
+# - how to write a task: data, network and measures, with an option of your own,
+# - how to train it, and load the trained network in Python,
+# - how to compare methods on it, and get a report in HTML.
+#
+# **Run time:** about a minute on two CPU cores.
 
 # %%
-try:
-    from lsgd_jax.trained import load_trained
-except ModuleNotFoundError:
-    raise SystemExit("Install the package first: run `pip install .` in the repository's folder.") from None
-
-import os
-import shlex
+# Install lsgd_jax if it is missing: from a clone of the repository, because it is not on a package index.
+import importlib.util
 import subprocess
 import sys
+
+SOURCE = ".."  # Path of the clone, or its git+https://... address. In the clone's notebooks/ folder, this is it.
+if importlib.util.find_spec("lsgd_jax") is None and subprocess.call([sys.executable, "-m", "pip", "install", SOURCE]):
+    raise SystemExit("Set SOURCE to a clone of the repository, and run this cell again.")
+
+# %%
+import os
+import shlex
 import tempfile
 from pathlib import Path
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Image
 
-small = "LSGD_SMALL" in os.environ  # So that the tests are quick; all that is said of the results is of full size.
-os.environ.pop("FORCE_COLOR", None)  # Jupyter sets it; progress bars are for terminals.
-os.chdir(tempfile.mkdtemp())  # A folder for the file and the runs.
+from lsgd_jax.trained import load_trained
+
+small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about the full size.
+os.environ.pop("FORCE_COLOR", None)  # Set by Jupyter; without it, commands print plain lines and no progress bar.
+os.chdir(tempfile.mkdtemp())  # For the file of the task and the runs.
 sys.path.insert(0, os.getcwd())
 
 # %% [markdown]
@@ -59,7 +72,7 @@ from lsgd_jax.task import Data, Headline, Task
 
 
 def after(seconds, angle, velocity):
-    """The angle after some seconds, in steps of a millisecond."""
+    """Angle after some seconds, by steps of a millisecond."""
     for _ in range(int(1000 * seconds)):
         velocity = velocity - 0.001 * 9.81 * np.sin(angle)
         angle = angle + 0.001 * velocity
@@ -68,7 +81,7 @@ def after(seconds, angle, velocity):
 
 @dataclasses.dataclass(frozen=True)
 class Pendulum(Task):
-    """A network with two hidden layers learns where a pendulum is after one second."""
+    """Predict where a pendulum is after one second, by a network with two hidden layers."""
 
     headline = Headline("degrees", "test error in degrees")
     units: int = 32
@@ -116,7 +129,7 @@ def lsgd(command):
     done.check_returncode()
 
 
-length = "--steps 16 --eval-every 8" if small else ""
+length = "--steps 16 --eval-every 16" if small else ""
 lsgd(f"train ./pendulum.py:preset --run-dir runs/pendulum --units 48 {length}")
 
 # %%
@@ -129,14 +142,16 @@ Image("runs/pendulum/curves.png", width=900)
 import pendulum
 
 trained = load_trained("runs/pendulum")
-angle = jnp.linspace(-2, 2, 100)
+angle = np.linspace(-2, 2, 100)
 for velocity, color in ((0, "tab:blue"), (1.5, "tab:orange")):
-    start = jnp.stack([angle, jnp.full_like(angle, velocity)], 1)
-    plt.plot(angle, pendulum.after(1.0, *start.T), color=color, alpha=0.3, linewidth=5, label=f"velocity {velocity}")
+    start = np.stack([angle, np.full_like(angle, velocity)], 1)
+    plt.plot(
+        angle, pendulum.after(1.0, *start.T), color=color, alpha=0.3, linewidth=5, label=f"initial velocity {velocity}"
+    )
     plt.plot(angle, trained.center(start)[:, 0], color=color, linewidth=1)
-plt.xlabel("angle at the start")
-plt.ylabel("angle after one second")
-plt.legend(title="wide: the pendulum, thin: the network", fontsize=8)
+plt.xlabel("initial angle (rad)")
+plt.ylabel("angle after one second (rad)")
+plt.legend(title="wide: simulation, thin: network", fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -164,3 +179,12 @@ Image("runs/comparison/comparison.png", width=900)
 # %%
 lsgd("report runs/pendulum runs/comparison/easgd/seed-0 --out report.html")
 print(f"report.html has {Path('report.html').stat().st_size / 1e3:.0f} kB")
+
+# %% [markdown]
+# ## Try this
+#
+# - Pass `--units 8` or `--units 128` to `lsgd train`, with another `--run-dir`: how does the test error depend on the size?
+# - Sample starts from `uniform(-3, 3)` in `data`: a pendulum near the top is hard to predict. Look at where the network is
+#   off in the plot.
+# - Set `period=64` in the preset: look at how far the workers are from their leader, in the report.
+# - Add `--tune` to `lsgd compare` (it takes some minutes): does a method win when each has its own learning rate?

@@ -1,11 +1,13 @@
 """Notebooks and their paired scripts; the notebooks themselves are executed by `pytest --nbmake`."""
 
+import re
 from pathlib import Path
 
 import jupytext
 import pytest
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.py"))
+each_notebook = pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def test_there_are_notebooks():
@@ -15,6 +17,7 @@ def test_there_are_notebooks():
         "own_task",
         "language_model",
         "comparing_methods",
+        "quorum",
         "paper_figures",
         "groups_and_communication",
         "asynchrony",
@@ -22,7 +25,7 @@ def test_there_are_notebooks():
     }
 
 
-@pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
+@each_notebook
 def test_a_notebook_has_the_cells_of_its_script_and_outputs(script):
     notebook = jupytext.read(script.with_suffix(".ipynb"))
 
@@ -31,3 +34,16 @@ def test_a_notebook_has_the_cells_of_its_script_and_outputs(script):
 
     assert cells(notebook) == cells(jupytext.read(script))
     assert any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+
+
+@each_notebook
+def test_a_notebook_says_what_it_teaches_and_what_to_try(script):
+    opening, install, *cells, ending = jupytext.read(script).cells
+    goals = opening.source.partition("**You will learn**\n\n")[2]
+    assert 2 <= len(re.findall("^- ", goals, re.MULTILINE)) <= 4
+    assert re.search(r"\*\*Run time:\*\* about .+ on two CPU cores", goals)
+    assert 'importlib.util.find_spec("lsgd_jax")' in install.source or '("lsgd_jax", SOURCE)' in install.source
+    assert ending.source.startswith("## Try this\n")
+    assert 3 <= len(re.findall("^- ", ending.source, re.MULTILINE)) <= 5
+    # It needs no files of the repository, and so works outside of it, too.
+    assert not any("benchmarks" in cell.source for cell in cells if cell.cell_type == "code")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metr
 MOST_WORKERS = 2**16
 """Workers per figure."""
 MOST_BARS = 256
-"""Workers up to which each gets a bar; beyond, the figure shows the outline."""
+"""Workers up to which each gets a row and a bar; beyond, the figure shows points and the outline."""
 MOST_NUMBERS = 10**8
 """Numbers per metric, over all workers and evaluations of a run."""
 
@@ -51,7 +51,10 @@ def draw(run: Path | str) -> Path:
     if len(leaders):
         count = max(curves.workers.shape[1], leaders.max() + 1)  # Some may have left before an evaluation.
         identity, share = panels[1]
-        draw_strip(identity, exchange_steps, leaders, count)
+        if count > MOST_BARS:
+            draw_leaders(identity, exchange_steps, leaders, count)
+        else:
+            draw_members(identity, exchange_steps, leaders[:, None] == np.arange(count))
         draw_shares(share, leaders, count)
         identity.set_title("global leader")
         share.set_title(f"exchanges led by each worker ({len(leaders)} total)")
@@ -197,16 +200,24 @@ def scale(axes: Axes, *values: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter("{x:g}")
 
 
-def draw_strip(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
-    """Plot who led, out of `count` workers, as a row per worker in which its exchanges are filled."""
-    led = np.ma.masked_less(np.where(np.arange(count)[:, None] == leaders, leaders, -1), 0)
+def draw_members(
+    axes: Axes, steps: Int[np.ndarray, " exchanges"], members: Bool[np.ndarray, "exchanges workers"]
+) -> None:
+    """Plot who leads, or who is in the quorum, as a row per worker that is filled from such an exchange to the next.
+
+    Args:
+      axes: to plot on.
+      steps: local steps at which workers exchange, in order; at least one.
+      members: whether each worker leads, or is in the quorum, from that exchange on.
+    """
+    count = members.shape[1]
+    filled = np.ma.masked_array(np.tile(np.arange(count)[:, None], len(steps)), ~members.T)
     edges = np.concatenate([steps, steps[-1:] + np.diff(steps[-2:], prepend=0)[-1:]])
     colors = ListedColormap([color for color, _ in looks(count)])
-    if count > MOST_BARS:
-        draw_leaders(axes, steps, leaders, count)
-        return
-    axes.pcolormesh(edges, np.arange(count + 1) - 0.5, led, cmap=colors, vmin=-0.5, vmax=count - 0.5, rasterized=True)
-    axes.set(xlabel="local steps", ylabel="index of the leader", yticks=_ticks(count))
+    axes.pcolormesh(
+        edges, np.arange(count + 1) - 0.5, filled, cmap=colors, vmin=-0.5, vmax=count - 0.5, rasterized=True
+    )
+    axes.set(xlabel="local steps", ylabel="worker", yticks=_ticks(count))
 
 
 def draw_leaders(axes: Axes, steps: np.ndarray, leaders: np.ndarray, count: int) -> None:
