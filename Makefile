@@ -30,7 +30,7 @@ serve: $(MKDOCS) ## The documentation in a browser, built again when a page chan
 
 demo: $(RUNTIME) ## The main job: LSGD and its peers on the embedded data, with a table and a picture.
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
-	  --steps 1600 --eval-every 50 --seeds 0..1 --out runs/demo
+	  --steps 1200 --eval-every 100 --seeds 0..1 --out runs/demo
 
 comparison: $(RUNTIME) ## The committed comparisons, tuned, 8 seeds, at 4 and 16 workers: about two hours on two cores.
 	$(BIN)/lsgd compare mnist1d --dataset mnist1d-10k --groups 1 --workers 4 --steps 2000 --eval-every 100 \

@@ -8,6 +8,7 @@ both processes.
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import socket
@@ -150,6 +151,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if importlib.util.find_spec("grpc") is None:
+        parser.error("this compares with gRPC: pip install grpcio.")
     taken = measure(arguments.rounds)
     print("| size | transport | MB/s | of a plain socket's | CPU seconds per GB | of a plain socket's |")
     print("|---|---|---|---|---|---|")

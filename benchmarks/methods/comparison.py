@@ -14,19 +14,22 @@ not trained again.
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lsgd_jax import files
 from lsgd_jax.compare.comparison import TUNING_SEEDS
 from lsgd_jax.compare.statistics import finite
 from lsgd_jax.config import Config
+from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.environment import environment
@@ -152,19 +155,24 @@ def main() -> None:
     if arguments.processes > 1:
         command = [sys.executable, "-m", "benchmarks.methods.comparison", "--only", *arguments.only]
         command += ["--out", str(arguments.out)]
-        others = [subprocess.Popen(command) for _ in range(arguments.processes)]
-        sys.exit(max(other.wait() for other in others))
+        shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # Else the first takes most of a GPU's memory.
+        others = [subprocess.Popen(command, env=shared) for _ in range(arguments.processes)]
+        codes = [other.wait() for other in others]
+        sys.exit(int(any(codes)))
     for cell in cells(arguments.only):
         path, claim = (arguments.out / f"{cell.name}{suffix}" for suffix in (".json", ".claim"))
-        with suppress(FileExistsError):
-            claim.mkdir()  # By one process only.
-            try:
+        if path.exists():
+            continue
+        claim.mkdir(exist_ok=True)
+        try:
+            with files.lock(claim, "let it train this cell"):  # It ends with the process.
                 if not path.exists():
                     found = measure(cell)
-                    path.write_text(json.dumps(found, indent=1) + "\n")
+                    files.write(path, json.dumps(found, indent=1) + "\n")
                     print(f"{cell.name}: {found['seconds']:.0f} s", flush=True)
-            finally:
-                claim.rmdir()
+                shutil.rmtree(claim)
+        except UsageError as error:
+            print(error, flush=True)
 
 
 if __name__ == "__main__":

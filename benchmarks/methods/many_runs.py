@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from lsgd_jax.compare.comparison import VALIDATION
 from lsgd_jax.config import Config
 from lsgd_jax.data import Data, Feed
 from lsgd_jax.exchange import worker_index
@@ -29,8 +30,6 @@ from lsgd_jax.train.setup import feed_from, make_model, step_key
 from lsgd_jax.train.step import TrainState, in_mode, worker_step
 
 AXES = ("worker",)
-VALIDATION = 0.2
-"""Share of the training data that is held out for tuning."""
 
 
 class Run(NamedTuple):
@@ -51,8 +50,10 @@ class ManyRuns:
           config: of all runs, in one group, in which workers may be unsound. It has no batch normalization.
           data: its task's examples, in memory.
         """
-        if config.groups > 1 or config.task.has_batch_norm:
-            raise ValueError("many runs at once are of one group, without batch normalization.")
+        plain = {"groups": 1, "learning_rates": "equal", "learning_rate_drops_in": "fractions"}
+        plain |= {"elect_by": "training_losses", "chips_per_worker": 1}
+        if config.task.has_batch_norm or any(getattr(config, name) != value for name, value in plain.items()):
+            raise ValueError(f"many runs at once are without batch normalization, and with {plain}.")
         self.config, self.data = config, data
         method = METHODS[config.method]
         self.kinds = ["own"] if method.exchanges == "never" else ["own", "tail_mean"]

@@ -128,7 +128,8 @@ def report_result(config: Config, run_dir: Path, measured: float) -> None:
         result = f"{headline.title} of the evaluated model after {config.steps} steps: {headline.text(measured)}"
         details = f"{sent / 1e6:,.2f} MB sent per worker"
         if len(leaders):
-            details += f", leader changes: {np.count_nonzero(np.diff(leaders))} in {len(leaders)} exchanges"
+            leader = "global leader" if config.groups > 1 else "leader"
+            details += f", {leader} changes: {np.count_nonzero(np.diff(leaders))} in {len(leaders)} exchanges"
         print(f"{result}; {details}; see {picture}")
 
 

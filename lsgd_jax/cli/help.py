@@ -83,7 +83,7 @@ def show(name: str, command: Callable, arguments: Sequence[str], own: str | None
         cluster = get_type_hints(command)["cluster"]
         parts += ["", "cluster", *(each.lines(columns, width) for each in _fields(cluster, None).values())]
     if preset is not None:
-        parts += _configured(_with_method(presets.find(preset), arguments), refused, columns, width)
+        parts += _configured(_as_given(presets.find(preset), arguments), refused, columns, width)
     elif takes_preset:
         parts += ["", f"lsgd {name} PRESET --help shows the options that override a preset."]
     return "\n".join(parts)
@@ -148,12 +148,17 @@ def _configured(config: Config, refused: Collection[str], columns: int, width: i
     )
 
 
-def _with_method(config: Config, arguments: Sequence[str]) -> Config:
-    """The configuration with the method that a command line names, if it can have it."""
-    for flag, value in itertools.pairwise(arguments):
-        if flag == "--method" and value in METHODS:
-            with contextlib.suppress(ValueError):
-                return config.replace(method=value)
+def _as_given(config: Config, arguments: Sequence[str]) -> Config:
+    """The configuration with the numbers and words that a command line gives, as far as it can have them."""
+    given = {}
+    for flag, value in itertools.pairwise(itertools.chain(*(each.split("=", 1) for each in arguments))):
+        if flag.startswith("--"):
+            given[flag[2:].replace("-", "_")] = value
+    for name in sorted(given, key=lambda name: name != "method"):
+        for kind in (int, float, str):
+            with contextlib.suppress(ValueError, TypeError):
+                config = config.replace(**{name: kind(given[name])})
+                break
     return config
 
 

@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_type_hints
 
@@ -120,6 +121,10 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
     if "options" in parameters:
         first = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
         known = [*presets.PRESETS, *([own] if own else [])]
+        needed = parameters["options"].default is inspect.Parameter.empty and not {"-h", "--help"} & {*arguments}
+        if first is None and needed:
+            shown = f"lsgd {arguments[0]}"
+            raise UsageError(f"{shown} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
         if first is not None and first not in known:
             raise UsageError(overview.misspelt("preset", first, known))
         configs = [presets.find(name) for name in ([first] if first else known)]
@@ -144,11 +149,34 @@ def in_a_sentence() -> Iterator[None]:
         with contextlib.redirect_stderr(said):
             yield
     except SystemExit:
-        lines = [line.strip("│| ") for line in said.getvalue().splitlines()[1:]]
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+        lines = [line.strip("│| ") for line in plain.splitlines()[1:]]
         texts = itertools.groupby(lines, lambda line: not re.fullmatch(r"[─╰╯+-]*", line))
         text = next((" ".join(part) for is_text, part in texts if is_text), "")  # Help follows, after a line.
-        text = re.sub(r" *\(required\)", "", text).rstrip(".")
-        raise UsageError(f"{text[:1].lower()}{text[1:]}.") from None
+        if not text:
+            raise
+        raise UsageError(_in_own_words(text)) from None
+    sys.stderr.write(said.getvalue())
+
+
+def _in_own_words(text: str) -> str:
+    """A sentence for what tyro says."""
+    if found := re.match(r"Error parsing (\S+): (invalid literal|could not convert string to float).*: ('.*')", text):
+        kind = "a whole number" if found[2] == "invalid literal" else "a number"
+        return f"{found[1]} must be {kind}, got {found[3]}."
+    if found := re.match(r"Missing value for argument '(.*?)'", text):
+        return f"{found[1]} needs a value."
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
+        known = sorted(set(re.findall(r"'([^']+)'", found[3])) - {"None"})
+        close = overview.nearest(found[1], known)
+        nearest = f"; did you mean {close}?" if close else "."
+        return f"{found[2]} must be one of {', '.join(known)}, got {found[1]!r}{nearest}"
+    if found := re.match(r"Missing from (lsgd.*?): (\S+) ([^.]*)", text):
+        what = found[3].removesuffix(" (required)").strip()
+        return f"{found[1]} needs {found[2]}, the {what}; {found[1]} --help says more."
+    if found := re.match(r"Unrecognized options: (.*)", text):
+        return f"{found[1]} is no argument here; values in a list are separated by commas, without spaces."
+    return f"{text[:1].lower()}{text[1:].rstrip('.')}."
 
 
 def with_presets(command: Callable, own: str | None) -> Callable:

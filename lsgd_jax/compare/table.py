@@ -17,7 +17,7 @@ def rows_of(summary: dict[str, Any]) -> list[list[str]]:
     name, unit, at_target = headline.name, summary["unit"], _target(summary, headline)
     header = [
         "method",
-        "hyper-parameters",
+        "hyperparameters",
         f"final {name} (95 %)",
         *(["perplexity"] if headline.perplexity else []),
         "median",

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 
 from lsgd_jax.distributed.children import (
@@ -31,6 +31,7 @@ LONG = 60.0
 """Seconds after which a process has lived for so long that its restarts are counted from zero."""
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 """Environment variable of JAX: where compiled programs are kept."""
+_CACHE_WARNINGS = [f"ignore:Error {doing} persistent compilation cache entry" for doing in ("reading", "writing")]
 NOTICE = 0.1
 """Seconds within which a hang, or a restart that is due, is noticed."""
 
@@ -134,10 +135,11 @@ class _Supervisor:
         self._codes: list[int] = []
 
     def run(self) -> int:
-        programs = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
-        with programs as folder, passing_on_signals(self._children) as received:
+        with passing_on_signals(self._children) as received, ExitStack() as kept:
             if COMPILED not in self._environment:
-                self._environment |= _keeping_programs_in(folder)
+                with suppress(OSError):  # Without one, replacements compile anew.
+                    folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+                    self._environment |= _keeping_programs_in(kept.enter_context(folder))
             try:
                 while self._is_running(received):
                     self._start_due(received)
@@ -225,9 +227,7 @@ def _keeping_programs_in(folder: str) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         # Where a process was killed while it wrote a program, the next one compiles it again.
-        "PYTHONWARNINGS": ",".join(
-            filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:Error reading persistent compilation cache entry"])
-        ),
+        "PYTHONWARNINGS": ",".join([*filter(None, [os.environ.get("PYTHONWARNINGS")]), *_CACHE_WARNINGS]),
     }
 
 

@@ -268,10 +268,13 @@ def towards(x: optax.Params, point: optax.Params, strength: ArrayLike = 1.0) -> 
 def wide(x: Array) -> Array:
     """An array in at least float32: the values that it has in its own dtype, not those before it was rounded to it."""
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if x.dtype.itemsize > 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.dtype.itemsize != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         return values
     # XLA may skip a rounding before a conversion back, above all on GPUs, but not this, which keeps what is rounded.
-    return jnp.where(jnp.abs(values) < float(jnp.finfo(x.dtype).tiny), values, nearest(values, x.dtype))
+    rounded = nearest(values, x.dtype)
+    if x.dtype == jnp.bfloat16:  # There it takes what is subnormal for zero.
+        return jnp.where(jnp.abs(values) < float(jnp.finfo(x.dtype).tiny), values, rounded)
+    return rounded
 
 
 def _rounded(x: Float[Array, "*shape"], dtype: Any, key: PRNGKeyArray) -> Float[Array, "*shape"]:

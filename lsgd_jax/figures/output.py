@@ -31,7 +31,7 @@ def write(
 
 
 def write_formats(path: Path, figure: Figure, **options: Any) -> None:
-    """Write a figure as PNG and, beside it, as SVG and PDF, all with the layout of the first; see `write_picture`."""
+    """Write a figure as PNG and, beside it, as SVG and PDF, in the layout of the first, which the figure keeps."""
     for suffix in (".png", ".svg", ".pdf"):
         write_picture(path.with_suffix(suffix), figure, **options)
         figure.set_layout_engine("none")  # To find it takes as long as to draw.

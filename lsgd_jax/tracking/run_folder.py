@@ -301,8 +301,9 @@ def read_config(path: Path | str) -> Config:
     try:
         return Config.from_json(files.read_text(Path(path) / "config.json", MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        why = _in_a_line(error)
-        raise UsageError(f"{path} is not a run folder, its config.json can't be read ({why}).") from None
+        why, inner = _in_a_line(error), [*Path(path).glob("*/config.json"), *Path(path).glob("*/*/config.json")]
+        run = f", but {min(inner).parent} is one" if inner else ""
+        raise UsageError(f"{path} is not a run folder, its config.json can't be read ({why}){run}.") from None
 
 
 def read_metrics(path: Path | str, *events: str) -> list[dict[str, Any]]:

@@ -109,7 +109,8 @@ class Ladder(NamedTuple):
     factor: Float[Array, ""]
     """The leader's learning rate, relative to that of the run."""
     leader: Int[Array, ""]
-    """Position of that leader; before there is one, that of the first worker."""
+    """Position of that leader; before there is one, that of the first worker, and after a resume with other workers an
+    arbitrary one until the next exchange."""
 
 
 def rungs(workers: int) -> Float[np.ndarray, " workers"]:

@@ -172,7 +172,7 @@ def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_p
     methods, options = ("lsgd", "easgd", "local_sgd"), {"pull": 0.2, "wire": "bfloat16"}
     compare.compare(FAST, list(methods), [0], str(tmp_path), tune=False, target=0.5, options=options)
     with (tmp_path / "comparison.csv").open() as file:
-        told = {row["method"]: row["hyper-parameters"] for row in csv.DictReader(file)}
+        told = {row["method"]: row["hyperparameters"] for row in csv.DictReader(file)}
     assert told == {
         "lsgd": "learning_rate 0.1, period 4, pull 0.2, window 10, wire bfloat16",
         "easgd": "learning_rate 0.1, period 4, pull 0.2, center_pull 0.4",

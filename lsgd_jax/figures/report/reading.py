@@ -160,4 +160,6 @@ def text_of(value: Any) -> str:
         return ", ".join(f"{name} {entry}" for name, entry in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "not given" if value is None else str(value)
