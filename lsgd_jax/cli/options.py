@@ -164,6 +164,8 @@ def _in_own_words(text: str) -> str:
     if found := re.match(r"Error parsing (\S+): (invalid literal|could not convert string to float).*: ('.*')", text):
         kind = "a whole number" if found[2] == "invalid literal" else "a number"
         return f"{found[1]} must be {kind}, got {found[3]}."
+    if found := re.match(r"Error parsing __tyro\S+: (.*)", text):  # Of options that belong together.
+        return f"{found[1].rstrip('.')}."
     if found := re.match(r"Missing value for argument '(.*?)'", text):
         return f"{found[1]} needs a value."
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):

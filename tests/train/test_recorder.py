@@ -34,6 +34,7 @@ def metrics(loss, *, failed=(False, False), leader=0, revived=(False, False)):
         revived=np.array([revived]),
         positions=np.full((1, 2, 1), leader),
         distances=np.array([[[0.0], [1.0]]]),
+        rate_factor=None,
     )
     return StepMetrics(np.array([loss], np.float32), np.array([failed]), leaders)
 
