@@ -33,6 +33,28 @@ def test_the_help_of_a_preset_names_every_option_once(preset, capsys, monkeypatc
     assert "tune" not in text
 
 
+@pytest.mark.parametrize("given", [("--period", "3"), ("--period=3",)])
+def test_the_help_shows_the_values_that_given_options_lead_to(given, capsys, monkeypatch):
+    text = helped(capsys, monkeypatch, "train", "mnist1d", *given)
+    assert re.search(r"--period 3 ", text)
+    assert re.search(r"--global-period 12 ", text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--run-dir", "x"),
+        ("--steps", "1e3"),
+        ("--steps", "-5"),
+        ("--width", "a"),
+        ("--method", "sgd"),
+        ("--slowdowns", "2"),
+    ],
+)
+def test_the_help_passes_over_what_it_can_not_show(given, capsys, monkeypatch):
+    assert "--steps 4000 " in helped(capsys, monkeypatch, "train", "mnist1d", *given)
+
+
 def test_the_tables_have_every_field_once():
     rows = re.findall(r"^\| `(\w+)` \|.*\|$", help.tables(), re.MULTILINE)
     assert sorted(rows) == sorted({field.name for field in dataclasses.fields(Config)} - {"task"})

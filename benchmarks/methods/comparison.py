@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.methods.many_runs import ManyRuns, Run
 from lsgd_jax import files
 from lsgd_jax.compare.comparison import TUNING_SEEDS
 from lsgd_jax.compare.statistics import finite
@@ -90,7 +91,7 @@ class Cell(NamedTuple):
 
 
 def cells(names: list[str]) -> Iterator[Cell]:
-    """All cells, those first that are to be had first. A method without a period has one for each number of workers."""
+    """All cells, in the order in which they are trained; a method without a period has one per number of workers."""
     for name in names:
         experiment = EXPERIMENTS[name]
         rounds = max(map(len, experiment.periods.values()))
@@ -103,8 +104,6 @@ def cells(names: list[str]) -> Iterator[Cell]:
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Tune a method and train it with all seeds, for each number of unsound workers."""
-    from benchmarks.methods.many_runs import ManyRuns, Run
-
     started, experiment = time.time(), EXPERIMENTS[cell.experiment]
     unsound = experiment.unsound[cell.workers]
     config = experiment.config.replace(workers=cell.workers, method=cell.method)
@@ -118,9 +117,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     tuned = [run(each, bad, seed) for bad in unsound for each in candidates for seed in TUNING_SEEDS]
     shape = len(unsound), len(candidates), len(TUNING_SEEDS)
     errors = {kind: of.reshape(shape).mean(-1) for kind, of in program.errors(tuned, validation=True).items()}
-    scores = np.nan_to_num(
-        np.stack([errors[kind] for kind in program.kinds], -1), nan=np.inf
-    )  # [unsound, cells, kinds]
+    of_kinds = np.stack([errors[kind] for kind in program.kinds], -1)  # [unsound, cells, kinds]
+    scores = np.nan_to_num(of_kinds, nan=np.inf)
     best = [np.unravel_index(of.argmin(), of.shape) for of in scores]
     chosen = [candidates[i] for i, _ in best]
     final = [run(each, bad, seed) for bad, each in zip(unsound, chosen, strict=True) for seed in SEEDS]

@@ -65,7 +65,7 @@ def table(name: str, rows: dict[str, dict[str, Any]], workers: int, period: int)
                 "" if method == FIRST else _interval(difference, headline),
                 "" if method == FIRST or p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
                 f"{bytes_sent(of, shapes, of.steps) / 1e6:.1f}",
-                *([f"{np.exp(final['mean']):.2f}"] if headline.perplexity else []),
+                *(["" if final["mean"] is None else f"{np.exp(final['mean']):.2f}"] if headline.perplexity else []),
             ]
         )
     return _markdown(lines)

@@ -123,8 +123,7 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
         known = [*presets.PRESETS, *([own] if own else [])]
         needed = parameters["options"].default is inspect.Parameter.empty and not {"-h", "--help"} & {*arguments}
         if first is None and needed:
-            shown = f"lsgd {arguments[0]}"
-            raise UsageError(f"{shown} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
+            raise UsageError(f"{arguments[0]} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
         if first is not None and first not in known:
             raise UsageError(overview.misspelt("preset", first, known))
         configs = [presets.find(name) for name in ([first] if first else known)]
@@ -173,9 +172,9 @@ def _in_own_words(text: str) -> str:
         close = overview.nearest(found[1], known)
         nearest = f"; did you mean {close}?" if close else "."
         return f"{found[2]} must be one of {', '.join(known)}, got {found[1]!r}{nearest}"
-    if found := re.match(r"Missing from (lsgd.*?): (\S+) ([^.]*)", text):
+    if found := re.match(r"Missing from lsgd (.*?): (\S+) ([^.]*)", text):
         what = found[3].removesuffix(" (required)").strip()
-        return f"{found[1]} needs {found[2]}, the {what}; {found[1]} --help says more."
+        return f"{found[1]} needs {found[2]}, the {what}; lsgd {found[1]} --help says more."
     if found := re.match(r"Unrecognized options: (.*)", text):
         return f"{found[1]} is no argument here; values in a list are separated by commas, without spaces."
     return f"{text[:1].lower()}{text[1:].rstrip('.')}."
