@@ -310,10 +310,10 @@ class Config(OptimizerOptions):
         """The learning rate; where the workers' steps add up, divided by the number of workers."""
         return self.learning_rate / (self.groups * self.workers if METHODS[self.method].adds_up else 1)
 
-    @property
-    def levels(self) -> list[Level]:
+    @functools.cached_property  # The loop asks at each exchange.
+    def levels(self) -> tuple[Level, ...]:
         """Among how many workers there are exchanges, and every how many steps; those in a group first."""
-        return METHODS[self.method].levels(self.options, self.groups, self.workers)
+        return tuple(METHODS[self.method].levels(self.options, self.groups, self.workers))
 
     @property
     def checkpoint_period(self) -> int:

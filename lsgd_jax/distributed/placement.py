@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ class Placement:
         slots = dict(zip(("group_slot", "worker_slot"), self.slots, strict=True))
         return tuple((dict(self.mesh.shape) | slots)[name] for name in self.axes)
 
-    @property
+    @cached_property
     def own_workers(self) -> list[int]:
         """Global indices of the workers on this process's devices, in order."""
         positions = np.arange(math.prod(self.shape)).reshape(self.shape)
@@ -149,7 +149,7 @@ class Placement:
         held = [_bounds(shard.index[2:], x.shape[2:]) for shard in x.addressable_shards]
         return [(min(a for a, _ in axis), max(b for _, b in axis)) for axis in zip(*held, strict=True)]
 
-    @property
+    @cached_property
     def _entries(self) -> np.ndarray:
         """Index of each worker [group, worker] in `own_workers`; arbitrary for workers of other processes."""
         entries = np.zeros(self.shape, int)
