@@ -17,6 +17,9 @@ def main() -> int:
 
     if not cli.overview.names_a_command(sys.argv[1:]):
         return cli.main()
+    from lsgd_jax.cli.allocator import keep_memory
+
+    keep_memory()
     try:
         import jax  # noqa: F401 - it reads its variables of the environment.
     except ValueError as error:
