@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
@@ -72,6 +72,8 @@ def scanned(function):
 
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(layers())
+@example(((2, 5, 4, 6), (3, 2, 6, 2), (1, 1), ((2, 0), (0, 1))))  # Fields along one axis each.
+@example(((2, 5, 4, 6), (3, 3, 6, 2), (1, 1), ((3, 0), (4, 1))))  # More padding than a gradient has.
 def test_equals_the_stock_convolution(layer):
     x, kernel, *how = layer
     ours, stock = (value_and_gradients(make(*how)) for make in (fast_layer, stock_layer))
