@@ -6,6 +6,7 @@ With x the residual stream, [batch, time, width], a block computes
     x <- x + f(norm(x)) W_down,   f(y) = gelu(y W_up)   or, with SwiGLU,   silu(y W_gate) * (y W_up).
 """
 
+import math
 from functools import partial
 from typing import Literal
 
@@ -92,7 +93,7 @@ class Transformer(nnx.Module):
             x = lax.platform_dependent(x, blocks, cpu=partial(self._run, True), default=partial(self._run, False))
         else:
             x = self._run(self.unroll, x, blocks)
-        return jnp.einsum("btd,vd->btv", _norm(x, self.final_gain[...]), embedding, preferred_element_type=jnp.float32)
+        return _product(_norm(x, self.final_gain[...]), embedding.T, dtype=jnp.float32)
 
     def _run(self, unroll: bool, x: Array, blocks: dict[str, Array]) -> Array:
         """Run all blocks."""
@@ -107,12 +108,24 @@ class Transformer(nnx.Module):
 
 
 def _block(x: Array, params: dict[str, Array], rotation: tuple[Array, Array]) -> Array:
-    q, k, v = jnp.einsum("btd,dchk->cbhtk", _norm(x, params["attention_gain"]), params["qkv"])
-    attended = _attention(_rotate(q, rotation), _rotate(k, rotation), v)
-    x = x + jnp.einsum("bhtk,hkd->btd", attended, params["out"])
-    up = jnp.einsum("btd,dlf->lbtf", _norm(x, params["hidden_gain"]), params["up"])
-    hidden = jax.nn.gelu(up[0]) if len(up) == 1 else jax.nn.silu(up[0]) * up[1]
-    return x + jnp.einsum("btf,fd->btd", hidden, params["down"])
+    q, k, v = _product(_norm(x, params["attention_gain"]), params["qkv"]).transpose(2, 0, 3, 1, 4)
+    attended = _attention(_rotate(q, rotation), _rotate(k, rotation), v)  # [batch, heads, time, head]
+    x = x + _product(attended.swapaxes(1, 2), params["out"], axes=2)
+    first, *gated = jnp.moveaxis(_product(_norm(x, params["hidden_gain"]), params["up"]), 2, 0)
+    hidden = jax.nn.silu(first) * gated[0] if gated else jax.nn.gelu(first)
+    return x + _product(hidden, params["down"])
+
+
+def _product(x: Array, y: Array, axes: int = 1, dtype: jax.typing.DTypeLike | None = None) -> Array:
+    """`jnp.tensordot`, on CPUs of matrices: with more axes, XLA transposes there what the gradients multiply."""
+    whole = partial(jnp.tensordot, axes=axes, preferred_element_type=dtype)
+
+    def of_matrices(x: Array, y: Array) -> Array:
+        inputs = math.prod(y.shape[:axes])
+        product = whole(x.reshape(-1, inputs), y.reshape(inputs, -1), axes=1)
+        return product.reshape(*x.shape[:-axes], *y.shape[axes:])
+
+    return lax.platform_dependent(x, y, cpu=of_matrices, default=whole)
 
 
 def _attention(q: Array, k: Array, v: Array) -> Array:
