@@ -28,6 +28,7 @@ from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
+from lsgd_jax.tasks.classification import DatasetName, NetworkName
 
 MOST_SEEDS = 10_000
 """Maximum number of seeds of a comparison."""
@@ -286,8 +287,8 @@ def figure(
     ],
     out: Path = Path("figures"),
     runs: Path | None = None,
-    model: str | None = None,
-    dataset: str | None = None,
+    model: NetworkName | None = None,
+    dataset: DatasetName | None = None,
 ) -> None:
     """Draw a figure of the paper, and write its curves (CSV) and numbers (JSON).
 

@@ -1,12 +1,12 @@
 """What `lsgd` says without importing JAX, which takes a second: overview, version, misspellings."""
 
-import difflib
 import importlib.metadata
-import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+
+from lsgd_jax import spelling
 
 COMMANDS = {
     "train": "Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.",
@@ -44,38 +44,9 @@ def answer(arguments: Sequence[str]) -> int | None:
         case ["--version", *_]:
             print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
         case [word, *_]:
-            print(f"lsgd: {misspelt('command', word, COMMANDS)}", file=sys.stderr)
+            print(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", file=sys.stderr)
             return 2
     return None
-
-
-def misspelt(kind: str, word: str, known: Collection[str], otherwise: str = "") -> str:
-    """A sentence that says that there is no such word, and which is nearest.
-
-    Args:
-      kind: of the word, such as "command".
-      word: as given.
-      known: the words that there are.
-      otherwise: what to say if none is near; by default, all that there are.
-    """
-    close = nearest(word, known)
-    otherwise = otherwise or f"there are {', '.join(known)}"
-    return f"there is no {kind} {word!r}; " + (f"did you mean {close}?" if close else f"{otherwise}.")
-
-
-def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known word that has a word as its initials, or else looks most like it; None if none does.
-
-    Example:
-      >>> nearest("trian", COMMANDS), nearest("--lr", ["--learning-rate", "--wire"]), nearest("--model", ["--delay"])
-      ('train', '--learning-rate', None)
-    """
-    by_stem = {each.lstrip("-"): each for each in known}
-    stem = word.lstrip("-")
-    initials = ("".join(part[:1] for part in re.split("[-_]", each)) for each in by_stem)
-    alike = [each for each, parts in zip(by_stem, initials, strict=True) if len(parts) > 1 and parts == stem]
-    alike = alike or difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.7)
-    return by_stem[alike[0]] if alike else None
 
 
 def _overview(columns: int) -> str:
