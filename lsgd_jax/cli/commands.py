@@ -266,7 +266,7 @@ def simulate(
     files.check_writable(out)
     from lsgd_jax.figures import simulation
 
-    made = simulation.make(
+    results = simulation.make(
         out,
         options.base,
         cluster,
@@ -277,7 +277,8 @@ def simulate(
         parameters=parameters,
         data_dir=data_dir,
     )
-    print(made)
+    simulation.show(results, options.task.headline)
+    print(f"see {out}")
 
 
 def figure(
