@@ -106,6 +106,16 @@ def test_a_process_exits_with_2_and_no_traceback(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_sentence_breaks_between_words_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(cli.Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["train", "digits", "--method", "adam"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    methods = ", ".join(METHODS)
+    assert " ".join(lines) == f"lsgd: method must be one of {methods}, got 'adam'."
+
+
 def test_an_overview_and_a_version_are_printed_without_jax(tmp_path):
     script = "import sys; from lsgd_jax.__main__ import main; assert main() == 0; assert 'jax' not in sys.modules"
     for arguments, text in (([], "usage: lsgd"), (["--help"], "usage: lsgd"), (["--version"], "lsgd 0.")):
@@ -264,6 +274,7 @@ def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
 
 def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatch):
     monkeypatch.setattr(Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     code, printed, errors = lsgd("train", "digits", "--width", "0.1", "--steps", "32", "--run-dir", "run")
     assert code == 0
     told = "mlp-digits with lsgd: 2 x 4 workers, 32 steps of each; the run is in run\n"
@@ -272,7 +283,8 @@ def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatc
     evaluated = read_metrics("run", "evaluation")[-1]
     sent = f"{evaluated['bytes_sent'] / 1e6:,.2f} MB sent per worker"
     result = rf"test error of the evaluated model after 32 steps: .*%; {sent}"
-    assert re.match(rf"{result}, global leader changes: [01] in 2 exchanges; see ", printed)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert re.match(rf"{result}, global leader changes: [01] in 2 exchanges; see run/", " ".join(printed.split()))
 
 
 def test_figure(lsgd):
@@ -286,12 +298,13 @@ def test_info_tells_versions_and_devices_and_what_is_sent(lsgd):
     assert "devices" in printed
     assert "jax " in printed
     _, printed, _ = lsgd("info", "--bytes", "digits")
-    _, first, *others = printed.splitlines()
+    assert printed.startswith("mlp-digits, 2 x 4 workers, 8,970 parameters\n\nmethod ")
+    _, _, _, first, *others = printed.splitlines()
     # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
     assert first.split() == ["lsgd", "53,832", "every", "4,", "62,804", "every", "16", "17,383"]
     assert len(others) == len(METHODS) - 1
     _, printed, errors = lsgd("info", "--bytes", "resnet20-cifar10-4")  # Whose data are not there.
-    assert printed.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], errors
+    assert printed.splitlines()[3].split()[:4] == ["lsgd", "1,618,344", "every", "4"], errors
 
 
 def test_info_tells_what_devices_hold(lsgd):

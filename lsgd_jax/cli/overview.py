@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from lsgd_jax import spelling
+from lsgd_jax.tracking.output import say
 
 COMMANDS = {
     "train": "Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.",
@@ -44,7 +45,7 @@ def answer(arguments: Sequence[str]) -> int | None:
         case ["--version", *_]:
             print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
         case [word, *_]:
-            print(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", file=sys.stderr)
+            say(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", sys.stderr)
             return 2
     return None
 
