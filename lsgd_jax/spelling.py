@@ -22,6 +22,11 @@ def unknown(kind: str, word: str, known: Collection[str], otherwise: str = "") -
     return f"there is no {kind} {word!r}; " + (f"did you mean {close}?" if close else f"{otherwise}.")
 
 
+def unknown_preset(name: str, known: Collection[str]) -> str:
+    """A sentence that says that there is no such preset, from the names of those that come with the package."""
+    return unknown("preset", name, known, f"there are {', '.join(known)}, and your own, as in ./mine.py:preset")
+
+
 def must_be_one(name: str, value: str, choices: Collection[str]) -> str:
     """A sentence that says which values an option can have, and which of them is nearest to the given one.
 

@@ -116,12 +116,22 @@ def test_a_sentence_breaks_between_words_on_a_terminal(monkeypatch, capsys):
     assert " ".join(lines) == f"lsgd: method must be one of {methods}, got 'adam'."
 
 
-def test_an_overview_and_a_version_are_printed_without_jax(tmp_path):
-    script = "import sys; from lsgd_jax.__main__ import main; assert main() == 0; assert 'jax' not in sys.modules"
-    for arguments, text in (([], "usage: lsgd"), (["--help"], "usage: lsgd"), (["--version"], "lsgd 0.")):
+def test_an_overview_a_version_and_a_misspelled_preset_are_answered_without_jax(tmp_path):
+    script = "import sys; from lsgd_jax.__main__ import main; code = main(); sys.exit('jax' in sys.modules or code)"
+    for arguments, code, text in (
+        ([], 0, "usage: lsgd"),
+        (["--help"], 0, "usage: lsgd"),
+        (["--version"], 0, "lsgd 0."),
+        (["train", "digts"], 2, "lsgd: there is no preset 'digts'; did you mean digits?\n"),
+    ):
         command = [sys.executable, "-c", script, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=True)
-        assert done.stdout.startswith(text)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
+        assert done.returncode == code
+        assert (done.stdout + done.stderr).startswith(text)
+
+
+def test_presets_are_known_without_jax():
+    assert list(overview.PRESETS) == list(PRESETS)
 
 
 def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            code = _run(arguments) if overview.names_a_command(arguments) else overview.answer(arguments)
+            code = _run(arguments) if overview.may_run(arguments) else overview.answer(arguments)
         finally:
             stdout.flush()
             stderr.flush()

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from lsgd_jax import presets, spelling
+from lsgd_jax.cli.overview import TAKE_PRESET
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.simulate.cluster import Cluster
@@ -98,7 +99,7 @@ def check_target(target: float | None, headline: Headline) -> None:
 
 def own_preset(arguments: Sequence[str]) -> str | None:
     """Return the preset in a command line that does not come with the package, if there is one."""
-    if not arguments or arguments[0] not in ("train", "compare", "simulate", "compile", "chaos"):
+    if not arguments or arguments[0] not in TAKE_PRESET:
         return None
     places = [i for i, x in enumerate(arguments) if i and (x in presets.PRESETS or presets.OWN.fullmatch(x))]
     if not places:

@@ -1,4 +1,4 @@
-"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspellings."""
+"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspelled commands and presets."""
 
 import importlib.metadata
 import shutil
@@ -26,15 +26,28 @@ COMMANDS = {
     "needed.",
 }
 """Every command with its summary, which is the first line of its docstring, too."""
+TAKE_PRESET = ("train", "compare", "simulate", "compile", "chaos")
+"""Commands whose first argument is a preset."""
+PRESETS = (
+    *("mnist1d", "digits", "diabetes", "cnn7-mnist5k-4", "cnn7-mnist5k-16", "cnn7-cifar10-4", "cnn7-cifar10-16"),
+    *("resnet20-cifar10-4", "resnet20-cifar10-16", "vgg16-cifar10-4", "resnet50-imagenet-4"),
+    *("tragedies", "dialects", "gpt-1b"),
+)
+"""The names in `lsgd_jax.presets.PRESETS`, whose configurations need JAX."""
 
 
-def names_a_command(arguments: Sequence[str]) -> bool:
-    """Whether a command line names a command."""
-    return arguments[:1] in [[name] for name in COMMANDS]
+def may_run(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a command and, where that takes one, a preset that there may be."""
+    match arguments:
+        case [command, preset, *_] if command in TAKE_PRESET:
+            return preset in PRESETS or preset.startswith("-") or ":" in preset  # An option, or one of your own.
+        case [command, *_]:
+            return command in COMMANDS
+    return False
 
 
 def answer(arguments: Sequence[str]) -> int | None:
-    """Answer a command line that names no command; returns the exit code, or None if it is only printed to.
+    """Answer a command line that `may_run` denies; returns the exit code, or None if it is only printed to.
 
     Args:
       arguments: of the command line.
@@ -44,6 +57,9 @@ def answer(arguments: Sequence[str]) -> int | None:
             print(_overview(min(shutil.get_terminal_size().columns, 120)))
         case ["--version", *_]:
             print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
+        case [command, preset, *_] if command in TAKE_PRESET:
+            say(f"lsgd: {spelling.unknown_preset(preset, PRESETS)}", sys.stderr)
+            return 2
         case [word, *_]:
             say(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", sys.stderr)
             return 2

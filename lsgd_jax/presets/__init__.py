@@ -47,8 +47,7 @@ def find(name: str) -> Config:
     own = OWN.fullmatch(name)
     if own is None:
         if name not in PRESETS:
-            known = f"there are {', '.join(PRESETS)}, and your own, as in ./mine.py:preset"
-            raise UsageError(spelling.unknown("preset", name, PRESETS, known))
+            raise UsageError(spelling.unknown_preset(name, PRESETS))
         return PRESETS[name]
     module, file = own["module"], Path(own["module"]).resolve()
     if file.suffix == ".py":
