@@ -59,7 +59,7 @@ def info(
 def compile_ahead(options: UnplacedOptions, topology: str, hlo: Path | None = None) -> None:
     """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
 
-    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
+    It needs libtpu (pip install 'jax[tpu]'), but not the data set.
 
     Args:
       options: preset and overrides; each device has one worker, or --chips-per-worker devices have.
