@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from lsgd_jax.figures.run import scale
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import History, Network, train_on
 from lsgd_jax.task import Headline
+from lsgd_jax.tracking.progress import simulation_progress
 from lsgd_jax.tracking.table import fitting
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
@@ -87,12 +89,10 @@ def make(
         sizes = [(parameters // chips + i) // fragments * chips for i in range(fragments)]
         params = [jax.ShapeDtypeStruct((size,), np.float32) for size in sizes]
     logs: dict[str, EventLog] = {}
-    histories: dict[str, History] = {}
     sums: dict[str, Totals] = {}
-    networks: dict[Config, Network] = {}
-    for name in names:
+    configs = {name: with_own_rate(configs[name], name) for name in names}
+    for name, method_config in configs.items():
         schedule = SCHEDULES[name]
-        method_config = with_own_rate(configs[name], name)
         if workers > MOST_LOGGED:
             try:
                 sums[name] = throughput(schedule, method_config, cluster, params)
@@ -101,10 +101,7 @@ def make(
             continue
         logs[name] = event_log(schedule, method_config, cluster, params)
         sums[name] = totals(logs[name])
-        if train:
-            alone = method_config.replace(method="independent")  # Methods share the compiled local steps.
-            networks[alone] = networks.get(alone) or Network(alone, data_dir)
-            histories[name] = train_on(logs[name], schedule, method_config, networks[alone])
+    histories = _trained(configs, logs, data_dir) if train else {}
 
     summary: dict[str, Any] = {
         "cluster": _plain(cluster),
@@ -125,6 +122,23 @@ def make(
         picture = draw_headlines(histories, headline, target)
         write(out, headline.name, picture, columns, _headline_rows(histories), summary)
     return summary["methods"]
+
+
+def _trained(
+    configs: Mapping[str, Config], logs: Mapping[str, EventLog], data_dir: Path | str | None
+) -> dict[str, History]:
+    """Train each method along its event log, with a progress bar over the events of all."""
+    histories: dict[str, History] = {}
+    networks: dict[Config, Network] = {}
+    with simulation_progress() as bar:
+        task = bar.add_task("", total=sum(len(log.events) for log in logs.values()))
+        for name, log in logs.items():
+            bar.update(task, description=f"training with {name}")
+            alone = configs[name].replace(method="independent")  # Methods share the compiled local steps.
+            networks[alone] = networks.get(alone) or Network(alone, data_dir)
+            watch = partial(bar.advance, task)
+            histories[name] = train_on(log, SCHEDULES[name], configs[name], networks[alone], watch)
+    return histories
 
 
 def with_own_rate(config: Config, name: str) -> Config:

@@ -1,6 +1,7 @@
 """lsgd simulate, run as a user runs it, and its mistakes."""
 
 import json
+import re
 
 import pytest
 
@@ -113,10 +114,17 @@ def test_a_terminal_shows_the_columns_that_fit():
     assert [column.header for column in for_terminal(methods, headline, 34).columns] == titles[:4]
 
 
-def test_training(tmp_path, capsys):
+def test_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     out = tmp_path / "out"
     cli.main([*SMALL, "--methods", "lsgd,lsgd-posted", "--eval-every", "4", "--out", str(out)])
     methods = json.loads((out / "error.json").read_text())["methods"]
     assert methods.keys() == {"lsgd", "lsgd-posted"}
     assert 0 <= methods["lsgd"]["final_error"] <= 1
+    printed, shown = capsys.readouterr()
+    assert "final" in printed
+    assert "|" not in printed
+    assert "training with lsgd " in shown
+    assert re.search(r"training with lsgd-posted .*100%", shown)
     assert (out / "error.csv").read_text().startswith("method,seconds,steps,center_error\nlsgd,")
