@@ -15,7 +15,7 @@ def main() -> int:
             signal.signal(number, _stop)
     from lsgd_jax import cli
 
-    if not cli.overview.names_a_command(sys.argv[1:]):
+    if not cli.overview.may_run(sys.argv[1:]):
         return cli.main()
     from lsgd_jax.cli.allocator import keep_memory
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import jax
 import numpy as np
 
+from lsgd_jax import spelling
 from lsgd_jax.errors import UsageError
 
 MOST_LOSSES = 1_000_000
@@ -75,7 +76,7 @@ def check_names(kind: str, names: Sequence[str], known: Collection[str]) -> None
     """Raise UsageError unless all names of this kind are known and distinct."""
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no {kind} {name!r}; there are {', '.join(known)}.")
+            raise UsageError(spelling.unknown(kind, name, known))
     if len(set(names)) < len(names):
         raise UsageError(f"each {kind} can be named once, got {', '.join(names)}.")
 
@@ -91,7 +92,8 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     if not _is_of_type(value, hint):
         *others, last = _alternatives(hint)
         demand = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name} must be {demand}, got {value!r}.")
+        end = spelling.or_nearest(value, _choices(hint)) if isinstance(value, str) else "."
+        raise ValueError(f"{name} must be {demand}, got {value!r}{end}")
 
 
 def is_checkable(hint: Any) -> bool:
@@ -114,13 +116,20 @@ def _is_of_type(value: Any, hint: Any) -> bool:
 def _alternatives(hint: Any) -> list[str]:
     """What a value of a type may be, for a sentence."""
     if get_origin(hint) is Literal:
-        return [str(choice) for choice in get_args(hint)]
+        return _choices(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return list(dict.fromkeys(text for each in get_args(hint) for text in _alternatives(each)))
     if get_origin(hint) is tuple:
         [entry] = _alternatives(get_args(hint)[0])
         return [f"a tuple, each entry of it {entry}"]
     return _NAMES[hint]
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values that a type lists."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [choice for each in get_args(hint) for choice in _choices(each)]
+    return [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
 
 
 _NAMES = {

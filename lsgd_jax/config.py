@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import optax
 import tyro
 
-from lsgd_jax import files
+from lsgd_jax import files, spelling
 from lsgd_jax.checks import check_type
 from lsgd_jax.methods import METHODS, Level
 from lsgd_jax.methods.options import option_types, with_options_of
@@ -116,7 +116,8 @@ class Config(OptimizerOptions):
         check_fields(self.task, taken=_field_types())
         for name, hint in _field_types().items():
             check_type(name, getattr(self, name), hint)
-        self._check("method", self.method in METHODS, f"one of {', '.join(METHODS)}")
+        if self.method not in METHODS:
+            raise ValueError(spelling.must_be_one("method", self.method, METHODS))
         for name in [*self.task.idle, *_field_types()]:
             if (name in self.task.fields or _differs(name, self)) and (reason := no_effect(name, self)):
                 raise ValueError(f"{name} has no effect {reason}.")

@@ -64,9 +64,18 @@ def started(*arguments, cwd, **environment):
         (["compare", "digits", "--seeds", "3..1"], "like 0,1,2 or 0..4, got '3..1'"),
         (["compare", "digits", "--target", "5"], "target must be in [0, 1], got 5.0."),
         (["figure", "F99"], "name must be one of F4, F5, "),
-        (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; there are "),
+        (["info", "--bytes", "mnist2d"], "there is no preset 'mnist2d'; did you mean mnist1d?"),
         (["compile", "digits", "--topology", "v5e:2x4", "--hlo", "no/file"], "no/file can't be written (No such file"),
         (["train", "digits", "--wire", "int4"], "--wire must be one of bfloat16, int8, got 'int4'; did"),
+        (["train", "digits", "--method", "lsdg"], "trimmed_mean, independent, got 'lsdg'; did you mean lsgd?"),
+        (["compare", "digits", "--methods", "lsgd,easdg"], "lsgd: there is no method 'easdg'; did you mean easgd?"),
+        (["simulate", "digits", "--methods", "LSGD-Posted"], "no method 'LSGD-Posted'; did you mean lsgd-posted?"),
+        (["info", "--bytes", "digts"], "lsgd: there is no preset 'digts'; did you mean digits?"),
+        (["info", "--memory", "Digits"], "lsgd: there is no preset 'Digits'; did you mean digits?"),
+        (["figure", "F44"], "got 'F44'; did you mean F4?"),
+        (["figure", "F4", "--model", "cn7"], "--model must be one of cnn7, conv1d, "),
+        (["figure", "F4", "--dataset", "cifar1"], "got 'cifar1'; did you mean cifar10?"),
+        (["data", "prepare", "cifar1"], "got 'cifar1'; did you mean cifar10?"),
         (["trian"], "lsgd: there is no command 'trian'; did you mean train?"),
         (["--verbose"], "lsgd: there is no command '--verbose'; there are train, compare, "),
     ],
@@ -97,12 +106,32 @@ def test_a_process_exits_with_2_and_no_traceback(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_an_overview_and_a_version_are_printed_without_jax(tmp_path):
-    script = "import sys; from lsgd_jax.__main__ import main; assert main() == 0; assert 'jax' not in sys.modules"
-    for arguments, text in (([], "usage: lsgd"), (["--help"], "usage: lsgd"), (["--version"], "lsgd 0.")):
+def test_a_sentence_breaks_between_words_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(cli.Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["train", "digits", "--method", "adam"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    methods = ", ".join(METHODS)
+    assert " ".join(lines) == f"lsgd: method must be one of {methods}, got 'adam'."
+
+
+def test_an_overview_a_version_and_a_misspelled_preset_are_answered_without_jax(tmp_path):
+    script = "import sys; from lsgd_jax.__main__ import main; code = main(); sys.exit('jax' in sys.modules or code)"
+    for arguments, code, text in (
+        ([], 0, "usage: lsgd"),
+        (["--help"], 0, "usage: lsgd"),
+        (["--version"], 0, "lsgd 0."),
+        (["train", "digts"], 2, "lsgd: there is no preset 'digts'; did you mean digits?\n"),
+    ):
         command = [sys.executable, "-c", script, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=True)
-        assert done.stdout.startswith(text)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
+        assert done.returncode == code
+        assert (done.stdout + done.stderr).startswith(text)
+
+
+def test_presets_are_known_without_jax():
+    assert list(overview.PRESETS) == list(PRESETS)
 
 
 def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
@@ -255,6 +284,7 @@ def test_train_and_a_second_time_into_the_same_folder(lsgd, tmp_path):
 
 def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatch):
     monkeypatch.setattr(Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     code, printed, errors = lsgd("train", "digits", "--width", "0.1", "--steps", "32", "--run-dir", "run")
     assert code == 0
     told = "mlp-digits with lsgd: 2 x 4 workers, 32 steps of each; the run is in run\n"
@@ -263,7 +293,8 @@ def test_a_terminal_is_told_what_is_trained_and_what_came_of_it(lsgd, monkeypatc
     evaluated = read_metrics("run", "evaluation")[-1]
     sent = f"{evaluated['bytes_sent'] / 1e6:,.2f} MB sent per worker"
     result = rf"test error of the evaluated model after 32 steps: .*%; {sent}"
-    assert re.match(rf"{result}, global leader changes: [01] in 2 exchanges; see ", printed)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert re.match(rf"{result}, global leader changes: [01] in 2 exchanges; see run/", " ".join(printed.split()))
 
 
 def test_figure(lsgd):
@@ -277,12 +308,13 @@ def test_info_tells_versions_and_devices_and_what_is_sent(lsgd):
     assert "devices" in printed
     assert "jax " in printed
     _, printed, _ = lsgd("info", "--bytes", "digits")
-    _, first, *others = printed.splitlines()
+    assert printed.startswith("mlp-digits, 2 x 4 workers, 8,970 parameters\n\nmethod ")
+    _, _, _, first, *others = printed.splitlines()
     # 8,970 parameters: of 4 workers every 4 steps and of 8 every 16, each with two scalars.
     assert first.split() == ["lsgd", "53,832", "every", "4,", "62,804", "every", "16", "17,383"]
     assert len(others) == len(METHODS) - 1
     _, printed, errors = lsgd("info", "--bytes", "resnet20-cifar10-4")  # Whose data are not there.
-    assert printed.splitlines()[1].split()[:4] == ["lsgd", "1,618,344", "every", "4"], errors
+    assert printed.splitlines()[3].split()[:4] == ["lsgd", "1,618,344", "every", "4"], errors
 
 
 def test_info_tells_what_devices_hold(lsgd):

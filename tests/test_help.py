@@ -111,6 +111,26 @@ def test_the_help_of_a_command_fits_the_terminal(command, capsys, monkeypatch):
         assert max(map(len, within.splitlines())) <= 80
 
 
+def test_choices_are_listed_and_lines_break_between_them(capsys, monkeypatch):
+    for columns in (80, 120):
+        words = helped(capsys, monkeypatch, "train", "mnist1d", columns=columns).replace(",", " ").split()
+        assert {"cifar10", "cifar100", "local_sgd", "coordinate_median"} <= set(words)
+        words = helped(capsys, monkeypatch, "data", columns=columns).replace(",", " ").split()
+        assert "tiny_shakespeare" in words
+
+
+def test_units_and_defaults_are_said_in_short(capsys, monkeypatch):
+    text = helped(capsys, monkeypatch, "simulate", "digits", "--fragments", "2")
+    for line in (
+        "--local-bandwidth 1e+10         Bandwidth of each worker's link within its group, in bits per second.",
+        "--step-seconds 0.1              Duration of a local step at full speed, in seconds.",
+        "--overlap                       Updates between sending and applying, less than period / fragments; by",
+        "--methods                       Comma-separated methods; lsgd-joined and lsgd-posted are asynchronous.",
+    ):
+        assert f"\n  {line}" in text
+    assert re.search(r"--pull 0\.0538084 ", helped(capsys, monkeypatch, "train", "mnist1d", "--method", "easgd"))
+
+
 def test_the_help_of_a_preset_that_can_not_have_a_method_is_that_of_its_own(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = 'from lsgd_jax.presets import PRESETS\npreset = PRESETS["digits"].replace(learning_rates="linear")\n'

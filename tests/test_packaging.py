@@ -21,6 +21,12 @@ def test_the_import_leaves_heavy_libraries_alone():
     assert done.stdout == "[]\n"
 
 
+def test_nobody_is_told_to_install_the_package_from_an_index():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "lsgd_jax").rglob("*.py")]
+    for page in pages:
+        assert not re.search(r"pip install '?lsgd[-_]jax", page.read_text()), page
+
+
 def test_the_page_on_the_structure_names_every_room():
     page = (ROOT / "docs" / "structure.md").read_text()
     to_know, plumbing = (re.findall(r"^\| \[(.+?)/?\]", half, re.MULTILINE) for half in page.split("## Plumbing"))

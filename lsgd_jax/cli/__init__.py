@@ -11,7 +11,7 @@ from typing import Any
 
 from lsgd_jax.cli import overview
 from lsgd_jax.errors import AgreedError, Interrupted, RunFailed, UsageError
-from lsgd_jax.tracking.output import Output
+from lsgd_jax.tracking.output import Output, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            code = _run(arguments) if overview.names_a_command(arguments) else overview.answer(arguments)
+            code = _run(arguments) if overview.may_run(arguments) else overview.answer(arguments)
         finally:
             stdout.flush()
             stderr.flush()
@@ -65,12 +65,12 @@ def _run(arguments: list[str]) -> int | None:
     except UsageError as error:
         together = distributed.process_count() == 1 or isinstance(error, AgreedError)
         if distributed.process_index() == 0 or not together:
-            print(f"lsgd: {error}", file=sys.stderr, flush=True)
+            say(f"lsgd: {error}", sys.stderr)
         if not together:
             os._exit(2)  # As below.
         return 2
     except RunFailed as error:
-        print(f"lsgd: {error}", file=sys.stderr, flush=True)
+        say(f"lsgd: {error}", sys.stderr)
         if distributed.process_count() > 1:
             os._exit(1)  # An orderly exit would wait for the other processes, which wait for this one.
         return 1
@@ -79,13 +79,13 @@ def _run(arguments: list[str]) -> int | None:
         for number in (signal.SIGTERM, signal.SIGHUP):  # The launcher sends them when another process has stopped.
             signal.signal(number, signal.SIG_IGN)
         if distributed.process_index() == 0:
-            print(f"lsgd: {stop}", file=sys.stderr)
+            say(f"lsgd: {stop}", sys.stderr)
         return 128 + stop.number
     except Exception as error:
         if distributed.process_count() == 1:
             raise
         if "by peer" in str(error):  # Gloo's message for a closed or reset connection.
-            print("lsgd: another process of the run has ended, so that this one can't go on.", file=sys.stderr)
+            say("lsgd: another process of the run has ended, so that this one can't go on.", sys.stderr)
         else:
             traceback.print_exc()
         os._exit(1)  # As above.

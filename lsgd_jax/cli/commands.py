@@ -28,6 +28,8 @@ from lsgd_jax.errors import AgreedError, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.simulate.events import SCHEDULES
+from lsgd_jax.tasks.classification import DatasetName, NetworkName
+from lsgd_jax.tracking.output import say
 
 MOST_SEEDS = 10_000
 """Maximum number of seeds of a comparison."""
@@ -52,12 +54,12 @@ def train(
     Args:
       options: preset and overrides.
       run_dir: run folder to write; by default one under runs/ named after the task and the time.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
       resume: resume from the latest checkpoint in the run folder, or start if there is none. The numbers of workers,
         processes, devices and steps may change, and the chips of each worker.
       tensorboard: also write TensorBoard event files, to the subfolder tensorboard of the run folder.
-      processes: number of processes of the run; by default LSGD_PROCESSES or the number started by the cluster. 1
-        trains in a single process, even in a SLURM job of several tasks.
+      processes: number of processes; by default LSGD_PROCESSES or as many as the cluster has started. 1 trains in a
+        single process, even in a SLURM job of several tasks.
       host: with --asynchronous posted, the address or name of this machine's network interface at which processes on
         other machines reach this one; by default only processes on this machine do.
     """
@@ -76,7 +78,7 @@ def train(
     with stopped_at_once(note):
         if sys.stderr.isatty() and os.environ.get(distributed.PROCESS, "0") == "0":
             workers = f"{config.groups} x {config.workers} workers, {config.steps:,} steps of each"
-            print(f"{config.task} with {config.method}: {workers}; the run is in {run_dir}", file=sys.stderr)
+            say(f"{config.task} with {config.method}: {workers}; the run is in {run_dir}", sys.stderr)
         from lsgd_jax.train import train_and_evaluate
         from lsgd_jax.train.posted import LOOPBACK
 
@@ -130,7 +132,7 @@ def report_result(config: Config, run_dir: Path, measured: float) -> None:
         if len(leaders):
             leader = "global leader" if config.groups > 1 else "leader"
             details += f", {leader} changes: {np.count_nonzero(np.diff(leaders))} in {len(leaders)} exchanges"
-        print(f"{result}; {details}; see {picture}")
+        say(f"{result}; {details}; see {picture}")
 
 
 def compare(
@@ -150,12 +152,12 @@ def compare(
       options: preset and overrides.
       methods: comma-separated methods. An option applies to all methods that have it.
       seeds: comma-separated seeds, or a range like 0..4.
-      out: output folder; by default one under runs/ named after the task and the number of workers.
+      out: output folder; by default one under runs/ named after task and number of workers.
       tune: tune each method's hyperparameters over nine cells, and whether its tail mean is evaluated, on held-out
         training data with other seeds.
-      target: report the steps and bytes needed to reach this value of the measure by which runs are compared, such as
-        a test error in [0, 1]; by default the task's, a test error of 0.05.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      target: report steps and bytes to this error or loss; by default the task's, such as 0.05. It is a value of
+        the measure by which runs are compared; errors are in [0, 1].
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names, numbers = _names(methods, METHODS), _seeds(seeds)
     for name in ("method", "seed", "validation"):
@@ -191,7 +193,7 @@ def compare(
 
         picture = comparison.draw(out, names, numbers)
         show(summary)
-        print(f"see {out / 'comparison.md'} and {picture}")
+        say(f"see {out / 'comparison.md'} and {picture}")
     return 0  # As in `train`.
 
 
@@ -235,15 +237,16 @@ def simulate(
     Args:
       options: preset and overrides; --methods replaces its method.
       cluster: machines and links.
-      methods: comma-separated schedules. lsgd is synchronous; with lsgd-joined, all workers exchange when their total
-        number of steps reaches the next period; with lsgd-posted, workers post scores and parameters to a board and
-        wait only for it; with easgd and downpour, each worker exchanges with the center's server on its own clock.
+      methods: comma-separated methods; lsgd-joined and lsgd-posted are asynchronous. With lsgd-joined, all workers
+        exchange when their total number of steps reaches the next period; with lsgd-posted, workers post scores and
+        parameters to a board and wait only for it; with easgd and downpour, each worker exchanges with the center's
+        server on its own clock.
       costs_only: report times, waiting, staleness and bytes without training, for up to 100,000 workers.
       parameters: number of float32 parameters sent, with --costs-only; by default those of the network.
-      target: report when the measure by which runs are compared, such as a test error in [0, 1], reached this value; by
-        default the task's, a test error of 0.05.
+      target: report the time to this test error or loss; by default the task's, such as 0.05. It is a value of the
+        measure by which runs are compared; errors are in [0, 1].
       out: output folder for the timeline, the staleness and, with training, the measure, as figures, CSV and JSON.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     names = _names(methods, SCHEDULES)
     if "method" in options.given:
@@ -265,7 +268,7 @@ def simulate(
     files.check_writable(out)
     from lsgd_jax.figures import simulation
 
-    made = simulation.make(
+    results = simulation.make(
         out,
         options.base,
         cluster,
@@ -276,7 +279,8 @@ def simulate(
         parameters=parameters,
         data_dir=data_dir,
     )
-    print(made)
+    simulation.show(results, options.task.headline)
+    print(f"see {out}")
 
 
 def figure(
@@ -286,8 +290,8 @@ def figure(
     ],
     out: Path = Path("figures"),
     runs: Path | None = None,
-    model: str | None = None,
-    dataset: str | None = None,
+    model: NetworkName | None = None,
+    dataset: DatasetName | None = None,
 ) -> None:
     """Draw a figure of the paper, and write its curves (CSV) and numbers (JSON).
 

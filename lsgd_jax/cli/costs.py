@@ -1,19 +1,19 @@
 """The commands `lsgd info` and `lsgd compile`: what runs cost, before they are run."""
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+import jax
 
 from lsgd_jax import distributed
 from lsgd_jax.cli.options import CHECKPOINTS, TUNING, UnplacedOptions
 from lsgd_jax.errors import UsageError
-from lsgd_jax.presets import PRESETS, find
+from lsgd_jax.presets import find
+from lsgd_jax.tracking.output import say
 
 
 def info(
-    bytes: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
-    memory: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = None,
+    bytes: str | None = None,
+    memory: str | None = None,
     chips_per_worker: int | None = None,
 ) -> None:
     """Print versions and devices, or the communication cost or the memory of a preset.
@@ -44,19 +44,22 @@ def info(
 
         for name, value in environment().items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{name:<10}{text}")
+            say(f"{name:<10}{text}", indent=10)
         return
     config = find(bytes)
     from lsgd_jax.costs.ledger import table
     from lsgd_jax.train.compile_ahead import parameter_shapes
 
-    print(table(config, parameter_shapes(config)))
+    params = parameter_shapes(config)
+    workers = f"{config.groups} x {config.workers} workers"
+    print(f"{config.task}, {workers}, {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters\n")
+    print(table(config, params))
 
 
 def compile_ahead(options: UnplacedOptions, topology: str, hlo: Path | None = None) -> None:
     """Compile a preset ahead of time for a TPU topology; report communication, memory and FLOPs. No TPU needed.
 
-    It needs libtpu (pip install 'lsgd-jax[tpu]'), but not the data set.
+    It needs libtpu (pip install 'jax[tpu]'), but not the data set.
 
     Args:
       options: preset and overrides; each device has one worker, or --chips-per-worker devices have.

@@ -19,7 +19,7 @@ def replay(run: tyro.conf.Positional[Path], data_dir: Path | None = None) -> int
 
     Args:
       run: run folder.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     from lsgd_jax.simulate import replay
 
@@ -53,7 +53,7 @@ def chaos(
       plan: file with the faults, in place of random ones. A line has the seconds since the start, the kind (kill, stop,
         partition, slow or disk), the processes, and how many seconds it lasts: 12.5 kill leader, or 20 stop 0,3 2.5.
       out: output folder: a new one, by default under runs/.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
     from lsgd_jax import chaos as room
     from lsgd_jax.chaos import run

@@ -119,7 +119,10 @@ class _Option:
     def lines(self, columns: int, width: int) -> str:
         """Flag and value on the left, choices and help on the right."""
         choices = "{" + ",".join(_choices(self.hint)) + "} " if _choices(self.hint) else ""
-        text = choices + _in_short(self.text, _COLUMNS - _LEFT - 4 - len(choices))
+        text = _in_short(re.sub(r"\bNone(: | for )", "by default ", self.text), _COLUMNS - _LEFT - 4 - len(choices))
+        if len(choices) > columns - width - 4:
+            choices = choices.replace(",", ", ")  # So that lines break between them.
+        text = choices + text
         left = f"{self.flag} {self.value}".strip()
         if len(left) > _COLUMNS // 2:
             left, text = self.flag, f"{text} By default {self.value.replace(',', ', ')}."
@@ -241,13 +244,17 @@ def _shown(value: Any) -> str:
     """A value as it is given on the command line; nothing for none."""
     if value in (None, inspect.Parameter.empty, dataclasses.MISSING) or isinstance(value, bool):
         return ""
+    if isinstance(value, float) and len(str(value)) > 8:
+        return f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _choices(hint: Any) -> list[str]:
     """The choices of a type that is one of several values."""
     if get_origin(hint) is Annotated:
-        return _choices(get_args(hint)[0])
+        kind, *notes = get_args(hint)
+        metavars = [text for note in notes if (text := getattr(note, "metavar", None))]
+        return metavars[0].strip("{}").split(",") if metavars else _choices(kind)
     if get_origin(hint) in (Union, UnionType):
         return [choice for each in get_args(hint) if each is not NoneType for choice in _choices(each)]
     return [str(each) for each in get_args(hint)] if get_origin(hint) is Literal else []

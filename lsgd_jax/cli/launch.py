@@ -126,7 +126,7 @@ def join(
       run_dir: run folder.
       workers: number of consecutive workers of this process.
       first: index of its first worker; by default the first where that many places are vacant.
-      data_dir: folder of data sets from `lsgd data prepare`; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of prepared data sets; by default TFDS_DATA_DIR or ~/tensorflow_datasets.
       tensorboard: also write TensorBoard event files, to a subfolder of the run folder.
       host: address or name of this machine's network interface at which processes on other machines reach this one; by
         default only processes on this machine do.

@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from lsgd_jax import presets
-from lsgd_jax.cli import overview
+from lsgd_jax import presets, spelling
+from lsgd_jax.cli.overview import TAKE_PRESET
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.simulate.cluster import Cluster
@@ -99,7 +99,7 @@ def check_target(target: float | None, headline: Headline) -> None:
 
 def own_preset(arguments: Sequence[str]) -> str | None:
     """Return the preset in a command line that does not come with the package, if there is one."""
-    if not arguments or arguments[0] not in ("train", "compare", "simulate", "compile", "chaos"):
+    if not arguments or arguments[0] not in TAKE_PRESET:
         return None
     places = [i for i, x in enumerate(arguments) if i and (x in presets.PRESETS or presets.OWN.fullmatch(x))]
     if not places:
@@ -109,7 +109,7 @@ def own_preset(arguments: Sequence[str]) -> str | None:
 
 
 def check_spelling(arguments: Sequence[str], command: Callable, own: str | None) -> None:
-    """Raise UsageError, with the nearest that there is, if a preset or an option is none of the command's.
+    """Raise UsageError, with the nearest that there is, if there is no such preset, or the command has no such option.
 
     Args:
       arguments: the name of the command and what follows it.
@@ -124,8 +124,6 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
         needed = parameters["options"].default is inspect.Parameter.empty and not {"-h", "--help"} & {*arguments}
         if first is None and needed:
             raise UsageError(f"{arguments[0]} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
-        if first is not None and first not in known:
-            raise UsageError(overview.misspelt("preset", first, known))
         configs = [presets.find(name) for name in ([first] if first else known)]
         kinds += [type(config.task) for config in configs]
         shown += f" {first}" if first else ""
@@ -137,7 +135,7 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
             return
         given = argument.partition("=")[0].replace("_", "-")
         if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
-            raise UsageError(overview.misspelt("option", given, flags, f"{shown} --help lists those that there are"))
+            raise UsageError(spelling.unknown("option", given, flags, f"{shown} --help lists those that there are"))
 
 
 @contextlib.contextmanager
@@ -168,10 +166,8 @@ def _in_own_words(text: str) -> str:
     if found := re.match(r"Missing value for argument '(.*?)'", text):
         return f"{found[1]} needs a value."
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
-        known = sorted(set(re.findall(r"'([^']+)'", found[3])) - {"None"})
-        close = overview.nearest(found[1], known)
-        nearest = f"; did you mean {close}?" if close else "."
-        return f"{found[2]} must be one of {', '.join(known)}, got {found[1]!r}{nearest}"
+        choices = sorted(set(re.findall(r"'([^']+)'", found[3])) - {"None"})
+        return spelling.must_be_one(found[2], found[1], choices)
     if found := re.match(r"Missing from lsgd (.*?): (\S+) ([^.]*)", text):
         what = found[3].removesuffix(" (required)").strip()
         return f"{found[1]} needs {found[2]}, the {what}; lsgd {found[1]} --help says more."

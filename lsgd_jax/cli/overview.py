@@ -1,12 +1,13 @@
-"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspellings."""
+"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspelled commands and presets."""
 
-import difflib
 import importlib.metadata
-import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+
+from lsgd_jax import spelling
+from lsgd_jax.tracking.output import say
 
 COMMANDS = {
     "train": "Train a preset with one method and write a run folder: configuration, environment, metrics and a figure.",
@@ -25,15 +26,28 @@ COMMANDS = {
     "needed.",
 }
 """Every command with its summary, which is the first line of its docstring, too."""
+TAKE_PRESET = ("train", "compare", "simulate", "compile", "chaos")
+"""Commands whose first argument is a preset."""
+PRESETS = (
+    *("mnist1d", "digits", "diabetes", "cnn7-mnist5k-4", "cnn7-mnist5k-16", "cnn7-cifar10-4", "cnn7-cifar10-16"),
+    *("resnet20-cifar10-4", "resnet20-cifar10-16", "vgg16-cifar10-4", "resnet50-imagenet-4"),
+    *("tragedies", "dialects", "gpt-1b"),
+)
+"""The names in `lsgd_jax.presets.PRESETS`, whose configurations need JAX."""
 
 
-def names_a_command(arguments: Sequence[str]) -> bool:
-    """Whether a command line names a command."""
-    return arguments[:1] in [[name] for name in COMMANDS]
+def may_run(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a command and, where that takes one, a preset that there may be."""
+    match arguments:
+        case [command, preset, *_] if command in TAKE_PRESET:
+            return preset in PRESETS or preset.startswith("-") or ":" in preset  # An option, or one of your own.
+        case [command, *_]:
+            return command in COMMANDS
+    return False
 
 
 def answer(arguments: Sequence[str]) -> int | None:
-    """Answer a command line that names no command; returns the exit code, or None if it is only printed to.
+    """Answer a command line that `may_run` denies; returns the exit code, or None if it is only printed to.
 
     Args:
       arguments: of the command line.
@@ -43,39 +57,13 @@ def answer(arguments: Sequence[str]) -> int | None:
             print(_overview(min(shutil.get_terminal_size().columns, 120)))
         case ["--version", *_]:
             print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
+        case [command, preset, *_] if command in TAKE_PRESET:
+            say(f"lsgd: {spelling.unknown_preset(preset, PRESETS)}", sys.stderr)
+            return 2
         case [word, *_]:
-            print(f"lsgd: {misspelt('command', word, COMMANDS)}", file=sys.stderr)
+            say(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", sys.stderr)
             return 2
     return None
-
-
-def misspelt(kind: str, word: str, known: Collection[str], otherwise: str = "") -> str:
-    """A sentence that says that there is no such word, and which is nearest.
-
-    Args:
-      kind: of the word, such as "command".
-      word: as given.
-      known: the words that there are.
-      otherwise: what to say if none is near; by default, all that there are.
-    """
-    close = nearest(word, known)
-    otherwise = otherwise or f"there are {', '.join(known)}"
-    return f"there is no {kind} {word!r}; " + (f"did you mean {close}?" if close else f"{otherwise}.")
-
-
-def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known word that has a word as its initials, or else looks most like it; None if none does.
-
-    Example:
-      >>> nearest("trian", COMMANDS), nearest("--lr", ["--learning-rate", "--wire"]), nearest("--model", ["--delay"])
-      ('train', '--learning-rate', None)
-    """
-    by_stem = {each.lstrip("-"): each for each in known}
-    stem = word.lstrip("-")
-    initials = ("".join(part[:1] for part in re.split("[-_]", each)) for each in by_stem)
-    alike = [each for each, parts in zip(by_stem, initials, strict=True) if len(parts) > 1 and parts == stem]
-    alike = alike or difflib.get_close_matches(stem, by_stem, n=1, cutoff=0.7)
-    return by_stem[alike[0]] if alike else None
 
 
 def _overview(columns: int) -> str:

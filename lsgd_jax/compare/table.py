@@ -1,52 +1,66 @@
-"""The table of a comparison: a wide one for files, and a narrow one for terminals."""
+"""The table of a comparison: all of it for files, and what fits them for terminals."""
 
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from lsgd_jax.task import Headline
+from lsgd_jax.tracking.table import fitting
 
 
 def rows_of(summary: dict[str, Any]) -> list[list[str]]:
     """Return the summary of a comparison as rows of text, header first."""
     headline = Headline(**summary["headline"])
     name, unit, at_target = headline.name, summary["unit"], _target(summary, headline)
-    header = [
-        "method",
-        "hyperparameters",
-        f"final {name} (95 %)",
-        *(["perplexity"] if headline.perplexity else []),
-        "median",
-        f"minus {next(iter(summary['methods']))}, seed by seed (95 %, simultaneous)",
-        "p (Holm)",
-        f"best {name} (95 %)",
-        f"final {name} of the best worker",
-        f"final {name} at equal bytes",
-        *([f"steps to {at_target}", f"MB sent to {at_target}"] if at_target else []),
-        "MB sent per worker",
-        f"{unit} per worker",
-    ]
-    rows = [header]
-    for method, of in summary["methods"].items():
-        hyper = [f"{name} {v if isinstance(v, str) else f'{v:g}'}" for name, v in of["hyper-parameters"].items()]
-        measured = [f"final_{name}", f"best_{name}", f"final_best_worker_{name}", f"final_{name}_at_equal_bytes"]
-        final, *others = (_interval(of[key], headline) for key in measured)
-        median = _interval({"mean": of[f"final_{name}"]["median"], "half_width": None}, headline)
-        row = [method, ", ".join(hyper), final]
-        if headline.perplexity:
-            row.append(_number(of["perplexity"], 2))
-        row += [median, *_difference(summary, method), *others]
-        if at_target:
-            some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
-            row.append(_number(of["steps_to_target"], 0, "not reached") + some)
-            row.append(_number(of["megabytes_to_target"], 1, "not reached"))
-        row += [_number(of["megabytes_sent"], 1), str(of[f"{unit}_seen"])]
-        rows.append(row)
-    return rows
+    titles = {
+        "method": "method",
+        "hyperparameters": "hyperparameters",
+        "final": f"final {name} (95 %)",
+        "perplexity": "perplexity",
+        "median": "median",
+        "difference": f"minus {next(iter(summary['methods']))}, seed by seed (95 %, simultaneous)",
+        "p": "p (Holm)",
+        "best": f"best {name} (95 %)",
+        "best_worker": f"final {name} of the best worker",
+        "equal_bytes": f"final {name} at equal bytes",
+        "steps_to_target": f"steps to {at_target}",
+        "megabytes_to_target": f"MB sent to {at_target}",
+        "megabytes": "MB sent per worker",
+        "seen": f"{unit} per worker",
+    }
+    cells = [_cells(summary, method, headline) for method in summary["methods"]]
+    titles = {key: title for key, title in titles.items() if key in cells[0]}
+    return [list(titles.values()), *([of[key] for key in titles] for of in cells)]
+
+
+def _cells(summary: dict[str, Any], method: str, headline: Headline) -> dict[str, str]:
+    """What the table has on a method: texts by column."""
+    of, name = summary["methods"][method], headline.name
+    hyper = [f"{key} {v if isinstance(v, str) else f'{v:g}'}" for key, v in of["hyper-parameters"].items()]
+    difference, p = _difference(summary, method)
+    cells = {
+        "method": method,
+        "hyperparameters": ", ".join(hyper),
+        "final": _interval(of[f"final_{name}"], headline),
+        "median": _interval({"mean": of[f"final_{name}"]["median"], "half_width": None}, headline),
+        "difference": difference,
+        "p": p,
+        "best": _interval(of[f"best_{name}"], headline),
+        "best_worker": _interval(of[f"final_best_worker_{name}"], headline),
+        "equal_bytes": _interval(of[f"final_{name}_at_equal_bytes"], headline),
+        "megabytes": _number(of["megabytes_sent"], 1),
+        "seen": str(of[f"{summary['unit']}_seen"]),
+    }
+    if headline.perplexity:
+        cells["perplexity"] = _number(of["perplexity"], 2)
+    if _target(summary, headline):
+        some = f" ({of['seeds_at_target']} of {len(summary['seeds'])} seeds)"
+        cells["steps_to_target"] = _number(of["steps_to_target"], 0, "not reached") + some
+        cells["megabytes_to_target"] = _number(of["megabytes_to_target"], 1, "not reached")
+    return cells
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
@@ -56,36 +70,43 @@ def markdown(rows: Iterable[list[str]]) -> str:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the summary of a comparison: in 80 columns on a terminal, otherwise all of it in Markdown."""
+    """Print the summary of a comparison: what fits it on a terminal, otherwise all of it in Markdown."""
     if sys.stdout.isatty():
-        Console(highlight=False).print(for_terminal(summary), notes(summary))
+        console = Console(highlight=False)
+        console.print(for_terminal(summary, console.width), notes(summary))
     else:
         print(markdown(rows_of(summary)), notes(summary), sep="\n")
 
 
-def for_terminal(summary: dict[str, Any]) -> Table:
-    """Return the summary of a comparison as a table that fits 80 columns."""
+def for_terminal(summary: dict[str, Any], width: int) -> Table:
+    """Return the summary of a comparison as a table with as many columns as fit a terminal of this width."""
     headline = Headline(**summary["headline"])
-    name, at_target = headline.name, _target(summary, headline)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("method", no_wrap=True)
-    for header in (
-        f"final {name}\n(95 %)",
-        f"minus {next(iter(summary['methods']))}\n(95 %)",
-        "p\n(Holm)",
-        *(["perplexity"] if headline.perplexity else []),
-        *([f"steps\nto {at_target}"] if at_target else []),
-        "MB\nsent",
-    ):
-        table.add_column(header, justify="right")
+    name, at_target, seeds = headline.name, _target(summary, headline), len(summary["seeds"])
+    titles = {
+        "method": "method",
+        "final": f"final {name}\n(95 %)",
+        "difference": f"minus {next(iter(summary['methods']))}\n(95 %)",
+        "p": "p\n(Holm)",
+        "perplexity": "perplexity",
+        "steps_to_target": f"steps\nto {at_target}",
+        "megabytes": "MB\nsent",
+        "at_target": f"seeds\nat {at_target}",
+        "median": "median",
+        "best": f"best {name}\n(95 %)",
+        "megabytes_to_target": f"MB\nto {at_target}",
+        "best_worker": "final,\nbest worker",
+        "equal_bytes": "final,\nequal bytes",
+        "seen": summary["unit"],
+        "hyperparameters": "hyperparameters",
+    }
+    cells = []
     for method, of in summary["methods"].items():
-        row = [method, _interval(of[f"final_{name}"], headline), *_difference(summary, method)]
-        if headline.perplexity:
-            row.append(_number(of["perplexity"], 2))
+        cells.append(_cells(summary, method, headline))
         if at_target:
-            row.append(_number(of["steps_to_target"], 0, "never"))
-        table.add_row(*row, _number(of["megabytes_sent"], 1))
-    return table
+            cells[-1]["steps_to_target"] = _number(of["steps_to_target"], 0, "never")
+            cells[-1]["megabytes_to_target"] = _number(of["megabytes_to_target"], 1, "never")
+            cells[-1]["at_target"] = f"{of['seeds_at_target']} of {seeds}"
+    return fitting(([title, *(of[key] for of in cells)] for key, title in titles.items() if key in cells[0]), width)
 
 
 def _target(summary: dict[str, Any], headline: Headline) -> str:
@@ -125,6 +146,8 @@ def notes(summary: dict[str, Any]) -> str:
             f"Comparisons with {first}, paired by seed: {len(others)}; their intervals are simultaneous (Bonferroni),"
             " and their p-values corrected by Holm's method."
         )
+    if seeds > 1 and (target := _target(summary, Headline(**summary["headline"]))):
+        said.append(f"Steps and MB to {target} are medians over seeds; seeds that never get there count as infinite.")
     if tuning:
         tried = max(len(of["tried"]) for of in summary["methods"].values())
         said.append(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from lsgd_jax import spelling
 from lsgd_jax.data import preprocessing
 from lsgd_jax.data.descriptions import DESCRIPTIONS
 from lsgd_jax.data.preprocessing import Preprocessing
@@ -51,7 +52,7 @@ def load(name: str, data_dir: Path | str | None = None) -> Dataset:
         return _EMBEDDED[name]()
     if name in _PREPARED:
         return _prepared(name, data_dir)
-    raise ValueError(f"there is no data set {name!r}; there are {', '.join([*_EMBEDDED, *_PREPARED])}.")
+    raise ValueError(spelling.unknown("data set", name, [*_EMBEDDED, *_PREPARED]))
 
 
 def _mnist1d() -> Dataset:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Int
 
+from lsgd_jax import spelling
 from lsgd_jax.checks import check_whole
 from lsgd_jax.exchange.axes import AxisName, axis_names, check_bound, worker_count, worker_index
 from lsgd_jax.exchange.shards import Shard, ShardSpecs, by_shard, inner_axes, specs_of
@@ -147,7 +148,7 @@ def broadcast_leaves(
 def check_broadcast(method: str) -> None:
     """Raise ValueError unless it is a method of `broadcast_from`."""
     if method not in get_args(BroadcastMethod):
-        raise ValueError(f"a broadcast must be one of {', '.join(get_args(BroadcastMethod))}, got {method!r}.")
+        raise ValueError(spelling.must_be_one("a broadcast", method, get_args(BroadcastMethod)))
 
 
 def chosen_broadcast(method: BroadcastMethod, size: int, workers: int, chunks: int = CHUNKS) -> BroadcastMethod:

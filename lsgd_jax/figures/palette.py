@@ -3,6 +3,10 @@
 import itertools
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, YELLOW, GRAY = (
     *("#0072B2", "#56B4E9", "#009E73", "#E69F00"),
     *("#D55E00", "#CC79A7", "#C9B500", "#7F7F7F"),
@@ -25,6 +29,9 @@ class Look(NamedTuple):
 
 
 _DASHED, _DOTTED = (6, 3), (2, 2)
+_HUES = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, YELLOW, GRAY)
+MOST_HUES = len(_HUES)
+"""Workers up to which each has a hue of its own."""
 _LOOKS = {
     "lsgd": Look("LSGD", VERMILION),
     "lsgd-joined": Look("LSGD, joined", VERMILION, _DASHED),
@@ -55,11 +62,14 @@ def look(method: str) -> Look:
     return Look(method, *_OTHERS[sum(method.encode()) % len(_OTHERS)])
 
 
+def worker_colors(count: int) -> list[str]:
+    """Colors of so many workers: of few, those of the palette, and of many, shades from dark to bright."""
+    if count <= MOST_HUES:
+        return list(_HUES[:count])
+    return [to_hex(color) for color in colormaps["viridis"](np.linspace(0.1, 0.95, count))]
+
+
 def looks(count: int) -> list[tuple[str, tuple[int, ...]]]:
     """Colors and dashes for so many runs or workers, which differ as far as there are differing ones."""
-    every = [
-        (color, dashes)
-        for dashes in ((), _DASHED, _DOTTED)
-        for color in (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, YELLOW, GRAY)
-    ]
+    every = [(color, dashes) for dashes in ((), _DASHED, _DOTTED) for color in _HUES]
     return list(itertools.islice(itertools.cycle(every), count))

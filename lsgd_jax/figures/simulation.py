@@ -1,7 +1,9 @@
 """Figures of simulations in virtual time: timelines, staleness of exchanges, and the headline measure against time."""
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from rich.console import Console
+from rich.table import Table
 
 from lsgd_jax.checks import check_names
 from lsgd_jax.config import Config
@@ -23,6 +27,8 @@ from lsgd_jax.figures.run import scale
 from lsgd_jax.simulate import SCHEDULES, SECOND, Cluster, EventLog, Totals, event_log, throughput, totals
 from lsgd_jax.simulate.training import History, Network, train_on
 from lsgd_jax.task import Headline
+from lsgd_jax.tracking.progress import simulation_progress
+from lsgd_jax.tracking.table import fitting
 from lsgd_jax.train.compile_ahead import parameter_shapes
 
 MOST_LOGGED = 64
@@ -42,8 +48,8 @@ def make(
     options: Mapping[str, Any] = MappingProxyType({}),
     parameters: int | None = None,
     data_dir: Path | str | None = None,
-) -> str:
-    """Simulate methods and write figures, CSV and JSON to a folder; returns a table of the results.
+) -> dict[str, dict[str, Any]]:
+    """Simulate methods and write figures, CSV and JSON to a folder; returns the results by method.
 
     Args:
       out: output folder.
@@ -83,12 +89,10 @@ def make(
         sizes = [(parameters // chips + i) // fragments * chips for i in range(fragments)]
         params = [jax.ShapeDtypeStruct((size,), np.float32) for size in sizes]
     logs: dict[str, EventLog] = {}
-    histories: dict[str, History] = {}
     sums: dict[str, Totals] = {}
-    networks: dict[Config, Network] = {}
-    for name in names:
+    configs = {name: with_own_rate(configs[name], name) for name in names}
+    for name, method_config in configs.items():
         schedule = SCHEDULES[name]
-        method_config = with_own_rate(configs[name], name)
         if workers > MOST_LOGGED:
             try:
                 sums[name] = throughput(schedule, method_config, cluster, params)
@@ -97,10 +101,7 @@ def make(
             continue
         logs[name] = event_log(schedule, method_config, cluster, params)
         sums[name] = totals(logs[name])
-        if train:
-            alone = method_config.replace(method="independent")  # Methods share the compiled local steps.
-            networks[alone] = networks.get(alone) or Network(alone, data_dir)
-            histories[name] = train_on(logs[name], schedule, method_config, networks[alone])
+    histories = _trained(configs, logs, data_dir) if train else {}
 
     summary: dict[str, Any] = {
         "cluster": _plain(cluster),
@@ -120,7 +121,24 @@ def make(
         columns = ["method", "seconds", "steps", headline.center]
         picture = draw_headlines(histories, headline, target)
         write(out, headline.name, picture, columns, _headline_rows(histories), summary)
-    return table(summary["methods"]) + f"\nsee {out}"
+    return summary["methods"]
+
+
+def _trained(
+    configs: Mapping[str, Config], logs: Mapping[str, EventLog], data_dir: Path | str | None
+) -> dict[str, History]:
+    """Train each method along its event log, with a progress bar over the events of all."""
+    histories: dict[str, History] = {}
+    networks: dict[Config, Network] = {}
+    with simulation_progress() as bar:
+        task = bar.add_task("", total=sum(len(log.events) for log in logs.values()))
+        for name, log in logs.items():
+            bar.update(task, description=f"training with {name}")
+            alone = configs[name].replace(method="independent")  # Methods share the compiled local steps.
+            networks[alone] = networks.get(alone) or Network(alone, data_dir)
+            watch = partial(bar.advance, task)
+            histories[name] = train_on(log, SCHEDULES[name], configs[name], networks[alone], watch)
+    return histories
 
 
 def with_own_rate(config: Config, name: str) -> Config:
@@ -136,15 +154,52 @@ def with_own_rate(config: Config, name: str) -> Config:
         raise UsageError(f"{name}: {error}") from None
 
 
+def show(methods: dict[str, dict[str, Any]], headline: Headline) -> None:
+    """Print the results of several methods: what fits it on a terminal, otherwise all of them in Markdown."""
+    if sys.stdout.isatty():
+        console = Console(highlight=False)
+        console.print(for_terminal(methods, headline, console.width))
+    else:
+        print(table(methods))
+
+
+def for_terminal(methods: dict[str, dict[str, Any]], headline: Headline, width: int) -> Table:
+    """Return the results of several methods as a table with as many columns as fit a terminal of this width."""
+    [first, *_] = methods.values()
+    final = f"final_{headline.name}"
+    to_target = next((name for name in first if name.startswith("seconds_to_")), "")
+    target = to_target.rpartition("_")[2]
+    shown: dict[str, tuple[str, Callable[[Any], str]]] = {
+        final: (f"final\n{headline.name}", headline.text),
+        to_target: (f"seconds\nto {f'{float(target):.1%}' if target and headline.percent else target}", _cell),
+        "virtual_seconds": ("virtual\nseconds", _cell),
+        "efficiency": ("efficiency", "{:.1%}".format),
+        "waiting": ("waiting", "{:.1%}".format),
+        "exchanging": ("exchanging", "{:.1%}".format),
+        "bytes_sent_per_worker": ("MB\nsent", lambda count: _cell(count / 1e6)),
+        "mean_staleness": ("staleness\n(steps)", _cell),
+        "largest_staleness": ("largest\nstaleness", _cell),
+        "steps_per_second": ("steps\nper second", _cell),
+        "away": ("away", "{:.1%}".format),
+        "steps": ("steps of\nall workers", _cell),
+    }
+    columns = [["method", *methods]]
+    for name, (title, text) in shown.items():
+        if name in first:
+            missing = "never" if name == to_target else "-"
+            columns.append([title, *(missing if of[name] is None else text(of[name]) for of in methods.values())])
+    return fitting(columns, width)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
 def table(methods: dict[str, dict[str, Any]]) -> str:
     """Format the results of several methods as a Markdown table."""
-
-    def cell(value: Any) -> str:
-        return "-" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-
     columns = list(next(iter(methods.values())))
     rows = [["method", *(column.replace("_", " ") for column in columns)], ["---"] * (len(columns) + 1)]
-    rows += [[name, *(cell(numbers[column]) for column in columns)] for name, numbers in methods.items()]
+    rows += [[name, *(_cell(numbers[column]) for column in columns)] for name, numbers in methods.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("| " + " | ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) + " |" for row in rows)
 

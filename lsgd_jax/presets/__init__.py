@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from lsgd_jax import spelling
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError, sentence_of
 from lsgd_jax.presets import (
@@ -46,8 +47,7 @@ def find(name: str) -> Config:
     own = OWN.fullmatch(name)
     if own is None:
         if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise UsageError(f"there is no preset {name!r}; there are {known}, and your own, as in ./mine.py:preset.")
+            raise UsageError(spelling.unknown_preset(name, PRESETS))
         return PRESETS[name]
     module, file = own["module"], Path(own["module"]).resolve()
     if file.suffix == ".py":

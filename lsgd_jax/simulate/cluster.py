@@ -33,7 +33,7 @@ class Cluster:
     """
 
     step_seconds: float = 0.1
-    """Duration of a local step at full speed."""
+    """Duration of a local step at full speed, in seconds."""
     slow: tuple[tuple[int, float], ...] = ()
     """Stragglers as pairs of worker and slowdown factor: 0 10 runs the first worker at a tenth of the speed."""
     variation: Literal["none", "lognormal", "pareto"] = "none"
@@ -49,22 +49,22 @@ class Cluster:
     pause_every: int | None = None
     """Steps between pauses of a worker, as for garbage collection; workers pause at different steps."""
     pause_seconds: float = 1.0
-    """Duration of a pause."""
+    """Duration of a pause, in seconds."""
     trace: Path | None = None
     """Text file of step durations in seconds, in place of step_seconds: one line per step, one column per worker,
     separated by blanks or commas; lines and columns repeat cyclically."""
     local_bandwidth: float = 10e9
-    """Bandwidth of each worker's link within its group."""
+    """Bandwidth of each worker's link within its group, in bits per second."""
     local_latency: float = 10e-6
-    """Latency of a message within a group."""
+    """Latency of a message within a group, in seconds."""
     global_bandwidth: float = 1e9
-    """Bandwidth of each worker's link to other groups; unused with one group."""
+    """Bandwidth of each worker's link to other groups, in bits per second; unused with one group."""
     global_latency: float = 100e-6
-    """Latency of a message between groups."""
+    """Latency of a message between groups, in seconds."""
     servers: int = 1
     """Servers that jointly hold the center variable or the board, each with a link like a worker's."""
     absences: tuple[tuple[int, float, float], ...] = ()
-    """Absences as triples of worker, start and end (inf: never returns). A worker absent from 0 on joins later."""
+    """Absences as triples of worker, start and end in seconds (inf: for good). Who is absent from 0 on joins late."""
 
     def __post_init__(self) -> None:
         """Check the ranges of all fields."""

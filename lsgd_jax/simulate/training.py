@@ -86,7 +86,13 @@ class History(NamedTuple):
         return float(self.seconds[reached[0]]) if len(reached) else None
 
 
-def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem) -> History:
+def train_on(
+    log: EventLog,
+    schedule: Schedule,
+    config: Config,
+    problem: Problem,
+    watch: Callable[[], object] = lambda: None,
+) -> History:
     """Train along an event log.
 
     The same arguments give the same bits on the same platform and versions. Evaluations come every
@@ -97,6 +103,7 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
       schedule: of the method.
       config: of the method's strengths, the groups and the evaluations.
       problem: what is trained.
+      watch: is called after each event.
 
     Raises:
       UsageError: for options of the configuration that are not simulated.
@@ -104,7 +111,7 @@ def train_on(log: EventLog, schedule: Schedule, config: Config, problem: Problem
     for name in config.method_options:
         if name not in SIMULATED:
             raise UsageError(f"training in virtual time is without {name}: leave it out, or simulate costs only.")
-    return _Replay(log, schedule, config, problem).run()
+    return _Replay(log, schedule, config, problem).run(watch)
 
 
 class _Replay:
@@ -133,13 +140,14 @@ class _Replay:
             nothing = problem.start()
             self.board = [(nothing.params, _score(nothing))] * log.workers
 
-    def run(self) -> History:
+    def run(self, watch: Callable[[], object]) -> History:
         evaluations: list[tuple[float, float, float, np.ndarray]] = []
         every, due = self.config.eval_every * self.log.workers, 0
         happens: dict[str, Callable[[Event], None]] = {"step": self.step, "leave": self.leave, "join": self.join}
         happens["exchange"] = self.exchange
         for event, following in zip(self.log.events, [*self.log.events[1:], None], strict=True):
             happens[event.kind](event)
+            watch()
             if following is None or (self.total >= due and following.time > event.time):
                 due = (self.total // every + 1) * every
                 evaluations.append((event.time / SECOND, self.total / self.log.workers, *self.test()))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,11 @@ from lsgd_jax.task import Headline, Task
 if TYPE_CHECKING:
     from flax import nnx
 
+DatasetName: TypeAlias = Literal[
+    "mnist1d", "mnist1d-10k", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"
+]
+NetworkName: TypeAlias = Literal["conv1d", "mlp", "cnn7", "vgg16", "resnet20", "resnet50"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
@@ -24,13 +29,11 @@ class Classification(Task):
 
     headline: ClassVar[Headline] = Headline("error", "test error", percent=True, target=0.05)
 
-    dataset: Literal["mnist1d", "mnist1d-10k", "digits", "mnist5k", "mnist", "cifar10", "cifar100", "imagenet2012"] = (
-        "mnist1d"
-    )
+    dataset: DatasetName = "mnist1d"
     """Data set. Some come with packages: MNIST-1D (4,000 training and 1,000 test signals of 40 samples; mnist1d-10k has
     10,000 other test signals), the digits of scikit-learn (1,437 and 360 images of 8x8 pixels) and 5,000 images of
     MNIST (4,000 and 1,000). The others are prepared once with `lsgd data prepare`."""
-    model: Literal["conv1d", "mlp", "cnn7", "vgg16", "resnet20", "resnet50"] = "conv1d"
+    model: NetworkName = "conv1d"
     """Network that every worker trains."""
     width: float = 1.0
     """Width multiplier relative to the published architecture."""

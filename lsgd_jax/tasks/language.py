@@ -29,9 +29,9 @@ class Language(Task):
     headline: ClassVar[Headline] = Headline(perplexity=True)
 
     text: str = "tragedies"
-    """Text: tragedies (seven of Shakespeare's, byte by byte; Timon of Athens is for testing), dialects (a
-    generated language of known entropy), a file (byte by byte; its last tenth is for testing), or a folder of tokens
-    that `lsgd data prepare` has written, such as lm1b-bytes."""
+    """Text: tragedies, dialects, a file, or a folder of tokens that `lsgd data prepare` has made. The tragedies are
+    seven of Shakespeare's, byte by byte, Timon of Athens for testing; dialects is a generated language of known
+    entropy; a file is read byte by byte, its last tenth for testing."""
     vocabulary: int = 256
     """Number of tokens that the network knows, at least those of the text."""
     context: int = 64

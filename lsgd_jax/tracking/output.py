@@ -1,6 +1,9 @@
-"""Output streams that survive a closed pipe, a full device or a closed terminal."""
+"""Output streams that survive a closed pipe, a full device or a closed terminal, and texts that fit a terminal."""
 
 import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TextIO
@@ -35,3 +38,20 @@ class Output:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # Otherwise flushing the buffer would fail again at exit.
             os.close(nowhere)
+
+
+def say(text: str, file: TextIO | None = None, indent: int = 0) -> None:
+    """Print a text, on a terminal in lines that break between words, and otherwise in one line.
+
+    Args:
+      text: sentences without line breaks.
+      file: where to; by default `sys.stdout`.
+      indent: blanks before all lines but the first.
+    """
+    file = file or sys.stdout
+    if file.isatty():
+        columns = shutil.get_terminal_size().columns
+        wrapped = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+        wrapped.subsequent_indent = " " * indent
+        text = wrapped.fill(text)
+    print(text, file=file, flush=True)

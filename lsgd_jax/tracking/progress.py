@@ -1,4 +1,4 @@
-"""The progress of a run or a comparison: a progress bar on a terminal, otherwise plain lines."""
+"""The progress of a run, a comparison or a simulation: a progress bar on a terminal, otherwise lines or nothing."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,14 @@ from types import TracebackType
 from typing import Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 from lsgd_jax.distributed import process_index
@@ -168,6 +175,13 @@ class ComparisonProgress:
             print(sentence, flush=True)
         else:
             self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def simulation_progress() -> Progress:
+    """A bar over the events of all simulated methods, with the time left; without a terminal it shows nothing."""
+    console = Console(file=cast(TextIO, _standard_error()))
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _standard_error() -> Output:

@@ -48,7 +48,7 @@ class EventFile:
           UsageError: if tensorboardX is not installed.
         """
         if importlib.util.find_spec("tensorboardX") is None:
-            raise UsageError("tensorboard needs tensorboardX: pip install 'lsgd-jax[tensorboard]'.")
+            raise UsageError("tensorboard needs tensorboardX: pip install tensorboardX.")
         self._folder, self._headline, self._leader = folder, headline, -1
         self._writer: Any = None
 

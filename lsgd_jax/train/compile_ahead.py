@@ -38,7 +38,7 @@ def described_devices(topology: str) -> list[jax.Device]:
       UsageError: if there is no such topology, or libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UsageError("compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'")
+        raise UsageError("compiling for TPUs needs libtpu: pip install 'jax[tpu]'.")
     jax.config.update("jax_platforms", "cpu")
     # Otherwise libtpu looks for these on this machine; any type will do, since the topology is what counts.
     os.environ |= {

@@ -38,12 +38,16 @@ def finals(scale):
     }
 
 
+def printed(summary, width):
+    text = io.StringIO()
+    Console(width=width, file=text).print(for_terminal(summary, width))
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
 @pytest.mark.parametrize(("preset", "scale", "target"), [("mnist1d", 1, 0.05), ("tragedies", 50, None)])
 def test_a_table_fits_a_terminal_and_no_number_is_broken(preset, scale, target, tmp_path):
     summary = summary_of_finals(tmp_path, PRESETS[preset], finals(scale), target)
-    text = io.StringIO()
-    Console(width=80, file=text).print(for_terminal(summary))
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    lines = printed(summary, 80)
     assert max(map(len, lines)) <= 80
     header, *rows = rows_of(summary)
     both = ("final error (95 %)", "final loss (95 %)", "minus", "p (", "perplexity", "MB sent per")
@@ -51,6 +55,22 @@ def test_a_table_fits_a_terminal_and_no_number_is_broken(preset, scale, target, 
         [line] = [line for line in lines if line.lstrip().startswith(row[0])]
         shown = [part.strip() for part in line.split("  ")]
         assert all(value in ("", *shown) for title, value in zip(header, row, strict=True) if title.startswith(both))
+
+
+def test_a_wider_terminal_shows_more_columns(tmp_path):
+    summary = summary_of_finals(tmp_path, PRESETS["mnist1d"], finals(1), 0.05)
+    least = ["method", "final error\n(95 %)", "minus lsgd\n(95 %)", "p\n(Holm)", "steps\nto 5.0%", "MB\nsent"]
+    headers = {}
+    for width in (20, 60, 80, 120, 200):
+        assert max(map(len, printed(summary, width))) <= width
+        headers[width] = [str(column.header) for column in for_terminal(summary, width).columns]
+    assert headers[20] == ["method"]
+    assert headers[60] == least[:4]
+    assert headers[80][:6] == least
+    assert "Steps and MB to 5.0% are medians over seeds" in notes(summary)
+    assert headers[120][:9] == [*least, "seeds\nat 5.0%", "median", "best error\n(95 %)"]
+    assert set(headers[200]) > set(headers[120])
+    assert len(rows_of(summary)[0]) <= len(headers[200]) + 1
 
 
 def test_texts_have_their_tokens_and_perplexity(tmp_path):

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures import report
 from lsgd_jax.figures import run as figures
-from lsgd_jax.figures.palette import look
+from lsgd_jax.figures.palette import look, worker_colors
 from lsgd_jax.figures.report import charts, reading
 from lsgd_jax.methods import METHODS
 from lsgd_jax.tracking.run_folder import read_metrics
@@ -246,6 +248,51 @@ def test_leaders_have_a_row_per_group(tmp_path):
     ]
     chart = page_of(tmp_path, make_run(tmp_path / "run", events)).charts()["Group leader"]
     assert (chart["steps"], chart["leaders"], chart["shares"]) == ([4, 8], [[1, -1], [2, 3]], [0, 1, 1, 1])
+    assert (chart["colors"], chart["colored"]) == (worker_colors(4), 4)
+
+
+def led(groups, workers):
+    """A run in which the last worker of each group leads it, and the last of all leads all."""
+    of_groups, of_all = {"local_leaders": [workers - 1] * groups}, {"leader": groups * workers - 1}
+    distances = [[0] * workers] * groups
+    of_all |= {"local_distances": distances, "distances": distances, "scores": distances}
+    exchange = {"event": "exchange", "step": 4} | of_groups | of_all
+    return [exchange, evaluation(16, workers=groups * workers)], {"groups": groups, "workers": workers}
+
+
+def test_many_workers_are_colored_by_their_place_in_the_group(tmp_path):
+    events, counts = led(4, 50)
+    charts = page_of(tmp_path, make_run(tmp_path / "run", events, **counts)).charts()
+    of_all, of_groups = charts["Global leader"], charts["Group leader"]
+    assert (len(set(of_all["colors"])), of_all["colored"]) == (64, 200)
+    assert (len(set(of_groups["colors"])), of_groups["colored"]) == (50, 50)
+
+
+def test_a_browser_shows_whose_color_is_whose(tmp_path):
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        pytest.skip("there is no Chromium here")
+    page = tmp_path / "report.html"
+    runs = []
+    for groups, workers in ((2, 2), (4, 8), (2, 50)):
+        events, counts = led(groups, workers)
+        runs.append(make_run(tmp_path / f"{groups}x{workers}", events, **counts))
+    report.write(runs, page)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [found[0], "--headless", "--no-sandbox", profile, "--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "Uncaught" not in done.stderr
+    keys = re.findall(r'<div class="key">(.*?)</div></div>', done.stdout)
+    assert [" ".join(re.sub(r"<[^>]*>", " ", key).split()) for key in keys] == [
+        "worker 0 1 2 3",
+        "worker 0 1 2 3",
+        "worker 0 31",
+        "worker of each group 0 1 2 3 4 5 6 7",
+        "worker 0 99",
+        "worker of each group 0 49",
+    ]
+    assert "step 4, a row per group, group 0 at the top" in done.stdout
+    assert done.stdout.count('<div class="u-label">evaluated model</div>') == 3
 
 
 def test_runs_that_differ_in_seeds_have_a_mean_and_an_interval(tmp_path):

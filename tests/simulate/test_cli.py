@@ -1,11 +1,14 @@
 """lsgd simulate, run as a user runs it, and its mistakes."""
 
 import json
+import re
 
 import pytest
 
 from lsgd_jax import cli
 from lsgd_jax.figures import output
+from lsgd_jax.figures.simulation import for_terminal
+from lsgd_jax.presets import PRESETS
 
 SMALL = ["simulate", "digits", "--groups", "1", "--workers", "3", "--steps", "8"]
 
@@ -100,10 +103,28 @@ def test_many_workers(tmp_path, capsys):
     assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".pdf", ".png", ".svg"]
 
 
-def test_training(tmp_path, capsys):
+def test_a_terminal_shows_the_columns_that_fit():
+    summary = {"virtual_seconds": 12.0, "waiting": 0.25, "bytes_sent_per_worker": 2.5e6, "mean_staleness": None}
+    methods = {"lsgd": summary | {"final_error": 0.018, "seconds_to_0.05": None}}
+    headline = PRESETS["digits"].task.headline
+    titles = ["method", "final\nerror", "seconds\nto 5.0%", "virtual\nseconds", "waiting", "MB\nsent"]
+    wide = for_terminal(methods, headline, 120)
+    assert [column.header for column in wide.columns] == [*titles, "staleness\n(steps)"]
+    assert [next(column.cells) for column in wide.columns] == ["lsgd", "1.80%", "never", "12", "25.0%", "2.5", "-"]
+    assert [column.header for column in for_terminal(methods, headline, 34).columns] == titles[:4]
+
+
+def test_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.Output, "isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     out = tmp_path / "out"
     cli.main([*SMALL, "--methods", "lsgd,lsgd-posted", "--eval-every", "4", "--out", str(out)])
     methods = json.loads((out / "error.json").read_text())["methods"]
     assert methods.keys() == {"lsgd", "lsgd-posted"}
     assert 0 <= methods["lsgd"]["final_error"] <= 1
+    printed, shown = capsys.readouterr()
+    assert "final" in printed
+    assert "|" not in printed
+    assert "training with lsgd " in shown
+    assert re.search(r"training with lsgd-posted .*100%", shown)
     assert (out / "error.csv").read_text().startswith("method,seconds,steps,center_error\nlsgd,")

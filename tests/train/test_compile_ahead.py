@@ -202,7 +202,7 @@ def test_a_wrong_argument_exits_with_2_and_says_what_would_be_right(arguments, m
 def test_without_libtpu_it_says_what_to_install():
     done = started("digits", "--topology", "v5e:2x4")
     assert done.returncode == 2
-    assert done.stderr == "lsgd: compiling for TPUs needs libtpu: pip install 'lsgd-jax[tpu]'\n"
+    assert done.stderr == "lsgd: compiling for TPUs needs libtpu: pip install 'jax[tpu]'.\n"
 
 
 def on_hosts(hosts, each=4):

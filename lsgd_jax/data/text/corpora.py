@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt
 
-from lsgd_jax import files
+from lsgd_jax import files, spelling
 from lsgd_jax.checks import check_path
 from lsgd_jax.data.examples import Stream
 from lsgd_jax.data.folders import data_folder
@@ -86,10 +86,9 @@ def load(text: str, data_dir: Path | str | None = None) -> Corpus:
         return _tragedies() if text == "tragedies" else _file(path)
     folder = data_folder(data_dir) / path
     if not folder.is_dir():
-        raise UsageError(
-            f"there is no text {text!r}: name tragedies, dialects, a file or, in {folder.parent}, a folder that"
-            " lsgd data prepare has made."
-        )
+        known = ["tragedies", "dialects"]
+        others = f"a file or, in {folder.parent}, a folder that lsgd data prepare has made"
+        raise UsageError(spelling.unknown("text", text, known, f"name {', '.join(known)}, {others}"))
     return _folder(folder)
 
 

@@ -88,7 +88,7 @@ def _check_tokenizer(tokenizer: str) -> None:
     if tokenizer == "bytes":
         return
     if importlib.util.find_spec("sentencepiece") is None:
-        raise UsageError(f"the tokenizer {tokenizer} needs SentencePiece: pip install 'lsgd-jax[text]'.")
+        raise UsageError(f"the tokenizer {tokenizer} needs SentencePiece: pip install sentencepiece.")
     if not re.fullmatch(r"bpe-[1-9]\d{0,6}", tokenizer) and not check_path("tokenizer", tokenizer).is_file():
         raise UsageError(
             "tokenizer must be bytes, bpe- and a number of tokens, or a model file of SentencePiece,"

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lsgd_jax.figures.palette import look, looks
+from lsgd_jax.figures.palette import MOST_HUES, look, looks, worker_colors
 from lsgd_jax.figures.report.reading import Run
 from lsgd_jax.figures.run import mean_loss
 
 MOST_POINTS = 1000
 """Points per line and steps per band; beyond, lines are thinned out and neighboring steps merged."""
 MOST_LINES = 64
-"""Workers up to which each has a line; beyond, there is a band."""
+"""Workers up to which each has a line and a color; beyond, there is a band, and neighbors share a color."""
+_TEXT = ""
+"""In place of a color: that of the page's text, light or dark."""
 
 
 def shared_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -57,10 +59,10 @@ def charts_of(run: Run) -> Iterator[dict[str, Any]]:
         workers, leader, center = (headline.scale * each for each in (curves.workers, curves.leader, curves.center))
         lines = _of_workers(workers)
         if np.isfinite(leader).any():
-            lines.append({"name": "leader", "color": "#0072B2", "y": _numbers(leader)})
-        lines.append({"name": "evaluated model", "color": "#D55E00", "width": 2, "y": _numbers(center)})
+            lines.append({"name": "leader", "color": _TEXT, "dashes": [6, 3], "y": _numbers(leader)})
+        lines.append({"name": "evaluated model", "color": _TEXT, "width": 2, "y": _numbers(center)})
         yield {"title": capital(headline.title), "label": label, **axes, "lines": lines}
-        mean = {"name": "mean", "color": "#D55E00", "width": 2, "y": _numbers(mean_loss(run.losses))}
+        mean = {"name": "mean", "color": _TEXT, "width": 2, "y": _numbers(mean_loss(run.losses))}
         losses = [*_of_workers(run.losses), mean]
         yield {"title": "Training loss since the last evaluation", "label": "training loss", **axes, "lines": losses}
         if run.worker_steps.size:
@@ -70,12 +72,16 @@ def charts_of(run: Run) -> Iterator[dict[str, Any]]:
         if len(leaders):
             count = max(run.config.groups * run.config.workers, curves.workers.shape[1], int(leaders.max()) + 1)
             shares = np.bincount(leaders, minlength=count).tolist()
-            yield {"title": title, "shares": shares, **_strips(steps, leaders, run.config.workers, title)}
+            strips = _strips(steps, leaders, run.config.workers, title)
+            # Many workers are told apart by their place in the group, where each group has a row.
+            colored = run.config.workers if count > MOST_HUES and len(strips["leaders"]) > 1 else count
+            colors = worker_colors(min(colored, MOST_LINES))
+            yield {"title": title, "shares": shares, "colors": colors, "colored": colored, **strips}
     spreads = {f"distance to the {title.lower()}": elections.distances for title, elections in run.elections.items()}
     for label, values in (spreads | {"score": run.scores}).items():
         if any(np.isfinite(each).any() for _, each in values):
             x, low, middle, high = band(values)
-            line = {"name": "median", "color": "#0072B2", "y": middle, "low": low, "high": high}
+            line = {"name": "median", "color": _TEXT, "y": middle, "low": low, "high": high}
             title = f"{capital(label)}: median and range of the workers"
             yield {"title": title, "label": label, "steps": x, "lines": [line]}
 
@@ -158,10 +164,9 @@ def _of_workers(values: np.ndarray) -> list[dict[str, Any]]:
                 "high": _numbers(high),
             }
         ]
-    styles = looks(count)
     return [
-        {"name": f"worker {i}", "color": styles[i][0], "width": 1, "faint": True, "y": _numbers(values[:, i])}
-        for i in range(count)
+        {"name": f"worker {i}", "color": color, "width": 1, "faint": True, "y": _numbers(values[:, i])}
+        for i, color in enumerate(worker_colors(count))
     ]
 
 

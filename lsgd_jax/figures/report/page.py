@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lsgd_jax.figures.palette import look, looks
+from lsgd_jax.figures.palette import look
 from lsgd_jax.figures.report.charts import charts_of, shared_charts
 from lsgd_jax.figures.report.reading import Run, text_of
 
 MOST_EVENTS = 50
 """Events shown per run."""
-_COLORS = 24
-"""Workers that have a color of their own in a strip of leaders."""
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -46,7 +44,6 @@ def render(runs: list[Run], *, refresh: int | None = None) -> str:
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     own = [list(charts_of(run)) for run in runs]
     shared = shared_charts(runs) if len(runs) > 1 else []
-    colors = [color for color, _ in looks(_COLORS)]
     of_runs = [{"name": run.name, "charts": charts} for run, charts in zip(runs, own, strict=True)]
     parts = [f"<h1>{_escaped(title)}</h1>", '<div class="controls"></div>']
     parts.append("<noscript><p>The charts of this page need JavaScript; its tables do not.</p></noscript>")
@@ -59,7 +56,7 @@ def render(runs: list[Run], *, refresh: int | None = None) -> str:
         )
     main = "<main>\n" + "\n".join(parts) + "\n</main>"
     body = f'<body class="several">\n{_sidebar(runs)}\n{main}' if len(runs) > 1 else f"<body>\n{main}"
-    return _document(title, body, {"shared": shared, "runs": of_runs, "colors": colors}, refresh)
+    return _document(title, body, {"shared": shared, "runs": of_runs}, refresh)
 
 
 def _document(title: str, body: str, data: Mapping[str, Any], refresh: int | None) -> str:

@@ -41,6 +41,23 @@ function isLogarithmic(chart, lines) {
   return values.length > 0 && Math.max(...values) > 3 * Math.min(...values);
 }
 
+// The range and the labels of a logarithmic axis: 1, 2 and 5 times powers of ten, or powers alone where these are many.
+const ROUND = [1, 2, 5, 10];
+
+function decade(value) { return 10 ** Math.floor(Math.log10(value) + 1e-9); }
+
+function logarithmicRange(_, low, high) {
+  if (!(low > 0 && high > 0)) return [1, 10];
+  const below = ROUND.filter((each) => each * decade(low) <= low * (1 + 1e-9)).pop();
+  const above = ROUND.find((each) => each * decade(high) >= high * (1 - 1e-9));
+  return low === high ? [low / 2, high * 2] : [below * decade(low), above * decade(high)];
+}
+
+function logarithmicLabels(_, ticks) {
+  const labeled = ticks.length && ticks[ticks.length - 1] / ticks[0] > 100 ? [1] : ROUND;
+  return ticks.map((tick) => labeled.some((each) => Math.abs(tick / decade(tick) - each) < 1e-6) ? tick : null);
+}
+
 function shown(value) { return value === null || value === undefined ? "" : String(+value.toPrecision(5)); }
 
 // One table for lines of differing x: uPlot wants a common one, with undefined where a line has no point.
@@ -58,55 +75,85 @@ function aligned(chart, lines) {
   return uPlot.join(tables);
 }
 
+function axis() {
+  const line = { stroke: css("--line"), width: 1 };
+  return { stroke: css("--faint"), grid: line, ticks: line };
+}
+
+const HORIZONTAL = { size: 36, labelSize: 20 }, VERTICAL = { size: 56, labelSize: 24 };
+
 function plot(chart, place) {
   const lines = chart.means && view.means ? chart.means : chart.lines;
   const visible = (line) => !(line.runs || [line.run]).every((run) => view.hidden.includes(run));
-  const series = [{ label: chart[view.x] || lines.some((line) => line[view.x]) ? X_LABELS[view.x] : X_LABELS.steps }];
+  const x = chart[view.x] || lines.some((line) => line[view.x]) ? X_LABELS[view.x] : X_LABELS.steps;
+  const series = [{ label: x, value: (_, value) => shown(value) }];
   const bands = [];
   for (const line of lines) {
-    const look = { stroke: line.color + (line.faint ? "99" : ""), width: line.width || 1.5, dash: line.dashes, show: visible(line),
-      spanGaps: true, label: line.name, value: (_, value) => shown(value),
+    const color = line.color || css("--text");
+    const look = { stroke: color + (line.faint ? "99" : ""), width: line.width || 1.5, dash: line.dashes, show: visible(line),
+      spanGaps: true, label: line.name, class: line.faint ? "faint" : null,
+      value: (made, value, i, at) => shown(value) + (line.low && value != null ? ` (${made.data.slice(i + 1, i + 3).map((y) => shown(y[at])).join(" to ")})` : ""),
       points: { show: line.y.filter((value) => value !== null).length === 1 } };
     series.push(look);
     if (line.low) {
-      const edge = { stroke: "transparent", width: 0, auto: !line.runs, show: visible(line), spanGaps: true, points: { show: false }, value: (_, v) => shown(v) };
-      series.push({ ...edge, label: "low" }, { ...edge, label: "high" });
-      bands.push({ series: [series.length - 1, series.length - 2], fill: line.color + "33" });
+      const edge = { stroke: "transparent", width: 0, auto: !line.runs, show: visible(line), spanGaps: true, points: { show: false }, class: "edge" };
+      series.push(edge, edge);
+      bands.push({ series: [series.length - 1, series.length - 2], fill: color + "33" });
     }
   }
-  const axis = { stroke: css("--faint"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 } };
+  const logarithmic = isLogarithmic(chart, lines), of_logarithms = logarithmic ? { filter: logarithmicLabels } : {};
   const made = new uPlot({
     width: Math.max(place.clientWidth, 240), height: 260, series, bands,
-    scales: { x: { time: false }, y: { distr: isLogarithmic(chart, lines) ? 3 : 1 } },
-    axes: [{ ...axis, label: series[0].label }, { ...axis, label: chart.label, size: 64, values: (_, ticks) => ticks.map(shown) }],
-    cursor: { drag: { x: true, y: true, uni: 20 }, focus: { prox: 24 } },
+    scales: { x: { time: false }, y: logarithmic ? { distr: 3, range: logarithmicRange } : {} },
+    axes: [{ ...axis(), ...HORIZONTAL, label: series[0].label },
+      { ...axis(), ...VERTICAL, ...of_logarithms, label: chart.label, values: (_, ticks) => ticks.map(shown) }],
+    cursor: { drag: { x: true, y: true, uni: 20 }, focus: { prox: 24,
+      dist: (made, i, _, value, mouse) => made.series[i].class === "edge" ? Infinity : value - mouse } },
     focus: { alpha: 0.25 },
-    legend: { live: true },
+    hooks: { setSeries: [(made, i, { show }) => {  // A band is hidden with its line.
+      const band = bands.find((each) => each.series[1] === i + 1);
+      if (band && show !== undefined) for (const edge of band.series) made.setSeries(edge, { show });
+    }] },
+    legend: { live: true, markers: { dash: (made, i) => (made.series[i].dash || []).length ? "dashed" : "solid" } },
   }, aligned(chart, lines), place);
   plots.push({ made, place });
 }
 
-function bars(values, place) {
-  const workers = values.map((_, i) => i);
-  const axis = { stroke: css("--faint"), grid: { stroke: css("--line"), width: 1 } };
+// The color of a worker: by its index or, where each group has a row, its place in the group. Neighbors of many share one.
+function color(chart, worker) { return chart.colors[Math.floor(worker % chart.colored * chart.colors.length / chart.colored)]; }
+
+function bars(chart, place) {
+  const values = chart.shares, workers = values.map((_, i) => i), colors = workers.map((worker) => color(chart, worker));
   const made = new uPlot({
     width: Math.max(place.clientWidth, 240), height: 180,
-    series: [{ label: "worker" }, { label: "exchanges led", fill: "#0072B299", stroke: "#0072B2", points: { show: false },
-      paths: uPlot.paths.bars({ size: [0.7, 60] }) }],
+    series: [{ label: "worker" }, { label: "exchanges led", fill: css("--text"), width: 0, points: { show: false },
+      paths: uPlot.paths.bars({ size: [0.7, 60], disp: { fill: { unit: 3, values: () => colors } } }) }],
     scales: { x: { time: false, range: [-0.6, values.length - 0.4] }, y: { range: (_, low, high) => [0, Math.max(high, 1)] } },
-    axes: [{ ...axis, label: "worker", incrs: [1, 2, 5, 10, 20, 50, 100, 1000, 10000] }, { ...axis, label: "exchanges led", size: 64 }],
+    axes: [{ ...axis(), ...HORIZONTAL, label: "worker", incrs: [1, 2, 5, 10, 20, 50, 100, 1000, 10000] },
+      { ...axis(), ...VERTICAL, label: "exchanges led", incrs: [1, 2, 5, 10, 20, 50, 100, 1000, 10000, 100000] }],
+    legend: { markers: { show: false } },
   }, [workers, values], place);
   plots.push({ made, place });
+}
+
+// Which color is whose: a box per worker or, of many, the shades from the first to the last.
+function key(chart) {
+  const box = (background, className = "") => { const made = element("span", { className }); made.style.background = background; return made; };
+  const shades = () => element("div", {}, "0 ", box(`linear-gradient(to right, ${chart.colors.join(", ")})`, "shades"), (chart.colored - 1).toLocaleString("en"));
+  const boxes = chart.colors.length <= 8 ? chart.colors.map((each, i) => element("div", {}, box(each), String(i))) : [shades()];
+  return element("div", { className: "key" }, chart.colored < chart.shares.length ? "worker of each group" : "worker", ...boxes);
 }
 
 // Who led, from left to right: a column per election and a row per group, in the color of the worker.
 function strip(chart, place) {
   const length = chart.steps.length, rows = chart.leaders.length;
   const canvas = element("canvas", { className: "strip", width: length, height: rows });
-  const pen = canvas.getContext("2d"), at = element("div", { textContent: "\u00a0" });
+  const pen = canvas.getContext("2d"), at = element("div", { className: "at" });
+  const [first, last] = [chart.steps[0], chart.steps[length - 1]].map((step) => step.toLocaleString("en"));
+  at.textContent = (length > 1 ? `steps ${first} to ${last} from left to right` : `step ${first}`) + (rows > 1 ? ", a row per group, group 0 at the top" : "");
   chart.leaders.forEach((leaders, row) => leaders.forEach((leader, i) => {
     if (leader < 0) return;
-    pen.fillStyle = DATA.colors[leader % DATA.colors.length];
+    pen.fillStyle = color(chart, leader);
     pen.fillRect(i, row, 1, 1);
   }));
   canvas.onmousemove = (event) => {
@@ -115,7 +162,7 @@ function strip(chart, place) {
     const who = (rows > 1 ? `group ${row}, ` : "") + (leader < 0 ? "nobody leads" : `worker ${leader} leads`);
     at.textContent = `step ${chart.steps[i].toLocaleString("en")}: ${who}`;
   };
-  place.append(canvas, at);
+  place.append(canvas, at, key(chart));
 }
 
 function saved(text, type, name) {
@@ -143,7 +190,7 @@ function show() {
     const chart = run < 0 ? DATA.shared[number] : DATA.runs[run].charts[number];
     place.replaceChildren();
     if (run >= 0) place.parentElement.hidden = view.hidden.includes(run);
-    if (chart.leaders) { strip(chart, place); bars(chart.shares, place); } else plot(chart, place);
+    if (chart.leaders) { strip(chart, place); bars(chart, place); } else plot(chart, place);
   }
   for (const box of document.querySelectorAll("nav input")) box.checked = !view.hidden.includes(Number(box.value));
   for (const section of document.querySelectorAll("section[data-run]")) {

@@ -73,9 +73,11 @@ def test_a_folder_of_tokens(tmp_path):
 
 def test_what_is_no_text_is_one_sentence(tmp_path):
     with pytest.raises(
-        UsageError, match=r"^there is no text 'corpus': name tragedies, dialects, a file or, in .*made\.$"
+        UsageError, match=r"^there is no text 'corpus'; name tragedies, dialects, a file or, in .*made\.$"
     ):
         load("corpus", tmp_path)
+    with pytest.raises(UsageError, match=r"^there is no text 'tragedy'; did you mean tragedies\?$"):
+        load("tragedy", tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(UsageError, match=r"^the text .*empty of 0 bytes can't be read \(.*\)\.$"):
         load(str(tmp_path / "empty"))
