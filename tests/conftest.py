@@ -105,6 +105,15 @@ def _marked_tests_are_optimized(request):
 
 
 @pytest.fixture
+def shared_programs():
+    """Runs of one configuration share their programs."""
+    from tests import programs
+
+    with programs.shared():
+        yield
+
+
+@pytest.fixture
 def lsgd(tmp_path, monkeypatch, capsys):
     """Run a command in this process, in a folder of its own; returns its exit code, and what it has printed."""
     from lsgd_jax import cli, distributed

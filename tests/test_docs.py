@@ -88,7 +88,10 @@ def anchors(path):
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if list(fenced(p.read_text(), "python"))], ids=lambda page: page.stem
+    "page",
+    # That on libraries takes long, and is run by test_libraries.py, whole.
+    [p for p in PAGES if list(fenced(p.read_text(), "python")) and p.stem != "libraries"],
+    ids=lambda page: page.stem,
 )
 def test_the_python_of_a_page_runs(page):
     run(page)

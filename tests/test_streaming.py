@@ -14,7 +14,7 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.streaming import Streaming, cut, schedule
 from lsgd_jax.variants import links
 from tests import oracle
-from tests.mapping import GROUPS, WORKERS, over_workers
+from tests.mapping import GROUPS, WORKERS, over_workers, quickest
 
 AXES = ("group", "worker")
 ETA, STEPS, PERIOD = 0.05, 26, 7
@@ -47,7 +47,7 @@ def problem():
     return normal(), rng.normal(size=(*shape, STEPS)), normal(STEPS)
 
 
-def trained(make, start, loss_noise, gradient_noise, report=lambda x, state: (), strengths=(1.0,), mapping="vmap"):
+def trained(make, start, loss_noise, gradient_noise, report=lambda x, state: (), strengths=(1.0,), mapping=None):
     """For each strength, all points [group, worker, step, ...] by array, and what is reported of each step.
 
     `make` makes the method of a strength, so that one program is compiled for all.
@@ -68,7 +68,7 @@ def trained(make, start, loss_noise, gradient_noise, report=lambda x, state: (),
         state, noises = tx.init(x), (jnp.arange(len(loss_noise)), loss_noise, gradient_noise)
         return jax.lax.scan(step, (x, as_own(state, state, AXES)), noises)[1]
 
-    program = over_workers(train, mapping)
+    program = over_workers(train, mapping or quickest())
     for strength in strengths:
         each = np.full((GROUPS, WORKERS), strength)
         yield strength, *jax.tree.map(np.asarray, program(start, loss_noise, gradient_noise, each))

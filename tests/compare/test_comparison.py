@@ -21,6 +21,7 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.tuning import check_grid, grid
+from tests import programs
 from tests.compare.runs import write_run
 from tests.reliability import faults
 
@@ -51,9 +52,11 @@ def counted(monkeypatch):
 def compared(tmp_path_factory):
     """The folder of a comparison of three methods, and its summary."""
     path = tmp_path_factory.mktemp("compared") / "out"
-    return path, run(path, METHODS_COMPARED)
+    with programs.shared():
+        return path, run(path, METHODS_COMPARED)
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_the_second_time_nothing_is_trained(compared, tmp_path, counted, capsys):
     path = tmp_path / "out"
     shutil.copytree(compared[0], path)
@@ -65,6 +68,7 @@ def test_the_second_time_nothing_is_trained(compared, tmp_path, counted, capsys)
     assert len(counted) == 2
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path, monkeypatch):
     train = cells.train_and_evaluate
 
@@ -84,6 +88,7 @@ def test_what_was_stopped_midway_is_trained_again_and_the_rest_is_kept(tmp_path,
     assert sorted(path.name for path in (tmp_path / "lsgd").iterdir()) == ["seed-0", "seed-1"]
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_cell_that_is_not_whole_is_trained_again(tmp_path, monkeypatch):
     """As a crash of the machine can leave it. Here what is trained is copied."""
     out, one = tmp_path / "out", {"methods": ("independent",), "seeds": (0,)}
@@ -106,6 +111,7 @@ def test_a_cell_that_is_not_whole_is_trained_again(tmp_path, monkeypatch):
         assert (cell.with_name("seed-0.old") / name).read_bytes() == content
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_cell_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     synced, sync_tree = [], files.sync_tree
 
@@ -285,6 +291,7 @@ def test_rates_are_divided_among_workers_whose_steps_add_up():
     np.testing.assert_allclose(np.array(alone) / 4, summed)
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_folder_with_another_comparison_or_other_files_is_left_alone(tmp_path):
     run(tmp_path / "a", methods=("independent",), seeds=(0,))
     with pytest.raises(UsageError, match="another configuration"):

@@ -405,7 +405,7 @@ def test_dtypes_of_parameters_stay_whatever_those_of_gradients(name, params, gra
         (x, _), moves = jax.lax.scan(step, (x, tx.init(x)), jnp.arange(3))
         return x, moves
 
-    x, moves = jax.eval_shape(mapped(train, "vmap"), jax.ShapeDtypeStruct((GROUPS, WORKERS, 3), params))
+    x, moves = jax.eval_shape(mapped(train, "shard_map"), jax.ShapeDtypeStruct((GROUPS, WORKERS, 3), params))
     assert x.dtype == params
     assert name in ("independent", "data_parallel") or moves.dtype == updates
 

@@ -16,7 +16,7 @@ from lsgd_jax import NOBODY, apply_updates, leader_sgd, train
 from lsgd_jax.errors import Interrupted, UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.variants import was_revived
-from tests.mapping import MAPPINGS, over_workers
+from tests.mapping import MAPPINGS, over_workers, quickest
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, metrics
 
@@ -41,9 +41,9 @@ def training(tx, mapping):
     return over_workers(train, mapping)
 
 
-def trained(tx, x, losses, gradients, mapping="vmap"):
+def trained(tx, x, losses, gradients, mapping=None):
     """Points, scores and who was revived, [group, worker, step, ...], and the last state."""
-    return jax.tree.map(np.asarray, training(tx, mapping)(x, losses, gradients))
+    return jax.tree.map(np.asarray, training(tx, mapping or quickest())(x, losses, gradients))
 
 
 def problem(steps):
@@ -298,7 +298,7 @@ GRID = [(periods, *options) for periods in ((2, 2), (1, 1), (2, 4), (1, 2)) for 
 
 @pytest.mark.parametrize("options", random.Random(0).sample(GRID, 64 if faults.SOAK else 12), ids=str)
 def test_a_worker_is_healed_by_the_first_exchange_that_has_a_leader(options, record_property):
-    """Whether it starts with a NaN or meets one in its first gradient or loss; under one mapping over all three."""
+    """Whether it starts with a NaN or meets one in its first gradient or loss."""
     periods, delay, wire, pull_at, stale_pull, global_stale_pull = options
     tx = leader_sgd(
         optax.sgd(0.1, 0.9),
@@ -328,8 +328,8 @@ def test_a_worker_is_healed_by_the_first_exchange_that_has_a_leader(options, rec
     problems[0][0][0, 2] = np.nan  # The start,
     problems[1][2][0, 2, 0] = np.nan  # the first gradient
     problems[2][1][0, 2, : periods[0]] = np.nan  # or losses.
-    over_groups = jax.vmap(jax.vmap(train, axis_name="worker"), axis_name="group")
-    path, revived = jax.jit(jax.vmap(over_groups))(*map(np.stack, zip(*problems, strict=True)))
+    program = over_workers(train, quickest())
+    path, revived = (np.stack(each) for each in zip(*(program(*each) for each in problems), strict=True))
     first = periods[0] * (1 + delay) - 1  # A delayed exchange has a leader from the second time on.
     # A NaN of the loss has left the window when a delayed exchange has its first leader.
     failed = [0, 1] if delay and periods[0] == 2 else [0, 1, 2]

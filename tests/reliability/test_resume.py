@@ -57,6 +57,7 @@ CONFIGS |= {
 }
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_stop_at_any_step_changes_no_bit(name, tmp_path, monkeypatch, record_property):
     config = dataclasses.replace(SMALL, **CONFIGS[name])
@@ -219,6 +220,7 @@ def finished(tmp_path_factory):
 LONGER = dataclasses.replace(SMALL, keep_checkpoints=9, steps=28)
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("damage", ["bit", "cut", "progress", "missing", "metrics"])
 def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys):
     path = tmp_path / "run"
@@ -245,6 +247,7 @@ def test_the_newest_good_checkpoint_is_found(damage, finished, tmp_path, capsys)
     assert metrics(path)[: len(metrics(finished))] == metrics(finished)
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_line_that_was_not_finished_is_written_anew(finished, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
@@ -340,6 +343,7 @@ def test_a_checkpoint_from_before_workers_of_several_chips_is_read(finished, to_
     jax.tree.map(np.testing.assert_array_equal, older.restore(24, shapes), state)
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_metrics_without_a_checkpoint_are_kept_beside(finished, tmp_path, capsys):
     """As a run that was killed before its first one leaves them, twice."""
     path = tmp_path / "run"
