@@ -110,17 +110,17 @@ if __name__ == "__main__":
 
 
 def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
-    more = ["--steps", "200", "--checkpoint-every", "50"]
+    more = ["--steps", "120", "--checkpoint-every", "20"]
     with started(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", *more, cwd=tmp_path) as launcher:
-        wait_for_step(tmp_path / "run", 120)
+        wait_for_step(tmp_path / "run", 40)
         os.kill(faults.children(launcher.pid)[1], signal.SIGKILL)
         code, errors = launcher.end()
     assert code == 0, errors
     assert "lsgd: process 1 was killed by SIGKILL; the others were stopped." in errors
     assert "lsgd: the run resumes from its last checkpoint, restart 1 of 1." in errors
     assert any(line.startswith("[0] the run resumes from step ") for line in errors)
-    faults.trained(dataclasses.replace(CONFIG, steps=200, checkpoint_every=50), tmp_path / "whole", 2)
-    assert_same(tmp_path / "run", tmp_path / "whole", 200)
+    faults.trained(dataclasses.replace(CONFIG, steps=120, checkpoint_every=20), tmp_path / "whole", 2)
+    assert_same(tmp_path / "run", tmp_path / "whole", 120)
 
 
 def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
