@@ -53,7 +53,8 @@ def prepare(config: Config, data_dir: Path | str | None = None) -> Prepared:
     feed, model = make_feed(config, data_dir, placement.own_workers), make_model(config)
     check_functions(config.task, model, feed, config.worker_batch_size)
     optimizer = make_optimizer(config, placement)
-    jax.eval_shape(optimizer.init, nnx.state(model, nnx.Param))  # Refuse more fragments than there are arrays.
+    if config.method_options.get("fragments"):
+        jax.eval_shape(optimizer.init, nnx.state(model, nnx.Param))  # Refuse more fragments than there are arrays.
     return Prepared(placement, feed, model, optimizer)
 
 

@@ -1,8 +1,8 @@
 """Workers at their own speed in two processes."""
 
+import contextlib
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lsgd_jax.config import Config
+from lsgd_jax.distributed.launch import launch
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
-from tests.distributed.test_processes import LSGD, children, environment, launch, wait_until
-from tests.distributed.test_processes import run as run_command
+from tests.distributed.test_processes import children, wait_until
 from tests.reliability import commands
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
@@ -49,9 +49,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_a_worker_that_fails_ends_all_processes(tmp_path):
     train = [*TRAIN, "--asynchronous", "joined", "--run-dir", "run"]
-    done = launch(2, sys.executable, "-c", FAILING, *train, cwd=tmp_path)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()  # The other process may have seen the connection break before it was stopped.
+    code, lines = commands.called(launch, [sys.executable, "-c", FAILING, *train], 2, cwd=tmp_path)
+    assert code == 1
+    # The other process may have seen the connection break before it was stopped.
     assert "[1] lsgd: worker 1 failed after 5 steps and has ended the run (RuntimeError: no more)." in lines
     assert lines[-1].startswith("lsgd: process ")
     assert lines[-1].endswith(" ended with code 1; the others were stopped.")
@@ -60,19 +60,11 @@ def test_a_worker_that_fails_ends_all_processes(tmp_path):
 @pytest.fixture
 def processes(tmp_path):
     """Starts commands in the folder of the test; what is left of them in the end is killed."""
-    started = []
-
-    def start(*command):
-        errors = (tmp_path / f"errors-{len(started)}").open("w")
-        started.append(subprocess.Popen(command, stderr=errors, env=environment(), cwd=tmp_path))
-        errors.close()
-        return started[-1]
-
-    yield start
-    for each in started:
-        for pid in [*children(each.pid), each.pid] if each.poll() is None else []:
-            os.kill(pid, signal.SIGKILL)
-        each.wait()
+    (folder := tmp_path / "processes").mkdir()
+    with contextlib.ExitStack() as started:
+        yield lambda *command: started.enter_context(
+            commands.started(*command, cwd=folder, output=f"output-{command[0]}")
+        )
 
 
 def last_life(run, worker):
@@ -98,12 +90,12 @@ def process_of(launcher, number):
     return pid
 
 
-def test_processes_leave_join_die_and_come_back(processes, tmp_path):
+def test_processes_leave_join_die_and_come_back(processes, lsgd, tmp_path):
     """Nobody waits for anybody, and when all have left, one process goes on with what was saved."""
-    run = tmp_path / "run"
+    run = tmp_path / "processes" / "run"
     train = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "1000000"]
     train += ["--asynchronous", "posted", "--min-step-seconds", "0.01", "--checkpoint-every", "10", "--run-dir", "run"]
-    launcher = processes(*LSGD, "launch", "--processes", "2", "--", *train)
+    launcher = processes("launch", "--processes", "2", "--", *train)
     wait_until(lambda: pulled(run, 0, 1) or pulled(run, 1, 1), 120)
     wait_until(lambda: all((run / "workers" / str(i) / "state.npz").exists() for i in range(2)), 60)
 
@@ -111,7 +103,7 @@ def test_processes_leave_join_die_and_come_back(processes, tmp_path):
     wait_until(lambda: last_life(run, 1)[1][-1]["event"] == "end", 60)
     left = last_life(run, 1)[1][-1]
     assert left["why"] == "left"
-    joined = processes(*LSGD, "join", "run")
+    joined = processes("join", "run")
     wait_until(lambda: last_life(run, 1)[0] == 2, 120)
     [start, *_] = last_life(run, 1)[1]
     assert (start["event"], start["step"]) == ("start", left["step"])
@@ -126,18 +118,18 @@ def test_processes_leave_join_die_and_come_back(processes, tmp_path):
     [death] = [event for event in read_metrics(run, "dead") if event["worker"] == 0]
     assert death["life"] == 1
 
-    launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(60) == 130
-    assert joined.poll() is None
-    joined.send_signal(signal.SIGINT)
-    assert joined.wait(60) == 130
+    os.kill(launcher.pid, signal.SIGINT)
+    assert launcher.end()[0] == 130
+    assert not joined.over
+    os.kill(joined.pid, signal.SIGINT)
+    assert joined.end()[0] == 130
     ends = read_metrics(run, "end")
     assert [event["why"] for event in ends] == ["left"] * 3
     steps = [last_life(run, worker)[1][-1]["step"] for worker in range(2)]
 
-    replayed = run_command(*LSGD, "replay", "run", cwd=tmp_path)
-    assert replayed.returncode == 0, replayed.stdout
-    assert " of 4 lives: all distances and " in replayed.stdout
+    code, printed, _ = lsgd("replay", str(run))
+    assert code == 0, printed
+    assert " of 4 lives: all distances and " in printed
 
     config = Config.load(run).replace(steps=max(steps) + 10)
     assert 0 <= train_and_evaluate(config, run, resume=True, lines=False) < 0.5

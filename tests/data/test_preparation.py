@@ -1,10 +1,8 @@
 import fcntl
 import io
-import os
 import resource
 import socket
-import subprocess
-import sys
+import time
 
 import pytest
 import tensorflow_datasets as tfds
@@ -13,20 +11,13 @@ from PIL import Image
 from lsgd_jax.data import builders, preparation
 from lsgd_jax.errors import UsageError
 from tests.data import archives
+from tests.reliability import commands
 
-CLI = """
-import sys
-from pathlib import Path
 
-import pytest
-
-from lsgd_jax.cli import main
-from tests.data import archives
-
-with pytest.MonkeyPatch.context() as monkeypatch:
-    archives.accept(monkeypatch, "cifar10", Path(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))
-"""
+def with_made_up_archive(folder, *arguments):
+    """A command that takes the archive in a folder for the published one."""
+    archives.accept(pytest.MonkeyPatch(), "cifar10", folder)
+    return commands.lsgd(*arguments)
 
 
 def files(folder):
@@ -212,35 +203,29 @@ def test_the_few_images_of_imagenet_that_are_not_jpeg_become_it(tmp_path, monkey
 
 
 def test_the_command_without_archive_and_network_is_quick(tmp_path):
-    command = [sys.executable, "-m", "lsgd_jax", "data", "prepare", "cifar10", "--data-dir", "new"]
     proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}  # Nobody listens there.
     # tensorflow-datasets by itself tries again for 204 seconds.
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=150, check=False, cwd=tmp_path, env=os.environ | proxy
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("lsgd: www.cs.toronto.edu can't be reached: put cifar-10-binary.tar.gz from https://")
-    assert done.stderr.endswith("into new/downloads/manual.\n")
-    assert done.stderr.count("\n") == 1
-    assert files(tmp_path) == []
+    begun = time.monotonic()
+    code, [told] = commands.done("data", "prepare", "cifar10", "--data-dir", "new", cwd=tmp_path, **proxy)
+    assert time.monotonic() < begun + 150
+    assert code == 2
+    assert (tmp_path / "output.out").read_text() == ""
+    assert told.startswith("lsgd: www.cs.toronto.edu can't be reached: put cifar-10-binary.tar.gz from https://")
+    assert told.endswith("into new/downloads/manual.")
+    assert files(tmp_path) == ["output.err", "output.out"]
 
 
 def test_the_command(data_dir):
     folder = data_dir / "downloads" / "manual"
     archives.make_cifar10(folder)
-    command = [sys.executable, "-c", CLI, folder, "data", "prepare", "cifar10", "--data-dir", data_dir]
+    command = ["data", "prepare", "cifar10", "--data-dir", str(data_dir)]
     for already in ("", "already "):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"cifar10 is {already}prepared in {data_dir}/cifar10/3.0.2\n"
+        assert commands.called(with_made_up_archive, folder, *command, cwd=data_dir) == (0, [])
+        printed = (data_dir / "output.out").read_text()
+        assert printed == f"cifar10 is {already}prepared in {data_dir}/cifar10/3.0.2\n"
     archive = folder / "cifar-10-binary.tar.gz"
     archive.write_bytes(archive.read_bytes()[:-100])
-    command[1:3] = ["-m", "lsgd_jax"]
-    del command[3]
     (data_dir / "cifar10").rename(data_dir / "away")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
     sentence = f"{archive.name} does not match the published checksum: put an intact file into {folder}."
-    assert done.stderr == f"lsgd: {sentence}\n"
+    assert commands.done(*command, cwd=data_dir) == (2, [f"lsgd: {sentence}"])
     assert not (data_dir / "cifar10").exists()

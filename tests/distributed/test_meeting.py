@@ -1,10 +1,9 @@
 """Processes that meet late, twice, never, or beside strangers; most are threads here, which meet alike."""
 
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager, suppress
 
@@ -15,7 +14,9 @@ from lsgd_jax import cli, distributed
 from lsgd_jax.distributed import meeting, processes
 from lsgd_jax.distributed.launch import _free_port
 from lsgd_jax.errors import UsageError
-from tests.distributed.test_processes import LSGD, environment, run
+from tests.distributed import listening
+from tests.reliability import commands
+from tests.reliability.faults import until
 
 HANG = 120
 ALONE = "to train alone, give --processes 1 or set LSGD_PROCESSES=1."
@@ -173,75 +174,55 @@ def test_an_ip_address_is_where_process_0_listens(coordinator, listens_at):
     assert processes._named_place(coordinator, "2", "0").listens_at == listens_at
 
 
-BY_HAND = """
-import jax
-from lsgd_jax import distributed
-from tests.distributed import listening
-
-distributed.initialize()
-jax.devices()
-print(distributed.process_count(), listening.only_loopback())
-"""
+def impatient(function, *arguments):
+    """Say after a second whom a function waits for."""
+    meet = meeting.meet
+    processes.meet = lambda *where: meet(*where[:4], 1.0, where[5])
+    return function(*arguments)
 
 
-def test_processes_started_by_hand_meet_on_loopback_alone(address):
+def by_hand():
+    distributed.initialize()
+    jax.devices()
+    print(distributed.process_count(), listening.only_loopback(), flush=True)
+
+
+def test_processes_started_by_hand_meet_on_loopback_alone(address, tmp_path):
     """The first to come says whom it waits for."""
     named = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2"}
-    started = []
-    for number in ("1", "0"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", BY_HAND],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(**named, LSGD_PROCESS=number),
-        )
-        started.append(process)
-        if number == "1":
-            told = process.stderr.readline()
-    try:
-        assert told == f"process 1 of 2 finds no process 0 at {address} (Connection refused); {ALONE}\n"
-        for process in started:
-            output, errors = process.communicate(timeout=HANG)
-            assert output.endswith("2 True\n"), errors
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    with commands.calling(impatient, by_hand, cwd=tmp_path, output="1", **named, LSGD_PROCESS="1") as second:
+        until(lambda: second.errors)
+        told = f"process 1 of 2 finds no process 0 at {address} (Connection refused); {ALONE}"
+        assert second.errors == [told]
+        with commands.calling(by_hand, cwd=tmp_path, output="0", **named, LSGD_PROCESS="0") as first:
+            for name, process in {"0": first, "1": second}.items():
+                code, errors = process.end()
+                assert code == 0, errors
+                assert (tmp_path / f"{name}.out").read_text().endswith("2 True\n"), errors
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         named = {"LSGD_COORDINATOR": address, "LSGD_PROCESSES": "2", "LSGD_PROCESS": "0"}
-        done = run(*LSGD, "train", "digits", cwd=tmp_path, **named)
-    assert done.returncode == 2
-    assert done.stderr == (
+        code, errors = commands.done("train", "digits", cwd=tmp_path, **named)
+    assert code == 2
+    assert errors == [
         f"lsgd: process 0 can't listen at {address} (Address already in use):"
-        " name a free port of its machine in LSGD_COORDINATOR or, in a cluster, in JAX_COORDINATOR_PORT.\n"
-    )
+        " name a free port of its machine in LSGD_COORDINATOR or, in a cluster, in JAX_COORDINATOR_PORT."
+    ]
 
 
 def test_one_process_of_a_slurm_step_of_four_names_the_others_and_can_be_interrupted(tmp_path):
     port = str(_free_port())
-    waiting = subprocess.Popen(
-        [*LSGD, "train", "digits"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=environment(**SLURM, JAX_COORDINATOR_PORT=port),
-    )
-    try:
-        told = waiting.stderr.readline()
-        assert told == f"process 0 of 4 waits at node1:{port} for processes 1, 2 and 3; {ALONE}\n"
-        waiting.send_signal(signal.SIGINT)
-        _, rest = waiting.communicate(timeout=HANG)
-        assert rest.startswith("lsgd: stopped by SIGINT; no step was under way, and the same command resumes with")
-        assert rest.count("\n") == 1
-        assert waiting.returncode == 128 + signal.SIGINT
-    finally:
-        waiting.kill()
-        waiting.communicate()
+    train = [impatient, commands.lsgd, "train", "digits"]
+    with commands.calling(*train, cwd=tmp_path, **SLURM, JAX_COORDINATOR_PORT=port) as waiting:
+        until(lambda: waiting.errors)
+        assert waiting.errors == [f"process 0 of 4 waits at node1:{port} for processes 1, 2 and 3; {ALONE}"]
+        os.kill(waiting.pid, signal.SIGINT)
+        code, [_, stopped] = waiting.end()
+    assert stopped.startswith("lsgd: stopped by SIGINT; no step was under way, and the same command resumes with")
+    assert code == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("launched", [True, False])

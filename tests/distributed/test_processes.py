@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,31 +11,14 @@ import numpy as np
 import pytest
 
 from lsgd_jax import distributed
+from lsgd_jax.distributed.launch import _free_port, launch
 from lsgd_jax.tracking.run_folder import read_metrics
 from tests.distributed import large_broadcasts, methods
 from tests.distributed.methods import BROADCASTS, RUNS
 from tests.reliability import commands, faults
 
-ROOT = Path(__file__).parents[2]
-LSGD = [sys.executable, "-m", "lsgd_jax"]
-LAUNCH = "import sys; from lsgd_jax.distributed.launch import launch; sys.exit(launch(sys.argv[2:], int(sys.argv[1])))"
 DEADLINE = 10
 """Seconds in which all have to end when one has."""
-
-
-def environment(**changed):
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"} | changed
-
-
-def run(*command, cwd, **changed):
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=environment(**changed)
-    )
-
-
-def launch(processes, *command, cwd):
-    return run(sys.executable, "-c", LAUNCH, str(processes), *command, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -125,30 +107,32 @@ def test_what_gloo_tells_is_left_out_and_nothing_else(tmp_path):
     told = "[Gloo] Rank 0 is [Gloo] Rank 1 is connected to 1 peer ranks. Expected"
     lines = ["first", "", told, "", "1", "1 is the last", "", "1", told, "end"]
     (tmp_path / "lines").write_text("\n".join(lines) + "\n")
-    done = launch(1, "cat", "lines", cwd=tmp_path)
-    assert done.stdout.splitlines() == ["[0] " + lines[i] for i in (0, 1, 5, 6, 7, 9)]
+    assert commands.called(launch, ["cat", "lines"], 1, cwd=tmp_path)[0] == 0
+    forwarded = (tmp_path / "output.out").read_text().splitlines()
+    assert forwarded == ["[0] " + lines[i] for i in (0, 1, 5, 6, 7, 9)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--workers", "3", "--groups", "1"],
-            "3 workers can't be distributed evenly among 2 processes: change groups",
-        ),
-        (
-            ["--run-dir", "full"],
-            "the run folder full is not empty: name another run_dir, or resume the run.",
-        ),
-    ],
-)
-def test_a_mistake_ends_all_processes_with_one_sentence(arguments, message, tmp_path):
-    """Also one that only the first process can see."""
+def test_a_mistake_that_all_see_is_told_by_the_first(tmp_path):
+    train = ["train", "digits", "--workers", "3", "--groups", "1"]
+    variables = {distributed.COORDINATOR: f"127.0.0.1:{_free_port()}", distributed.PROCESSES: "2"}
+
+    def started(number):
+        return commands.started(*train, cwd=tmp_path, output=number, **variables, **{distributed.PROCESS: number})
+
+    with started("0") as first, started("1") as second:
+        code, [error] = first.end()
+        assert second.end() == (2, [])
+    assert code == 2
+    assert error.startswith("lsgd: 3 workers can't be distributed evenly among 2 processes: change groups")
+
+
+def test_a_mistake_that_only_the_first_sees_ends_all_with_one_sentence(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    code, [error] = commands.done("launch", "--processes", "2", "--", "train", "digits", *arguments, cwd=tmp_path)
-    assert code == 2
-    assert error.startswith(f"[0] lsgd: {message}")
+    train = ["train", "digits", "--run-dir", "full"]
+    code, errors = commands.done("launch", "--processes", "2", "--", *train, cwd=tmp_path)
+    message = "the run folder full is not empty: name another run_dir, or resume the run."
+    assert (code, errors) == (2, [f"[0] lsgd: {message}"])
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -182,9 +166,10 @@ def test_a_wrong_command_exits_with_2(arguments, message, lsgd):
 
 
 def test_wrong_variables_are_one_sentence(tmp_path):
-    done = run(*LSGD, "train", "digits", cwd=tmp_path, LSGD_COORDINATOR="localhost:1234", LSGD_PROCESSES="2")
-    assert done.returncode == 2
-    assert "must be host:port, a number and a lower number, got 'localhost:1234', '2' and ''." in done.stderr
+    variables = {"LSGD_COORDINATOR": "localhost:1234", "LSGD_PROCESSES": "2"}
+    code, [error] = commands.done("train", "digits", cwd=tmp_path, **variables)
+    assert code == 2
+    assert error.endswith(" must be host:port, a number and a lower number, got 'localhost:1234', '2' and ''.")
 
 
 def alive(pid):
@@ -247,11 +232,11 @@ def test_an_interrupt_and_a_termination_end_all(number, training):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_launcher_tells_of_a_stop_that_its_processes_can_not(number, tmp_path):
     stopped = f"import os, time; os.kill(os.getppid(), {int(number)}); time.sleep(300)"
-    done = launch(1, sys.executable, "-c", stopped, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (128 + number, f"lsgd: stopped by {number.name}.\n")
+    told = [f"lsgd: stopped by {number.name}."]
+    assert commands.called(launch, [sys.executable, "-c", stopped], 1, cwd=tmp_path) == (128 + number, told)
 
 
-@pytest.mark.parametrize(("last", "code", "told"), [(0, 0, ""), (143, 143, "lsgd: stopped by SIGTERM.\n")])
+@pytest.mark.parametrize(("last", "code", "told"), [(0, 0, []), (143, 143, ["lsgd: stopped by SIGTERM."])])
 def test_a_stop_when_all_is_done_is_none(last, code, told, tmp_path):
     """Unless another process than the first, which is done and says nothing, was stopped."""
     program = f"""
@@ -267,5 +252,4 @@ if number == 0:
     os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(300)
 """
-    done = launch(2, sys.executable, "-c", program, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (code, told)
+    assert commands.called(launch, [sys.executable, "-c", program], 2, cwd=tmp_path) == (code, told)

@@ -2,22 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lsgd_jax.distributed import supervision
-from tests.distributed.test_processes import alive, environment, wait_until
-
-SUPERVISE = """
-import sys
-from lsgd_jax.distributed.supervision import supervise
-
-sys.exit(supervise(["bash", "-c", sys.argv[1]], 2, detached=sys.argv[2] == "detached"))
-"""
+from tests.distributed.test_processes import alive, wait_until
+from tests.reliability import commands
 
 
 @pytest.fixture
@@ -34,9 +26,12 @@ def done(tmp_path, monkeypatch, capfd):
     return done
 
 
-def launcher_of(script, way, cwd):
-    command = [sys.executable, "-c", SUPERVISE, script, way]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), cwd=cwd)
+def supervised(script, *, detached=False):
+    return supervision.supervise(["bash", "-c", script], 2, detached=detached)
+
+
+def detached(script):
+    return supervised(script, detached=True)
 
 
 def test_who_dies_comes_back_by_itself_and_resumes(done, tmp_path):
@@ -112,23 +107,22 @@ def test_who_does_not_get_on_is_killed_once_it_has(done):
 
 
 def test_a_signal_to_the_launcher_stops_all(tmp_path):
-    launcher = launcher_of("echo $$ > pid-$LSGD_PROCESS; exec sleep 60", "", tmp_path)
-    pids = wait_for_pids(tmp_path)
-    launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=30)
-    assert (launcher.returncode, errors) == (130, "lsgd: stopped by SIGINT.\n")
-    assert not any(alive(pid) for pid in pids)
+    with commands.calling(supervised, "echo $$ > pid-$LSGD_PROCESS; exec sleep 60", cwd=tmp_path) as launcher:
+        pids = wait_for_pids(tmp_path)
+        os.kill(launcher.pid, signal.SIGINT)
+        assert launcher.end() == (130, ["lsgd: stopped by SIGINT."])
+        assert not any(alive(pid) for pid in pids)
 
 
 def test_detached_processes_outlive_the_launcher(tmp_path):
-    launcher = launcher_of("echo $$ > pid-$LSGD_PROCESS; sleep 60", "detached", tmp_path)
-    pids = wait_for_pids(tmp_path)
-    launcher.kill()
-    launcher.communicate(timeout=30)
-    time.sleep(0.2)
-    assert all(alive(pid) for pid in pids)
-    for pid in pids:
-        os.killpg(pid, signal.SIGKILL)
+    with commands.calling(detached, "echo $$ > pid-$LSGD_PROCESS; sleep 60", cwd=tmp_path) as launcher:
+        pids = wait_for_pids(tmp_path)
+        os.kill(launcher.pid, signal.SIGKILL)
+        launcher.end()
+        time.sleep(0.2)
+        assert all(alive(pid) for pid in pids)
+        for pid in pids:
+            os.killpg(pid, signal.SIGKILL)
 
 
 def wait_for_pids(path: Path):

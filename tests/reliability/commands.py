@@ -1,6 +1,7 @@
 """Commands as they are given, in processes that need not import JAX anew, and what ends they may come to."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import re
@@ -28,27 +29,33 @@ def _end_with_tests():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _main_here(arguments, cwd, output):
-    """What the process does that `started` starts."""
+def _here(function, arguments, cwd, output, variables):
+    """What the process does that `calling` starts."""
+    gc.freeze()
     threading.Thread(target=_end_with_tests, daemon=True).start()
     os.setsid()
     os.chdir(cwd)
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ |= {"JAX_PLATFORMS": "cpu"} | variables
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(f"{output}.{name}", "wb") as file:
             os.dup2(file.fileno(), descriptor)
+    sys.exit(function(*arguments))
+
+
+def lsgd(*arguments):
+    """The command, as a process has it."""
     sys.argv = ["lsgd", *arguments]
-    sys.exit(main())
+    return main()
 
 
 class Command:
-    """A command under way in a process of its own session."""
+    """A command or a function under way in a process of its own session."""
 
-    def __init__(self, arguments, cwd, output):
+    def __init__(self, function, arguments, cwd, output, variables):
         """Start it; what it prints goes to two files."""
         self.arguments, self._cwd, self._output = arguments, cwd, output
         Path(f"{output}.err").unlink(missing_ok=True)
-        self._process = faults.FORKS.Process(target=_main_here, args=(arguments, str(cwd), str(output)))
+        self._process = faults.FORKS.Process(target=_here, args=(function, arguments, str(cwd), str(output), variables))
         self._process.start()
         self.pid = self._process.pid
 
@@ -64,12 +71,17 @@ class Command:
             return bool(int(caught, 16) >> (signal.SIGHUP - 1) & 1)
         return False
 
+    @property
+    def errors(self):
+        """The lines that it has printed to stderr so far."""
+        errors = Path(f"{self._output}.err")
+        return errors.read_text().splitlines() if errors.exists() else []
+
     def end(self):
         """Its exit code and the lines that it has printed to stderr, when it has ended."""
         self._process.join(faults.HANG)
-        assert self.over, f"it hangs: lsgd {' '.join(self.arguments)}"
-        errors = Path(f"{self._output}.err")
-        return self._process.exitcode, errors.read_text().splitlines() if errors.exists() else []
+        assert self.over, f"it hangs: {self.arguments}"
+        return self._process.exitcode, self.errors
 
     def kill(self):
         """End it and what it has started, if they have not ended."""
@@ -81,19 +93,32 @@ class Command:
 
 
 @contextlib.contextmanager
-def started(*arguments, cwd, output="output"):
-    """A command, killed in the end with what it has started if it has not ended."""
-    command = Command([str(argument) for argument in arguments], cwd, Path(cwd) / output)
+def calling(function, *arguments, cwd, output="output", **variables):
+    """A function's process, in an environment with these variables; in the end it is killed with what it has started.
+
+    It exits with what the function returns.
+    """
+    command = Command(function, arguments, cwd, Path(cwd) / output, variables)
     try:
         yield command
     finally:
         command.kill()
 
 
-def done(*arguments, cwd, output="output"):
+def called(function, *arguments, cwd, output="output", **variables):
     """Its exit code and the lines of its stderr."""
-    with started(*arguments, cwd=cwd, output=output) as command:
+    with calling(function, *arguments, cwd=cwd, output=output, **variables) as command:
         return command.end()
+
+
+def started(*arguments, **options):
+    """A command, started as `calling` does."""
+    return calling(lsgd, *map(str, arguments), **options)
+
+
+def done(*arguments, **options):
+    """Its exit code and the lines of its stderr."""
+    return called(lsgd, *map(str, arguments), **options)
 
 
 def assert_one_sentence(code, errors, reproduction):

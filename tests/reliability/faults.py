@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import itertools
 import json
 import multiprocessing
@@ -31,12 +32,16 @@ SOAK = "LSGD_SOAK" in os.environ
 """Whether to try many times what the tests try once: `make soak`."""
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["lsgd_jax.train", "lsgd_jax.compare", "lsgd_jax.figures.run", "lsgd_jax.figures.simulation"]
+    [
+        *("lsgd_jax.train", "lsgd_jax.compare", "lsgd_jax.figures.run", "lsgd_jax.figures.simulation"),
+        *("lsgd_jax.cli.launch", "lsgd_jax.data.preparation", "tests.reliability.commands"),
+    ]
 )
 
 
 def _here(function, arguments, processes, process, address):
     """What each process does that `together` starts."""
+    gc.freeze()
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         names = (distributed.COORDINATOR, "JAX_COORDINATOR_BIND_ADDRESS", distributed.PROCESSES, distributed.PROCESS)
@@ -180,19 +185,6 @@ def run(*command, cwd, **options):
     return subprocess.run(
         command, capture_output=True, text=True, timeout=HANG, check=False, cwd=cwd, env=environment(), **options
     )
-
-
-@contextlib.contextmanager
-def running(*command, cwd):
-    """A process, killed in the end if it has not ended."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environment()
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def until(condition):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import sys
+import time
 from queue import SimpleQueue
 
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from lsgd_jax import cli, distributed, train
 from lsgd_jax.distributed import launch
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.train import loop
 from tests.reliability import commands, faults
 from tests.reliability.commands import started
-from tests.reliability.faults import LSGD, until, wait_for_step
+from tests.reliability.faults import until, wait_for_step
 from tests.reliability.runs import assert_same, metrics
 
 TRAIN = ["train", "digits", "--width", "0.1", "--batch-size", "8", "--groups", "2", "--workers", "2"]
@@ -62,19 +65,19 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     assert not any("Traceback" in line for line in errors)
 
 
+def interrupted_before_the_first_step(*arguments):
+    loop.program_of = lambda *_, **__: (signal.raise_signal(signal.SIGINT), time.sleep(faults.HANG))
+    return commands.lsgd(*arguments)
+
+
 def test_an_interrupt_before_the_first_step_is_one_sentence(tmp_path):
-    interrupted = (
-        "import signal, sys, time, lsgd_jax.cli, lsgd_jax.train.loop as t;"
-        f"t.program_of = lambda *_, **__: (signal.raise_signal(2), time.sleep({faults.HANG}));"
-    )
-    command = [sys.executable, "-c", interrupted + "sys.exit(lsgd_jax.cli.main())", *TRAIN, "run"]
-    done = faults.run(*command, cwd=tmp_path)
-    assert done.returncode == 128 + signal.SIGINT
     why = "no step was under way, and the same command resumes with --run-dir run --resume"
-    assert done.stderr == f"lsgd: stopped by SIGINT; {why}.\n"
+    stopped = (128 + signal.SIGINT, [f"lsgd: stopped by SIGINT; {why}."])
+    assert commands.called(interrupted_before_the_first_step, *TRAIN, "run", cwd=tmp_path) == stopped
     assert commands.done(*TRAIN, "run", "--resume", "--steps", "20", cwd=tmp_path)[0] == 0
-    unsaved = faults.run(*command[:-1], "other", "--checkpoint-every", "0", cwd=tmp_path)
-    assert unsaved.stderr == "lsgd: stopped by SIGINT; nothing was saved.\n"
+    unsaved = [*TRAIN, "other", "--checkpoint-every", "0"]
+    _, errors = commands.called(interrupted_before_the_first_step, *unsaved, cwd=tmp_path)
+    assert errors == ["lsgd: stopped by SIGINT; nothing was saved."]
 
 
 IMAGENET = ["train", "resnet50-imagenet-4", "--model", "mlp", "--width", "0.1", "--image-size", "16", "--groups", "1"]
@@ -87,16 +90,19 @@ def test_a_stop_before_the_first_step_leaves_no_process(number, prepared, tmp_pa
     """Of those that decode images: what holds the output of the first has to end before that is read whole."""
     script = tmp_path / "decoding.py"  # What decodes is spawned, and has to be able to import it.
     script.write_text(f"""
-import multiprocessing, os, sys, time, lsgd_jax.cli, lsgd_jax.train.loop
+import multiprocessing, os, sys, time
 
 def stopped():
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), {int(number)})
     time.sleep({faults.HANG})
 
-lsgd_jax.train.loop.deferred_signals = stopped
 if __name__ == "__main__":
-    sys.exit(lsgd_jax.cli.main())
+    import lsgd_jax.train.loop
+    from lsgd_jax.__main__ import main
+
+    lsgd_jax.train.loop.deferred_signals = stopped
+    sys.exit(main())
 """)
     done = faults.run(sys.executable, str(script), *IMAGENET, str(prepared[0]), cwd=tmp_path)
     assert done.returncode in (128 + number, -number), done.stderr
@@ -104,17 +110,17 @@ if __name__ == "__main__":
 
 
 def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
-    more = ["--steps", "200", "--checkpoint-every", "50"]
+    more = ["--steps", "120", "--checkpoint-every", "20"]
     with started(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", *more, cwd=tmp_path) as launcher:
-        wait_for_step(tmp_path / "run", 120)
+        wait_for_step(tmp_path / "run", 40)
         os.kill(faults.children(launcher.pid)[1], signal.SIGKILL)
         code, errors = launcher.end()
     assert code == 0, errors
     assert "lsgd: process 1 was killed by SIGKILL; the others were stopped." in errors
     assert "lsgd: the run resumes from its last checkpoint, restart 1 of 1." in errors
     assert any(line.startswith("[0] the run resumes from step ") for line in errors)
-    faults.trained(dataclasses.replace(CONFIG, steps=200, checkpoint_every=50), tmp_path / "whole", 2)
-    assert_same(tmp_path / "run", tmp_path / "whole", 200)
+    faults.trained(dataclasses.replace(CONFIG, steps=120, checkpoint_every=20), tmp_path / "whole", 2)
+    assert_same(tmp_path / "run", tmp_path / "whole", 120)
 
 
 def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
@@ -133,8 +139,10 @@ def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
     assert metrics(tmp_path / "run")[-1]["step"] == step
 
 
-SMALL_FILES = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh"]
-"""What comes after it can't write more than 20 blocks to a file."""
+def with_small_files(*arguments):
+    """A command that can't write more than 10 KiB to a file, and neither can what it starts."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 * 2**10, 10 * 2**10))
+    return commands.lsgd(*arguments)
 
 
 def test_a_full_disk_is_one_sentence_and_what_there_was_is_kept(tmp_path):
@@ -142,11 +150,10 @@ def test_a_full_disk_is_one_sentence_and_what_there_was_is_kept(tmp_path):
     train.train_and_evaluate(dataclasses.replace(CONFIG, steps=8), tmp_path / "run", lines=False)
     before = metrics(tmp_path / "run")
     more = [*TRAIN, "run", "--steps", "12", "--resume"]
-    full = faults.run(*SMALL_FILES, *LSGD, *more, cwd=tmp_path)
-    assert (full.returncode, full.stdout) == (2, "")
-    [*_, last] = full.stderr.splitlines()
-    assert last.startswith("lsgd: ")
-    assert "Traceback" not in full.stderr
+    code, errors = commands.called(with_small_files, *more, cwd=tmp_path)
+    assert (code, (tmp_path / "output.out").read_text()) == (2, "")
+    assert errors[-1].startswith("lsgd: ")
+    assert not any("Traceback" in line for line in errors)
     assert (tmp_path / "run" / "checkpoints" / "8").is_dir()
     assert metrics(tmp_path / "run")[: len(before)] == before
 
@@ -154,9 +161,9 @@ def test_a_full_disk_is_one_sentence_and_what_there_was_is_kept(tmp_path):
 def test_a_full_disk_is_the_end_of_several_processes_too(tmp_path):
     """None waits for another, and they are not started again: what is wrong would still be."""
     launch = [*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", "--steps", "8", "--workers", "4"]
-    full = faults.run(*SMALL_FILES, *LSGD, *launch, cwd=tmp_path)
-    assert full.returncode == 2, full.stderr
-    [told] = [line for line in full.stderr.splitlines() if "lsgd: " in line]
+    code, errors = commands.called(with_small_files, *launch, cwd=tmp_path)
+    assert code == 2, errors
+    [told] = [line for line in errors if "lsgd: " in line]
     assert told.startswith("[0] lsgd: a checkpoint can't be written to ")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 

@@ -6,15 +6,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 
 import pytest
 
+from lsgd_jax import cli
 from lsgd_jax.distributed import interruption
 from lsgd_jax.distributed.launch import _free_port
-from tests.reliability import faults
+from tests.reliability import commands, faults
 from tests.reliability.commands import started
-from tests.reliability.faults import LSGD, running, until, wait_for_step
+from tests.reliability.faults import LSGD, until, wait_for_step
 from tests.reliability.test_processes import IMAGENET, LAUNCH, TRAIN
 
 ENDLESS = ["--steps", "1000000"]
@@ -101,19 +101,19 @@ def test_several_processes_that_are_not_saved_stop_at_once(tmp_path):
 
 def test_an_interrupt_while_waiting_for_other_processes_stops_at_once(tmp_path):
     port = _free_port()
-    variables = [f"LSGD_COORDINATOR=127.0.0.1:{port}", "LSGD_PROCESSES=2", "LSGD_PROCESS=0"]
-    with running("env", *variables, *LSGD, *TRAIN, "run", cwd=tmp_path) as process:
+    variables = {"LSGD_COORDINATOR": f"127.0.0.1:{port}", "LSGD_PROCESSES": "2", "LSGD_PROCESS": "0"}
+    with started(*TRAIN, "run", cwd=tmp_path, **variables) as command:
 
         def is_waiting():
-            assert process.poll() is None
+            assert not command.over
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 return True
 
         until(is_waiting)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=faults.HANG)
-    assert process.returncode == 128 + signal.SIGINT
-    assert errors.splitlines()[-1].startswith("lsgd: stopped by SIGINT; no step was under way, and the same command ")
+        os.kill(command.pid, signal.SIGINT)
+        code, errors = command.end()
+    assert code == 128 + signal.SIGINT
+    assert errors[-1].startswith("lsgd: stopped by SIGINT; no step was under way, and the same command ")
 
 
 def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared, tmp_path):
@@ -133,16 +133,15 @@ def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared,
     assert line.startswith("lsgd: stopped by SIGINT after step ")
 
 
+def interrupted_at_once(*arguments):
+    cli._run = lambda _: signal.raise_signal(signal.SIGINT)
+    return commands.lsgd(*arguments)
+
+
 def test_an_interrupt_of_any_command_is_one_sentence(tmp_path):
     """Of one that handles none itself, or is only reading its options."""
-    script = tmp_path / "interrupted.py"
-    script.write_text(
-        "import signal, sys, lsgd_jax.cli\nfrom lsgd_jax.__main__ import main\n"
-        "lsgd_jax.cli._run = lambda _: signal.raise_signal(signal.SIGINT)\nsys.exit(main())\n"
-    )
-    process = faults.run(sys.executable, str(script), "info", cwd=tmp_path)
-    assert process.returncode == 128 + signal.SIGINT
-    assert process.stderr == "lsgd: stopped by SIGINT.\n"
+    stopped = (128 + signal.SIGINT, ["lsgd: stopped by SIGINT."])
+    assert commands.called(interrupted_at_once, "info", cwd=tmp_path) == stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
