@@ -1,12 +1,12 @@
 """Convolution that is fast on a CPU: standalone, inside loops, and with per-worker kernels.
 
-On a CPU, XLA uses its fast kernels for a convolution only if the operands are channels last. It transposes them in the
+On a CPU, XLA uses its fast kernel for a convolution only if the operands are channels last. It transposes them in the
 main computation of a program, but not in the body of a loop. There, the gradients of a convolution, which come in
-another layout, take an order of magnitude longer. `jax.vmap` over kernels makes a grouped convolution, which has no
-fast kernel at all.
+another layout, take an order of magnitude longer; where they are fast, a matrix product is still faster. `jax.vmap`
+over kernels makes a grouped convolution, which has no fast kernel at all.
 
-Therefore, everything here is a channels-last convolution or, for kernels' gradients and with strides, a matrix product,
-and `jax.vmap` makes one convolution per worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
+Therefore, gradients here are matrix products or channels-last convolutions, and `jax.vmap` makes one convolution per
+worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def convolve(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _convolution(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) -> Array:
     def output(x: Array, kernel: Array) -> Array:
-        if set(strides) == {1}:
+        if _keeps_size(kernel, strides, pads):
             return _channels_last(x, kernel, pads)
         return _fields(x, kernel.shape[:-2], strides, pads) @ kernel.reshape(-1, kernel.shape[-1])
 
@@ -94,9 +94,9 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
     taps, shape = kernel.shape[:-2], x.shape
 
     def x_gradient(g: Array, kernel: Array) -> Array:
-        if set(strides) == {1}:  # With others, this would multiply mostly zeros.
+        if _keeps_size(kernel, strides, pads):
             reverse = jnp.flip(kernel, range(len(taps))).swapaxes(-1, -2)
-            return _channels_last(g, reverse, _transposed(pads, taps))
+            return _channels_last(g, reverse, [(after, before) for before, after in pads])
         # The transpose of a linear function, taken at a point that varies over the workers as g does.
         _, spread = jax.vjp(lambda x: _fields(x, taps, strides, pads), jnp.zeros_like(g, shape=shape))
         return spread(g @ kernel.reshape(-1, kernel.shape[-1]).T)[0]
@@ -105,9 +105,9 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
         if not _splits(kernel, strides, pads):
             return _product(_fields(x, taps, strides, pads), g).reshape(kernel.shape)
         # Fields of x along one axis, and along the other those of g: less to copy, and a squarer product.
-        height, width = taps
-        rows = _fields(x, (1, width), strides, [(0, 0), pads[1]])
-        columns = _fields(g, (height, 1), strides, [*_transposed(pads[:1], taps), (0, 0)])
+        (height, width), (before, after) = taps, pads[0]
+        rows = _fields(x, (1, width), strides, ((0, 0), pads[1]))
+        columns = _fields(g, (height, 1), strides, ((after, before), (0, 0)))
         product = _product(rows, columns).reshape(width, x.shape[-1], height, g.shape[-1])
         return jnp.flip(product.transpose(2, 0, 1, 3), 0)
 
@@ -122,15 +122,14 @@ def _varying_like(y: Array, other: Array) -> Array:
     return jnp.where(jnp.ones_like(other, bool, shape=()), y, y)
 
 
-def _transposed(pads: Sequence[tuple[int, int]], taps: Sequence[int]) -> list[tuple[int, int]]:
-    """The padding with which a gradient is convolved."""
-    return [(tap - 1 - before, tap - 1 - after) for (before, after), tap in zip(pads, taps, strict=False)]
+def _keeps_size(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
+    """Return whether the output is as large as x; if smaller, the gradient as a convolution multiplies mostly zeros."""
+    return set(strides) == {1} and all(sum(pad) == taps - 1 for pad, taps in zip(pads, kernel.shape, strict=False))
 
 
 def _splits(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
     """Whether fields of x along one axis and of its gradient along the other are smaller than those along both."""
-    keeps_size = set(strides) == {1} and all(sum(pad) == tap - 1 for pad, tap in zip(pads, kernel.shape, strict=False))
-    if kernel.ndim != 4 or not keeps_size:
+    if kernel.ndim != 4 or not _keeps_size(kernel, strides, pads):
         return False
     height, width, inputs, outputs = kernel.shape
     return width * inputs + height * outputs < height * width * inputs
@@ -147,7 +146,7 @@ def _channels_last(x: Array, kernel: Array, pads: Sequence[tuple[int, int]]) -> 
     return lax.conv_general_dilated(x, kernel, (1,) * len(pads), pads, dimension_numbers=order)
 
 
-def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:
+def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
     """Receptive field of each output in x: [batch, *out_space, taps x in_channels]."""
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     last = [size - taps for size, taps in zip(x.shape[1:-1], taps, strict=True)]
