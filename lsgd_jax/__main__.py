@@ -18,6 +18,7 @@ def main() -> int:
     from lsgd_jax import cli
 
     if not cli.overview.may_run(sys.argv[1:]):
+        gc.enable()
         return cli.main()
     from lsgd_jax.cli.allocator import keep_memory
 
@@ -31,7 +32,7 @@ def main() -> int:
 
     try:
         signal.signal(signal.SIGINT, before[signal.SIGINT])  # With which commands remove what they have half written.
-        from lsgd_jax.cli import commands  # noqa: F401 - with all that every command needs.
+        from lsgd_jax.cli import commands  # noqa: F401 - with most of what commands need.
 
         gc.freeze()
         gc.enable()

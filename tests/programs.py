@@ -20,11 +20,11 @@ def shared():
     """Let runs of one configuration share their programs, as steps and evaluations of one run do.
 
     They are functions of the configuration: to trace, lower and load them takes most of a small run. For tests of what
-    runs do with them; those of programs make their own.
+    runs do with them; those of programs, or that patch what these are made of, make their own.
     """
     program_of, evaluation, evaluated_model = loop.program_of, loop.evaluation, loop.evaluated_model
     with pytest.MonkeyPatch.context() as patched:
-        # Those of other seeds are the same, as tests/compare shows.
+        # Those of other seeds are the same: see test_programs_are_compiled_once_for_all_seeds of tests/compare.
         patched.setattr(
             loop, "program_of", lambda config, *rest: _once(program_of, config.replace(seed=0), config, *rest)
         )

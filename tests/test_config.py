@@ -17,7 +17,8 @@ BASE = PRESETS["mnist1d"]  # 2 groups of 4.
 
 def fields_of(config):
     """All fields, as JSON has them."""
-    return vars(config) | {"task": config.task.to_dict()}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return values | {"task": config.task.to_dict()}
 
 
 def old_fields_of(config):

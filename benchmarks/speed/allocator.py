@@ -3,7 +3,8 @@
     python -m benchmarks.speed.allocator
 
 Each run is a `lsgd train` in a process of its own; what counts is its training time, without start, compilation and
-evaluation. In every round each preset is trained as by default, once more as a control, and with LSGD_KEEP_MEMORY=0.
+evaluation. In every round each preset is trained with memory that is kept, once more as a control, and with glibc's own
+settings (LSGD_KEEP_MEMORY=0).
 """
 
 import argparse
@@ -25,7 +26,7 @@ PRESETS = {
     "1-D convolutional network": "mnist1d --groups 1 --steps 1600 --eval-every 1600",
     "transformer": "tragedies --steps 160 --eval-every 160",
 }
-ALLOCATORS = {"default": "0", "kept": "1", "control": "1"}
+ALLOCATORS = {"glibc's own": "0", "kept": "1", "control": "1"}
 
 
 def seconds_of(preset: str, keep: str, cache: str) -> float:
@@ -50,7 +51,7 @@ def main() -> None:
             for _ in range(rounds):
                 for allocator in rng.permutation(list(ALLOCATORS)):
                     seconds[allocator].append(seconds_of(preset, ALLOCATORS[allocator], cache))
-            for measured in ("control", "default"):
+            for measured in ("control", "glibc's own"):
                 results[f"{name}: {measured} / kept"] = ratio(np.array(seconds[measured]), np.array(seconds["kept"]))
     report("allocator", results, {"rounds": rounds, "presets": PRESETS})
 

@@ -7,7 +7,7 @@ import os
 KEEP_MEMORY = "LSGD_KEEP_MEMORY"
 """Variable of the environment: 0 leaves the allocator as it is."""
 _ACCELERATORS = "jax_plugins", "libtpu"
-"""Packages without which JAX runs on CPUs only."""
+"""Packages of JAX's own accelerators, GPUs and TPUs."""
 _SETTINGS = {
     -8: 1,  # M_ARENA_MAX: one heap for all threads.
     -4: 0,  # M_MMAP_MAX: no memory of its own from the kernel for a large array.
@@ -25,9 +25,10 @@ def keep_memory() -> None:
     0, if one of glibc's own variables is set, without glibc, and where JAX may use an accelerator: there, arrays are
     not in this memory, and many threads compile.
     """
-    chosen = os.environ.get(KEEP_MEMORY) == "0" or any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ)
+    of_user = any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ)
     on_cpus = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, _ACCELERATORS))
+    if os.environ.get(KEEP_MEMORY) == "0" or of_user or not on_cpus:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if on_cpus and not chosen and mallopt is not None:
-        for option, value in _SETTINGS.items():
-            mallopt(option, value)
+    for option, value in _SETTINGS.items() if mallopt else ():
+        mallopt(option, value)

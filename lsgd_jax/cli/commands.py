@@ -280,7 +280,7 @@ def simulate(
         data_dir=data_dir,
     )
     simulation.show(results, options.task.headline)
-    print(f"see {out}")
+    say(f"see {out}")
 
 
 def figure(

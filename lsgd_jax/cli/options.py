@@ -109,7 +109,7 @@ def own_preset(arguments: Sequence[str]) -> str | None:
 
 
 def check_spelling(arguments: Sequence[str], command: Callable, own: str | None) -> None:
-    """Raise UsageError, with the nearest that there is, if there is no such preset, or the command has no such option.
+    """Raise UsageError, with the nearest that there is, if a preset is missing, or the command has no such option.
 
     Args:
       arguments: the name of the command and what follows it.

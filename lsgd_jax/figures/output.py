@@ -31,7 +31,7 @@ def write(
 
 
 def write_formats(path: Path, figure: Figure, **options: Any) -> None:
-    """Write a figure as PNG and, beside it, as SVG and PDF, in the layout of the first."""
+    """Write a figure as PNG and, beside it, as SVG and PDF."""
     for suffix in (".png", ".svg", ".pdf"):
         write_picture(path.with_suffix(suffix), figure, **options)
 
@@ -39,7 +39,7 @@ def write_formats(path: Path, figure: Figure, **options: Any) -> None:
 def write_picture(path: Path, figure: Figure, dpi: float, **options: Any) -> None:
     """Write a figure in the format that the name says; the same figure gives the same bytes.
 
-    The figure is laid out when it is first written, and keeps this layout.
+    A figure with a layout engine is laid out when it is first written, and keeps this layout.
 
     Args:
       path: of the file.
@@ -52,7 +52,14 @@ def write_picture(path: Path, figure: Figure, dpi: float, **options: Any) -> Non
     """
     kind, picture = path.suffix.removeprefix("."), io.BytesIO()
     unknown = {"png": ["Software"], "svg": ["Date", "Creator"], "pdf": ["CreationDate", "Creator", "Producer"]}[kind]
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none", "figure.autolayout": False}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": path.name,
+            "svg.fonttype": "none",
+            "figure.autolayout": False,
+            "figure.constrained_layout.use": False,
+        }
+    ):
         if engine := figure.get_layout_engine():  # With one, `savefig` draws everything twice.
             figure.set_dpi(dpi)
             engine.execute(figure)

@@ -117,7 +117,7 @@ def _block(x: Array, params: dict[str, Array], rotation: tuple[Array, Array]) ->
 
 
 def _product(x: Array, y: Array, axes: int = 1, dtype: jax.typing.DTypeLike | None = None) -> Array:
-    """`jnp.tensordot`, on CPUs of matrices: with more axes, XLA transposes there what the gradients multiply."""
+    """`jnp.tensordot`; on CPUs of matrices, since XLA transposes the operands of gradients of others."""
     whole = partial(jnp.tensordot, axes=axes, preferred_element_type=dtype)
 
     def of_matrices(x: Array, y: Array) -> Array:

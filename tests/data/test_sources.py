@@ -75,10 +75,10 @@ def test_embedded_data(name, train, test, shape, dtype):
 
 
 def test_an_unknown_data_set_is_named():
-    with pytest.raises(
-        ValueError, match=r"no data set 'mnist2d'; there are mnist1d, mnist1d-10k, digits, mnist5k, cifar10"
-    ):
+    with pytest.raises(ValueError, match=r"there is no data set 'mnist2d'; did you mean mnist1d\?"):
         load("mnist2d")
+    with pytest.raises(ValueError, match=r"no data set 'x'; there are mnist1d, mnist1d-10k, digits, mnist5k, cifar10"):
+        load("x")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
