@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import queue
 
 import numpy as np
 import pytest
@@ -60,12 +61,13 @@ def test_what_does_not_fit_together_is_refused(asked, endpoint):
 
 def test_connections_that_are_not_used_make_way(endpoint, monkeypatch):
     monkeypatch.setattr(transport, "MOST_CONNECTIONS", 2)
-    asked, closed = endpoint(), []
-    asking = [endpoint(closed=lambda _, i=i: closed.append(i)) for i in range(3)]
+    asked, closed = endpoint(), queue.Queue()
+    asking = [endpoint(closed=lambda _, i=i: closed.put(i)) for i in range(3)]
     for i in (0, 1, 0, 2):  # The third makes the second one go.
         assert ask(asking[i], asked, i) == i
+    assert closed.get(timeout=HANG) == 1
     assert ask(asking[0], asked, "again") == "again"
-    assert closed == [1]
+    assert closed.empty()
     assert ask(asking[1], asked, "anew") == "anew"
 
 
