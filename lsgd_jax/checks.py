@@ -92,8 +92,15 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     if not _is_of_type(value, hint):
         *others, last = _alternatives(hint)
         demand = f"{', '.join(others)} or {last}" if others else last
-        end = spelling.or_nearest(value, _choices(hint)) if isinstance(value, str) else "."
+        end = spelling.or_nearest(value, choices_of(hint)) if isinstance(value, str) else "."
         raise ValueError(f"{name} must be {demand}, got {value!r}{end}")
+
+
+def choices_of(hint: Any) -> list[str]:
+    """Return the values that a type lists."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [choice for each in get_args(hint) for choice in choices_of(each)]
+    return [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
 
 
 def is_checkable(hint: Any) -> bool:
@@ -116,20 +123,13 @@ def _is_of_type(value: Any, hint: Any) -> bool:
 def _alternatives(hint: Any) -> list[str]:
     """What a value of a type may be, for a sentence."""
     if get_origin(hint) is Literal:
-        return _choices(hint)
+        return choices_of(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return list(dict.fromkeys(text for each in get_args(hint) for text in _alternatives(each)))
     if get_origin(hint) is tuple:
         [entry] = _alternatives(get_args(hint)[0])
         return [f"a tuple, each entry of it {entry}"]
     return _NAMES[hint]
-
-
-def _choices(hint: Any) -> list[str]:
-    """The values that a type lists."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return [choice for each in get_args(hint) for choice in _choices(each)]
-    return [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
 
 
 _NAMES = {

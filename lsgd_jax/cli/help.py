@@ -9,13 +9,13 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
 from lsgd_jax import presets
+from lsgd_jax.checks import choices_of
 from lsgd_jax.config import Config
 from lsgd_jax.methods import METHODS
 from lsgd_jax.methods.options import description
@@ -250,11 +250,9 @@ def _shown(value: Any) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The choices of a type that is one of several values."""
-    if get_origin(hint) is Annotated:
-        kind, *notes = get_args(hint)
-        metavars = [text for note in notes if (text := getattr(note, "metavar", None))]
-        return metavars[0].strip("{}").split(",") if metavars else _choices(kind)
-    if get_origin(hint) in (Union, UnionType):
-        return [choice for each in get_args(hint) if each is not NoneType for choice in _choices(each)]
-    return [str(each) for each in get_args(hint)] if get_origin(hint) is Literal else []
+    """The choices of an option whose type lists them, or whose metavar does."""
+    if get_origin(hint) is not Annotated:
+        return choices_of(hint)
+    kind, *notes = get_args(hint)
+    metavars = [text for note in notes if (text := getattr(note, "metavar", None))]
+    return metavars[0].strip("{}").split(",") if metavars else choices_of(kind)
