@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from lsgd_jax.checks import check_path
 from lsgd_jax.errors import UsageError
 from lsgd_jax.figures.output import write_picture
-from lsgd_jax.figures.palette import BLUE, VERMILION, look, looks
+from lsgd_jax.figures.palette import look, looks
 from lsgd_jax.task import Headline
 from lsgd_jax.tracking.run_folder import making_sense_of, read_config, read_metrics
 
@@ -160,8 +160,8 @@ def draw_curves(axes: Axes, curves: Curves, headline: Headline) -> None:
     draw_workers(axes, curves.steps, workers)
     marker = marker_of(curves.steps)
     if np.isfinite(leader).any():
-        axes.plot(curves.steps, leader, color=BLUE, linewidth=1, marker=marker, label="leader")
-    axes.plot(curves.steps, center, color=VERMILION, linewidth=1.5, marker=marker, label="evaluated model")
+        axes.plot(curves.steps, leader, "--", color="black", linewidth=1, marker=marker, label="leader")
+    axes.plot(curves.steps, center, color="black", linewidth=1.5, marker=marker, label="evaluated model")
     axes.set(xlabel="local steps", ylabel=f"{headline.title}{headline.unit}")
     scale(axes, center, workers)
     axes.legend(frameon=False)
@@ -171,7 +171,7 @@ def draw_losses(axes: Axes, steps: np.ndarray, losses: Float[np.ndarray, "evalua
     """Plot the workers' training losses and their mean."""
     draw_workers(axes, steps, losses)
     mean = mean_loss(losses)
-    axes.plot(steps, mean, color=VERMILION, linewidth=1.5, marker=marker_of(steps), label="mean")
+    axes.plot(steps, mean, color="black", linewidth=1.5, marker=marker_of(steps), label="mean")
     axes.set(xlabel="local steps", ylabel="training loss")
     scale(axes, losses)
     axes.legend(frameon=False)

@@ -164,6 +164,6 @@ def _draw_errors(axes: Axes, networks: Findings) -> None:
         for rival, differences in by_rival.items():
             axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color=BLUE, clip_on=False)
             labels.append(f"{comparisons.RIVALS[rival]}\n{name}")
-    axes.set_yticks(np.arange(len(labels)), labels)
+    axes.set_yticks(np.arange(len(labels)), labels, fontsize=7)
     axes.set_xscale("symlog", linthresh=1)
     axes.xaxis.set_major_formatter("{x:g}")
