@@ -41,8 +41,8 @@ class Config(OptimizerOptions):
     steps: int
     """Local steps of every worker."""
     batch_statistics: Literal["own", "mean", "leader", "reestimate"] = "reestimate"
-    """Batch-norm statistics with which the center is evaluated: each worker's own, their mean, the leader's (methods
-    that elect leaders), or re-estimated by a pass of the center over training batches."""
+    """Batch-norm statistics of the evaluated model: each worker's own, their mean, the leader's (methods that elect
+    leaders), or re-estimated by a pass of that model over training batches."""
     statistics_batches: int = 32
     """Batches per worker in the pass that re-estimates batch-norm statistics."""
     batch_size: int = 32
@@ -78,7 +78,7 @@ class Config(OptimizerOptions):
     tail_share: float = 0.1
     """Last part of the steps whose exchanges the tail mean is over."""
     corrupt_workers: int = 0
-    """For experiments: number of workers, the last ones, that are unsound."""
+    """For experiments: number of workers, the last ones, that are corrupted."""
     corruption: Literal["labels", "gradient-noise", "stale", "skewed-shard"] = "labels"
     """What is wrong with them. labels: targets are random. gradient-noise: noise 5 times as large is added to
     gradients. stale: a gradient is computed in one step of 16 and taken in all of them. skewed-shard: of the examples,

@@ -120,7 +120,7 @@ class Task:
         return self.measures(network, batch)["loss"].mean()
 
     def with_random_targets(self, batch: Any, key: PRNGKeyArray) -> Any:
-        """Return a batch with random targets in place of its own, for experiments with unsound workers; jittable."""
+        """Return a batch with random targets in place of its own, for experiments with corrupted workers; jittable."""
         raise NotImplementedError
 
     def blank(self) -> Data:

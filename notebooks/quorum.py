@@ -192,7 +192,7 @@ scores = np.array([np.ravel(entry["scores"]) for entry in exchanges])
 members = in_quorum(scores, config.replace(method="quorum").options["kappa"])
 
 figure, (upper, lower) = plt.subplots(2, 1, figsize=(9, 5.5), sharex=True, layout="constrained")
-upper.plot(steps, scores[:, :-1], color="0.5", linewidth=0.8, label=["sound workers"] + [None] * (config.workers - 2))
+upper.plot(steps, scores[:, :-1], color="0.5", linewidth=0.8, label=["clean workers"] + [None] * (config.workers - 2))
 upper.plot(steps, scores[:, -1], color="black", linewidth=1.2, label="worker with random labels")
 upper.set(ylabel="score: recent training loss")
 upper.legend()
@@ -206,9 +206,9 @@ print("share of exchanges in the quorum, by worker:", *(f"{share:.0%}" for share
 # center, which is confident about the true labels, so its loss rises far above that of a guess, $\ln 10 = 2.3$. After the drop
 # of the learning rate, at step 336, the gap widens, presumably because it can no longer move far in between.
 #
-# Until that drop, the quorum has a lower error than its control, which averages the unsound worker in, as local SGD and DiLoCo
+# Until that drop, the quorum has a lower error than its control, which averages the corrupted worker in, as local SGD and DiLoCo
 # do. After it, the control catches up: small steps of one worker in eight do little harm to an average. LSGD never follows the
-# worker with the highest loss, but its evaluated model is the mean of all workers, the unsound one included.
+# worker with the highest loss, but its evaluated model is the mean of all workers, the corrupted one included.
 #
 # **What one seed shows:** the rule leaves this worker out of every exchange, and the error falls faster for it. **What it does
 # not show:** which method is best in the end. An error of 8 % of 1,000 test signals has a standard error of 0.9 %, so the final
@@ -220,9 +220,9 @@ print("share of exchanges in the quorum, by worker:", *(f"{share:.0%}" for share
 # ## Try this
 #
 # - Set `"kappa": 1.0` for the quorum: it averages about half of the workers. Look at the error and at who is in.
-# - Set `corrupt_workers=0`: do the four methods differ if all workers are sound?
+# - Set `corrupt_workers=0`: do the four methods differ if all workers are clean?
 # - Set `corruption="skewed-shard"` in `config`: one worker sees only the lowest labels, and has the lowest loss. Is anybody
 #   left out of the quorum now? Quorum averaging is not made for such data.
-# - Set `evaluated_model="leader"` for LSGD: its mean of all workers includes the unsound one, the leader is one sound worker.
+# - Set `evaluated_model="leader"` for LSGD: its mean of all workers includes the corrupted one, the leader is one clean worker.
 # - Compare over several seeds: `lsgd compare mnist1d --groups 1 --methods quorum,lsgd,local_sgd,diloco --corrupt-workers 1
 #   --seeds 0..4 --tune`.

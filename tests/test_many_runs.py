@@ -13,7 +13,7 @@ SMALL = PRESETS["mnist1d"].replace(
 
 
 @pytest.mark.parametrize("method", ["quorum", "easgd"])
-def test_each_is_the_run_with_its_seed_options_and_unsound_workers(method, tmp_path):
+def test_each_is_the_run_with_its_seed_options_and_corrupted_workers(method, tmp_path):
     config = SMALL.replace(method=method)
     first, *_, last = (config.replace(**values) for values in grid(config))
     runs = [Run(3, first.replace(corrupt_workers=0)), Run(4, last.replace(corrupt_workers=2))]

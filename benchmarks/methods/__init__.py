@@ -1,1 +1,1 @@
-"""What the methods are worth: tuned comparisons of many runs, with sound and with unsound workers."""
+"""What the methods are worth: tuned comparisons of many runs, with clean and with corrupted workers."""

@@ -1,11 +1,11 @@
-"""Methods compared with sound and with unsound workers: tuned, at several periods and numbers of workers.
+"""Methods compared with clean and with corrupted workers: tuned, at several periods and numbers of workers.
 
     python -m benchmarks.methods.comparison                      # all of it, best on a GPU
     python -m benchmarks.methods.comparison --processes 6        # several processes share a GPU
     python -m benchmarks.methods.comparison --only tragedies     # one of the experiments
     python -m benchmarks.methods.summary                         # tables and the figure, from what is there
 
-For every period and every number of unsound workers, each method's learning rate and one option of its own are tuned
+For every period and every number of corrupted workers, each method's learning rate and one option of its own are tuned
 over nine cells, on held-out training data, with two seeds of their own. Validation also chooses the evaluated model of
 each: the method's own, or its mean over the exchanges of the last tenth of the steps. The chosen cell is then trained
 with 18 seeds. Each method's results at one period with so many workers are a file in results/; those that are there are
@@ -43,12 +43,12 @@ WITH_BAD_WORKERS = ("quorum", "lsgd", "local_sgd", "diloco", "easgd", "coordinat
 
 
 class Experiment(NamedTuple):
-    """A task with its unsound workers."""
+    """A task with its corrupted workers."""
 
     config: Config
     methods: tuple[str, ...]
-    unsound: dict[int, tuple[int, ...]]
-    """Numbers of unsound workers, by the number of all workers."""
+    corrupted: dict[int, tuple[int, ...]]
+    """Numbers of corrupted workers, by the number of all workers."""
     periods: dict[int, tuple[int, ...]]
     """Steps between exchanges, by the number of all workers; in the order in which they are trained."""
 
@@ -77,7 +77,7 @@ EXPERIMENTS = {
 
 
 class Cell(NamedTuple):
-    """One method at one period with so many workers; all numbers of unsound ones are trained together."""
+    """One method at one period with so many workers; all numbers of corrupted ones are trained together."""
 
     experiment: str
     method: str
@@ -103,9 +103,9 @@ def cells(names: list[str]) -> Iterator[Cell]:
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """Tune a method and train it with all seeds, for each number of unsound workers."""
+    """Tune a method and train it with all seeds, for each number of corrupted workers."""
     started, experiment = time.time(), EXPERIMENTS[cell.experiment]
-    unsound = experiment.unsound[cell.workers]
+    corrupted = experiment.corrupted[cell.workers]
     config = experiment.config.replace(workers=cell.workers, method=cell.method)
     if METHODS[cell.method].exchanges == "period":
         config = config.replace(period=cell.period)
@@ -114,21 +114,21 @@ def measure(cell: Cell) -> dict[str, Any]:
     def run(candidate: Config, bad: int, seed: int) -> Run:
         return Run(seed, candidate.replace(corrupt_workers=bad))
 
-    tuned = [run(each, bad, seed) for bad in unsound for each in candidates for seed in TUNING_SEEDS]
-    shape = len(unsound), len(candidates), len(TUNING_SEEDS)
+    tuned = [run(each, bad, seed) for bad in corrupted for each in candidates for seed in TUNING_SEEDS]
+    shape = len(corrupted), len(candidates), len(TUNING_SEEDS)
     errors = {kind: of.reshape(shape).mean(-1) for kind, of in program.errors(tuned, validation=True).items()}
-    of_kinds = np.stack([errors[kind] for kind in program.kinds], -1)  # [unsound, cells, kinds]
+    of_kinds = np.stack([errors[kind] for kind in program.kinds], -1)  # [corrupted, cells, kinds]
     scores = np.nan_to_num(of_kinds, nan=np.inf)
     best = [np.unravel_index(of.argmin(), of.shape) for of in scores]
     chosen = [candidates[i] for i, _ in best]
-    final = [run(each, bad, seed) for bad, each in zip(unsound, chosen, strict=True) for seed in SEEDS]
-    finals = {kind: of.reshape(len(unsound), -1) for kind, of in program.errors(final, validation=False).items()}
+    final = [run(each, bad, seed) for bad, each in zip(corrupted, chosen, strict=True) for seed in SEEDS]
+    finals = {kind: of.reshape(len(corrupted), -1) for kind, of in program.errors(final, validation=False).items()}
     found = []
-    for i, bad in enumerate(unsound):
+    for i, bad in enumerate(corrupted):
         kind, values = program.kinds[best[i][1]], {name: chosen[i].effective[name] for name in grid(config)[0]}
         found.append(
             {
-                "unsound": bad,
+                "corrupted": bad,
                 "chosen": values | {"evaluated_model": kind},
                 "validation": finite(scores[i].min()),
                 "finals": [finite(x) for x in finals[kind][i]],

@@ -1,6 +1,6 @@
 """Many runs of one method as one program: an axis of `jax.vmap` over runs, around that over their workers.
 
-The runs differ in their seeds, learning rates, options of the method and numbers of unsound workers; all of these are
+The runs differ in their seeds, learning rates, options of the method and numbers of corrupted workers; all of these are
 arrays, so that one compiled program serves a whole tuning grid and all final runs. Each run is that of
 `lsgd train` with the same configuration, up to rounding.
 """
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     seed: int
     config: Config
-    """Its learning rate, options and number of unsound workers count; all else is as in the other runs."""
+    """Its learning rate, options and number of corrupted workers count; all else is as in the other runs."""
 
 
 class ManyRuns:
@@ -47,7 +47,7 @@ class ManyRuns:
         """Prepare the program.
 
         Args:
-          config: of all runs, in one group, in which workers may be unsound. It has no batch normalization.
+          config: of all runs, in one group, in which workers may be corrupted. It has no batch normalization.
           data: its task's examples, in memory.
         """
         plain = {"groups": 1, "learning_rates": "equal", "learning_rate_drops_in": "fractions"}

@@ -32,11 +32,11 @@ def read(out: Path, name: str) -> dict[Cell, dict[str, Any]]:
 
 
 def of_table(found: dict[Cell, dict[str, Any]], workers: int, period: int, bad: int) -> dict[str, dict[str, Any]]:
-    """Results at one period with so many workers, of which some are unsound, by method, that of comparison first."""
+    """Results at one period with so many workers, of which some are corrupted, by method, that of comparison first."""
     rows = {}
     for cell, result in found.items():
         if cell.workers == workers and (cell.period == period or METHODS[cell.method].exchanges != "period"):
-            [row] = (each for each in result["results"] if each["unsound"] == bad)
+            [row] = (each for each in result["results"] if each["corrupted"] == bad)
             rows[cell.method] = row
     return {method: rows[method] for method in sorted(rows, key=lambda method: method != FIRST)}
 
@@ -85,9 +85,9 @@ def overview(name: str, found: dict[Cell, dict[str, Any]]) -> str:
     """The means of all methods, a row for each setting, as Markdown."""
     experiment = EXPERIMENTS[name]
     headline, methods = experiment.config.task.headline, [method for method in METHODS if method in experiment.methods]
-    lines = [["workers", "unsound", "period", *(look(method).name for method in methods)]]
+    lines = [["workers", "corrupted", "period", *(look(method).name for method in methods)]]
     lines.append(["---"] * len(lines[0]))
-    for workers, numbers in experiment.unsound.items():
+    for workers, numbers in experiment.corrupted.items():
         for bad in numbers:
             for period in sorted(experiment.periods[workers]):
                 rows = of_table(found, workers, period, bad)
@@ -103,7 +103,7 @@ def overview(name: str, found: dict[Cell, dict[str, Any]]) -> str:
 
 def tables(out: Path) -> str:
     """All tables, as a page."""
-    page = ["# Methods with sound and unsound workers\n"]
+    page = ["# Methods with clean and corrupted workers\n"]
     for name, experiment in EXPERIMENTS.items():
         if not (found := read(out, name)):
             continue
@@ -118,18 +118,18 @@ def tables(out: Path) -> str:
             "Below, ± is half of a 95 % t-interval. Differences are paired by seed; their intervals are simultaneous"
             " (Bonferroni) and their p-values corrected by Holm's method within each table.\n"
         )
-        for workers, numbers in experiment.unsound.items():
+        for workers, numbers in experiment.corrupted.items():
             for period in sorted(experiment.periods[workers]):
                 for bad in numbers:
                     rows = of_table(found, workers, period, bad)
                     if FIRST in rows:
-                        what = f"{bad} with {_UNSOUND[experiment.config.corruption]}" if bad else "all sound"
+                        what = f"{bad} with {_CORRUPTED[experiment.config.corruption]}" if bad else "all clean"
                         title = f"### {workers} workers, period {period}, {what}"
                         page.append(f"{title}\n\n{table(name, rows, workers, period)}")
     return "\n".join(page)
 
 
-_UNSOUND = {"labels": "random labels", "gradient-noise": "noise in its gradients"}
+_CORRUPTED = {"labels": "random labels", "gradient-noise": "noise in its gradients"}
 
 
 def _markdown(lines: list[list[str]]) -> str:
@@ -137,12 +137,12 @@ def _markdown(lines: list[list[str]]) -> str:
 
 
 def draw(out: Path, name: str = "mnist1d", period: int = 16) -> Path:
-    """The figure: error against the number of unsound workers, a panel for each number of workers."""
+    """The figure: error against the number of corrupted workers, a panel for each number of workers."""
     experiment, found = EXPERIMENTS[name], read(out, name)
     headline = experiment.config.task.headline
     figure = Figure(figsize=(12, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(experiment.unsound), sharey=True)
-    for axes, (workers, numbers) in zip(panels, experiment.unsound.items(), strict=True):
+    panels = figure.subplots(1, len(experiment.corrupted), sharey=True)
+    for axes, (workers, numbers) in zip(panels, experiment.corrupted.items(), strict=True):
         for method in experiment.methods:
             finals = [
                 np.array(rows[method]["finals"], float) * headline.scale
@@ -163,7 +163,7 @@ def draw(out: Path, name: str = "mnist1d", period: int = 16) -> Path:
         axes.grid(alpha=0.2, which="both")
     panels[0].set_ylabel(f"{headline.title}{headline.unit}")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    path = out / "unsound_workers.png"
+    path = out / "corrupted_workers.png"
     write_formats(path, figure, dpi=120)
     return path
 

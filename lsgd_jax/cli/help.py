@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "asynchronous training": ("asynchronous", "staleness", "min_step_seconds", "slowdowns"),
     "checkpointing": ("checkpoint_every", "keep_checkpoints"),
     "evaluation": ("eval_every", "evaluated_model", "tail_share", "batch_statistics", "statistics_batches"),
-    "unsound workers": ("corrupt_workers", "corruption"),
+    "corrupted workers": ("corrupt_workers", "corruption"),
     "tuning": ("tune_learning_rates", "tune_periods"),
 }
 """Fields of a configuration by group; other options of methods are with the method."""

@@ -157,10 +157,10 @@ def _draw_directions(axes: Axes, found: Findings) -> None:
 
 
 def _draw_errors(axes: Axes, networks: Findings) -> None:
-    axes.set_title("test error less LSGD's (%), seed by seed")
+    axes.set_title("test error minus LSGD's (%), paired by seed")
     axes.axvline(0, color="black", linewidth=1)
     labels: list[str] = []
-    for name, by_rival in networks.numbers.get("test error less LSGD's (%), seed by seed", {}).items():
+    for name, by_rival in networks.numbers.get("test error minus LSGD's (%), paired by seed", {}).items():
         for rival, differences in by_rival.items():
             axes.plot(differences, [len(labels)] * len(differences), "o", alpha=0.6, color=BLUE, clip_on=False)
             labels.append(f"{comparisons.RIVALS[rival]}\n{name}")

@@ -1,4 +1,4 @@
-"""Unsound workers, for experiments: what is wrong with their labels, gradients or data, in all methods alike."""
+"""Corrupted workers, for experiments: what is wrong with their labels, gradients or data, in all methods alike."""
 
 import copy
 from collections.abc import Callable
@@ -22,18 +22,18 @@ NOISE = 5.0
 STALE = 16
 """Steps for which a stale gradient is taken."""
 SHARES = 5
-"""Into how many parts the examples are cut by their labels; each unsound worker sees one."""
+"""Into how many parts the examples are cut by their labels; each corrupted worker sees one."""
 
 
 class Corruption(NamedTuple):
     """What is wrong with the last workers within a step."""
 
     workers: int
-    """How many are unsound."""
+    """How many are corrupted."""
     examples: Callable[[Any, PRNGKeyArray], Any] | None
-    """From an unsound worker's batch to what it sees in its place."""
+    """From a corrupted worker's batch to what it sees in its place."""
     gradients: Callable[[Any, PRNGKeyArray], Any] | None
-    """From an unsound worker's gradients to what it takes for them."""
+    """From a corrupted worker's gradients to what it takes for them."""
 
     def of_examples(self, examples: Any, key: PRNGKeyArray, axis_name: AxisName) -> Any:
         """What this worker sees."""
@@ -58,7 +58,7 @@ def corruption_of(config: Config) -> Corruption | None:
 
 
 def is_corrupt(workers: int, axis_name: AxisName) -> Bool[Array, ""]:
-    """Whether the calling worker is one of the last ones, of which so many are unsound."""
+    """Whether the calling worker is one of the last ones, of which so many are corrupted."""
     return worker_index(axis_name) >= worker_count(axis_name) - workers
 
 
@@ -107,7 +107,7 @@ class SkewedIndices:
     """The indices of batches, in which the last workers have only examples of the lowest labels, the next ones, ..."""
 
     def __init__(self, indices: BatchIndices, parts: list[Int[np.ndarray, " examples"]], workers: int) -> None:
-        """Take these indices for the sound workers.
+        """Take these indices for the clean workers.
 
         Args:
           indices: of all workers.
@@ -131,14 +131,14 @@ class SkewedIndices:
         return skewed
 
     def __getattr__(self, name: str) -> Any:
-        """Return what is that of the sound workers."""
+        """Return what is that of the clean workers."""
         if name == "_indices":  # Not there yet, where this is copied or unpickled.
             raise AttributeError(name)
         return getattr(self._indices, name)
 
 
 def skewed(indices: BatchIndices, data: Data, config: Config, examples: int) -> Any:
-    """The indices of batches, skewed for the unsound workers of a run that is to have skewed shards.
+    """The indices of batches, skewed for the corrupted workers of a run that is to have skewed shards.
 
     Args:
       indices: of all workers.

@@ -40,7 +40,7 @@ def read(runs: Path | str) -> Findings:
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UsageError(f"{path} was not written by a comparison ({error}): name another runs folder.") from None
         numbers[name] = {rival: _with_none(difference) for rival, difference in differences.items()}
-    return Findings(rows, [], {"test error less LSGD's (%), seed by seed": numbers} if numbers else {})
+    return Findings(rows, [], {"test error minus LSGD's (%), paired by seed": numbers} if numbers else {})
 
 
 def _with_none(values: np.ndarray) -> list[float | None]:
@@ -64,7 +64,7 @@ def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> R
         f"lower test error than {RIVALS[rival]} ({name})",
         "experiments",
         command,
-        f"{RIVALS[rival]}'s less LSGD's, seed by seed: {shown}, higher in {(difference > 0).sum()} of"
+        f"{RIVALS[rival]} minus LSGD, paired by seed: {shown}, higher in {(difference > 0).sum()} of"
         f" {count} seeds, after equal steps",
         verdict,
     )

@@ -1,4 +1,4 @@
-"""Unsound workers for experiments, elections on a batch that all see, and the model that is evaluated."""
+"""Corrupted workers for experiments, elections on a batch that all see, and the model that is evaluated."""
 
 import dataclasses
 from functools import partial
@@ -38,16 +38,16 @@ def trained(config):
 
 
 @pytest.fixture(scope="module")
-def sound():
+def clean():
     return trained(BASE)[0]
 
 
 @pytest.mark.parametrize("kind", ["labels", "gradient-noise", "stale", "skewed-shard"])
-def test_the_last_workers_are_unsound_and_the_others_the_same_to_the_bit(kind, sound):
+def test_the_last_workers_are_corrupted_and_the_others_the_same_to_the_bit(kind, clean):
     found, _ = trained(BASE.replace(corrupt_workers=1, corruption=kind))
-    for x, y in zip(found, sound, strict=True):
+    for x, y in zip(found, clean, strict=True):
         np.testing.assert_array_equal(x[:3], y[:3])
-    assert any((x[3] != y[3]).any() for x, y in zip(found, sound, strict=True))
+    assert any((x[3] != y[3]).any() for x, y in zip(found, clean, strict=True))
 
 
 def test_gradients_are_corrupted_before_they_are_averaged():
@@ -92,10 +92,10 @@ def test_nobody_trains_on_what_is_held_out_for_elections():
 def test_what_is_held_out_for_tuning_is_sound(tmp_path):
     """With steps too small to change anything, all targets are wrong in training and none in the evaluation."""
     found = []
-    for unsound in (0, 4):
-        config = BASE.replace(validation=0.2, learning_rate=1e-30, corrupt_workers=unsound)
-        train_and_evaluate(config, tmp_path / str(unsound), lines=False)
-        found.append(read_metrics(tmp_path / str(unsound), "evaluation")[-1])
+    for corrupted in (0, 4):
+        config = BASE.replace(validation=0.2, learning_rate=1e-30, corrupt_workers=corrupted)
+        train_and_evaluate(config, tmp_path / str(corrupted), lines=False)
+        found.append(read_metrics(tmp_path / str(corrupted), "evaluation")[-1])
     assert found[0]["center_loss"] == found[1]["center_loss"]
     assert found[0]["train_losses"] != found[1]["train_losses"]
 
