@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """User error (exit code 2); the message says in one sentence what is wrong and what would be right."""
 
 
+class InUseError(UsageError):
+    """User error: another process writes the folder."""
+
+
 class RunFailed(RuntimeError):  # noqa: N818 - it is the run that failed.
     """Failure of a run that is not a user error (exit code 1); the message says why in one sentence."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lsgd_jax.checks import check_path
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import InUseError, UsageError
 
 LOCK = ".lock"
 """File that a process locks while it writes a folder; it is never removed."""
@@ -209,7 +209,7 @@ def lock(folder: Path, advice: str) -> io.FileIO:
       advice: alternative for the user while another process holds the lock, as the end of a sentence.
 
     Raises:
-      UsageError: if another process holds the lock.
+      InUseError: if another process holds the lock.
       OSError: if the lock file can't be written.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -220,7 +220,7 @@ def lock(folder: Path, advice: str) -> io.FileIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = " ".join(file.read(200).decode(errors="replace").split()) or "another process"
-            raise UsageError(f"{folder} is being written by {owner}: wait until it has ended, or {advice}.") from None
+            raise InUseError(f"{folder} is being written by {owner}: wait until it has ended, or {advice}.") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

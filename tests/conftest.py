@@ -28,12 +28,15 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Nobody looks up which line an operation comes from; writing that down is a twentieth of lowering a program.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
+import hypothesis
 import jax
 import pytest
 
 gc.set_threshold(200_000, 50, 1_000)  # There are millions of objects, of which a collection finds few to free.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 SLOWEST = (

@@ -48,6 +48,7 @@ def started(*arguments, cwd, **environment):
         (["train", "mnist1d", "--period", "four"], "lsgd: --period must be a whole number, got 'four'."),
         (["train", "mnist1d", "--steps"], "lsgd: --steps needs a value."),
         (["train"], "lsgd: train needs a preset, as in lsgd train mnist1d; there are mnist1d, "),
+        (["train", "--period", "3", "digits"], "lsgd: the preset comes first, as in lsgd train digits, and options"),
         (["train", "mnist1d", "--learning-rate", "x"], "lsgd: --learning-rate must be a number, got 'x'."),
         (["compare", "mnist1d", "--methods", "lsgd", "easgd"], "lsgd: easgd is no argument here; values in a list are"),
         (["join"], "lsgd: join needs PATH, the run folder; lsgd join --help says more."),

@@ -167,6 +167,13 @@ def test_a_mistake_is_one_sentence(content, preset, message, folder, capsys):
     assert not (folder / "run").exists()
 
 
+def test_a_module_may_look_at_its_preset(folder, capsys):
+    """What a preset has worked out for it is no option."""
+    (folder / "own.py").write_text("from mine import preset\nlevels = preset.levels")
+    assert cli.main(["train", "./own.py:preset", "--steps", "0"]) == 2
+    assert capsys.readouterr().err == "lsgd: steps must be at least 1, got 0.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "own"),
     [

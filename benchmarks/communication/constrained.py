@@ -79,6 +79,7 @@ def tuned(config: Config) -> Config:
         trial = dataclasses.replace(config, learning_rate=rate, validation=0.2, eval_every=config.steps)
         with tempfile.TemporaryDirectory() as folder:
             error = train_and_evaluate(trial, Path(folder) / "run", lines=False)
+            assert error is not None
         print(f"{config.method}, period {config.period}, learning rate {rate}: {error:.2%}", flush=True)
         return error
 

@@ -349,13 +349,14 @@ def _size(buffers: Sequence[Buffer]) -> int:
 
 def _listen(host: str) -> socket.socket:
     try:
-        family, *_, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        if not host or ipaddress.ip_address(place[0]).is_unspecified:  # All addresses of the host, as 0 and :: say.
+        family, *_, place = socket.getaddrinfo(host or "::", 0, type=socket.SOCK_STREAM)[0]
+        if ipaddress.ip_address(place[0]).is_unspecified:  # All addresses of the host, as 0 and :: say.
             raise UsageError(f"a process must listen at an address at which others reach it, got {host or repr(host)}.")
         listener = socket.create_server(place[:2], family=family, backlog=128)
-    except OSError as error:
-        raise UsageError(
-            f"this process can't listen at {host} ({error.strerror}): name an address of its host."
-        ) from None
+    except UsageError:
+        raise
+    except (OSError, UnicodeError) as error:  # The latter for a name with an empty or too long part.
+        why = getattr(error, "strerror", None) or "not a name"
+        raise UsageError(f"this process can't listen at {host} ({why}): name an address of its host.") from None
     listener.setblocking(False)
     return listener

@@ -1,6 +1,7 @@
 """The `lsgd` command."""
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -16,8 +17,9 @@ from lsgd_jax.tracking.output import Output, say
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user error)."""
-    stdout: Any = Output(sys.stdout)
-    stderr: Any = Output(sys.stderr)
+    # A stream that was closed before the start is None.
+    stdout: Any = Output(sys.stdout or io.StringIO())
+    stderr: Any = Output(sys.stderr or io.StringIO())
     arguments = sys.argv[1:] if arguments is None else arguments
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:

@@ -1,6 +1,5 @@
 """Commands of `lsgd`, one function per command; their arguments are its options."""
 
-import math
 import os
 import sys
 import time
@@ -94,8 +93,7 @@ def train(
         measured = train_and_evaluate(
             config, run_dir, data_dir=data_dir, resume=resume, tensorboard=tensorboard, **of_posted
         )
-        # Else another process has evaluated the end, or an earlier one.
-        if config.asynchronous != "posted" or not math.isnan(measured):
+        if measured is not None:  # Else another process has evaluated the end, or an earlier one.
             report_result(config, run_dir, measured)
     return 0  # Even if the output was lost: the run is in its folder.
 

@@ -15,7 +15,8 @@ from lsgd_jax.cli.commands import default_run_dir, report_result, train
 from lsgd_jax.cli.options import check_spelling, in_a_sentence, own_preset, refuse, with_presets
 from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import InUseError, UsageError
+from lsgd_jax.tracking.member_folder import alone
 
 RESTARTS = 10
 """Restarts in a row of a process of a posted run, by default."""
@@ -145,18 +146,24 @@ def join(
         from lsgd_jax.train import train_and_evaluate
         from lsgd_jax.train.posted import LOOPBACK
 
-        own = _vacant(run_dir, config, workers) if first is None else range(first, first + workers)
         distributed.simulate_devices(workers)
-        measured = train_and_evaluate(
-            config,
-            run_dir,
-            data_dir=data_dir,
-            resume=True,
-            tensorboard=tensorboard,
-            positions=own,
-            host=host or LOOPBACK,
-        )
-        if not math.isnan(measured):  # Else another process has evaluated the end.
+        while True:
+            own = _vacant(run_dir, config, workers) if first is None else range(first, first + workers)
+            try:
+                measured = train_and_evaluate(
+                    config,
+                    run_dir,
+                    data_dir=data_dir,
+                    resume=True,
+                    tensorboard=tensorboard,
+                    positions=own,
+                    host=host or LOOPBACK,
+                )
+                break
+            except InUseError:  # Another process has taken the place meanwhile.
+                if first is not None:
+                    raise
+        if measured is not None:  # Else another process has evaluated the end.
             report_result(config, run_dir, measured)
     return 0
 
@@ -168,7 +175,11 @@ def _vacant(run_dir: Path, config: Config, workers: int) -> range:
       UsageError: if there are not so many.
     """
     everybody = config.groups * config.workers
-    vacant = [_is_vacant(run_dir / "workers" / str(position)) for position in range(everybody)]
+    try:
+        with alone(run_dir):  # As those who open it or look into it.
+            vacant = [not files.is_locked(run_dir / "workers" / str(position)) for position in range(everybody)]
+    except OSError as error:
+        raise UsageError(f"{error.filename} can't be opened ({error.strerror}): nobody can join from here.") from None
     for start in range(everybody - workers + 1):
         if all(vacant[start : start + workers]):
             return range(start, start + workers)
@@ -176,22 +187,3 @@ def _vacant(run_dir: Path, config: Config, workers: int) -> range:
         f"there is no place for {workers} consecutive workers in {run_dir}: {everybody - sum(vacant)} of its"
         f" {everybody} workers are training."
     )
-
-
-def _is_vacant(folder: Path) -> bool:
-    """Whether no process has the worker of a folder.
-
-    Raises:
-      UsageError: if the folder can't be written.
-    """
-    if not folder.exists():
-        return True
-    try:
-        files.lock(folder, "").close()
-    except UsageError:
-        return False
-    except OSError as error:
-        raise UsageError(
-            f"the folder {folder} can't be written ({error.strerror}): nobody can join from here."
-        ) from None
-    return True

@@ -122,6 +122,8 @@ def check_spelling(arguments: Sequence[str], command: Callable, own: str | None)
         first = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
         known = [*presets.PRESETS, *([own] if own else [])]
         needed = parameters["options"].default is inspect.Parameter.empty and not {"-h", "--help"} & {*arguments}
+        if first is None and needed and (later := next((each for each in arguments[1:] if each in known), None)):
+            raise UsageError(f"the preset comes first, as in {shown} {later}, and options after it.")
         if first is None and needed:
             raise UsageError(f"{arguments[0]} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
         configs = [presets.find(name) for name in ([first] if first else known)]
@@ -219,7 +221,8 @@ def _subcommands(kind: Any, own: str | None, config: Config | None) -> Any:
     defaults: dict[str, Any] = {}
     for name, of in configs.items():
         task: Any = type(of.task)
-        defaults[name] = _with_task(kind, task)(**vars(of) | unplaced | {"preset": name})
+        fields = {field.name: getattr(of, field.name) for field in dataclasses.fields(Config)}
+        defaults[name] = _with_task(kind, task)(**fields | unplaced | {"preset": name})
     return tyro.conf.OmitArgPrefixes[tyro.extras.subcommand_type_from_defaults(defaults)]
 
 

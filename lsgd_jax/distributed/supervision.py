@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -108,6 +109,7 @@ class _Place:
         """When it last told that it gets on; None: it does not train yet."""
         self.has_trained = False
         """In any of its lives."""
+        self.listener: threading.Thread | None = None
 
 
 class _Supervisor:
@@ -182,7 +184,7 @@ class _Supervisor:
             )
             os.close(tells)
             place.due, place.heard, place.started = None, None, time.monotonic()
-            in_thread(_listen, place, place.child, hears)
+            place.listener = in_thread(_listen, place, place.child, hears)
             if received:  # While it was being started.
                 place.child.ask_to_stop()
 
@@ -197,9 +199,11 @@ class _Supervisor:
 
     def _note_end(self, child: Child, code: int, received: Sequence[int]) -> None:
         place = self._places[child.number]
-        place.child = None
         child.kill()  # What it has started.
         child.forward_all()
+        if place.listener is not None:
+            place.listener.join(1)  # The process may have trained without having been heard yet.
+        place.child = None
         self._codes.append(code)
         if code == 0:
             for each in self._places:

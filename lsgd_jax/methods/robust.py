@@ -103,7 +103,8 @@ def middle_of(axis_name: AxisName, trim: float, model_axis_name: AxisName | None
     def locate(x: optax.Params, state: tuple) -> tuple[Target, tuple]:
         finite = all_finite(x, model_axis_name)
         count = total(finite.astype(jnp.int32), axis_name)
-        cut = jnp.minimum(int(trim * worker_count(axis_name)), (count - 1) // 2)
+        most = int(trim * worker_count(axis_name) + 1e-9)  # 0.29 of 100 is 29.
+        cut = jnp.minimum(most, (count - 1) // 2)
 
         def middle(x: Array) -> Array:
             if jnp.iscomplexobj(x):

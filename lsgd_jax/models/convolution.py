@@ -149,7 +149,7 @@ def _channels_last(x: Array, kernel: Array, pads: Sequence[tuple[int, int]]) -> 
 def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
     """Receptive field of each output in x: [batch, *out_space, taps x in_channels]."""
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
-    last = [size - taps for size, taps in zip(x.shape[1:-1], taps, strict=True)]
+    last = [max(size - taps, -1) for size, taps in zip(x.shape[1:-1], taps, strict=True)]
 
     def seen_by(tap: tuple[int, ...]) -> Array:
         slices = (slice(start, end + start + 1, stride) for start, end, stride in zip(tap, last, strides, strict=True))

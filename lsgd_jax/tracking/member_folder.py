@@ -9,11 +9,32 @@ from typing import Any
 
 from lsgd_jax import files
 from lsgd_jax.config import Config
-from lsgd_jax.errors import UsageError
+from lsgd_jax.errors import InUseError, UsageError
 from lsgd_jax.tracking.run_folder import RunFolder, making_sense_of, read_config
 
 PATIENCE = 10.0
 """Seconds to wait for another process that opens the folder."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run while this process opens it, or looks who has which worker.
+
+    Raises:
+      InUseError: if another process has it for longer than `PATIENCE`.
+      OSError: if the lock file can't be written.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            locked: io.FileIO = files.lock(folder, "name another run_dir")
+            break
+        except InUseError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+    with locked:
+        yield
 
 
 class MemberFolder(RunFolder):
@@ -51,7 +72,7 @@ class MemberFolder(RunFolder):
         return self.path / "tensorboard" / ("" if alone else f"events-{self._positions[0]}")
 
     def _open(self, resume: bool) -> None:
-        with self._alone():
+        with alone(self.path):
             if files.is_empty(self.path):
                 self._begin()
             begun = any(self.of_worker(position).exists() for position in self._positions)
@@ -75,21 +96,6 @@ class MemberFolder(RunFolder):
         if before != now:
             shapes = "{} x {}, not {} x {}".format(*before, *now)
             raise UsageError(f"the posted run in {self.path} can only be resumed with as many workers: {shapes}.")
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Lock the folder while this process opens it."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                locked: io.FileIO = files.lock(self.path, "name another run_dir")
-                break
-            except UsageError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
-        with locked:
-            yield
 
     def _take_up_events(self) -> None:
         """Make the file of events, or remove a last line that a killed process has not finished."""
@@ -130,7 +136,7 @@ class MemberFolder(RunFolder):
         Args:
           trained: seconds for which it has trained, if no process trains now.
         """
-        with self._alone():
+        with alone(self.path):
             if not self._begun.exists():
                 files.write(self._begun, f"{time.time() - trained!r}\n")
             return float(files.read_text(self._begun))
@@ -159,7 +165,7 @@ class MemberFolder(RunFolder):
 
     def held_elsewhere(self) -> set[int]:
         """The workers whose folders other processes have locked: these live, whether they can be reached or not."""
-        with self._alone():
+        with alone(self.path):
             return self._locked_elsewhere()
 
     def _finish(self, folder: Path) -> None:

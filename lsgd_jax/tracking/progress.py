@@ -47,7 +47,7 @@ class RunProgress:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
             disable=watch is not None or not self._console.is_terminal,
@@ -91,7 +91,7 @@ class RunProgress:
         self._step = step
         self.status(status)
         if self._lines:
-            self._console.print(f"step {step}/{self._steps}  {status}", highlight=False, soft_wrap=True)
+            self.message(f"step {step}/{self._steps}  {status}")
         problem = self._output.problem
         if problem is not None and not self._loss_is_logged:
             self._loss_is_logged = True
@@ -114,7 +114,9 @@ class ComparisonProgress:
             TextColumn("cell {task.fields[cell]}/{task.fields[cells]}"),
             BarColumn(20),
             TimeRemainingColumn(),
-            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
             console=self._console,
             disable=not self._has_bar,
             transient=True,
@@ -180,7 +182,7 @@ class ComparisonProgress:
 def simulation_progress() -> Progress:
     """A bar over the events of all simulated methods, with the time left; without a terminal it shows nothing."""
     console = Console(file=cast(TextIO, _standard_error()))
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 

@@ -41,7 +41,7 @@ def train_and_evaluate(
     positions: Sequence[int] | None = None,
     host: str = posted.LOOPBACK,
     watch: Watch | None = None,
-) -> float:
+) -> float | None:
     """Train a configuration and write the run folder; of several processes, the first writes it.
 
     Training is deterministic: one configuration gives the same bits on the same platform and versions, unless the
@@ -68,8 +68,8 @@ def train_and_evaluate(
       watch: is called with the steps taken and a status, in place of a progress bar and lines.
 
     Returns:
-      The last headline measure of the evaluated model, such as its test error in [0, 1]; NaN in a process of a posted
-      run in which another process has evaluated the end.
+      The last headline measure of the evaluated model, such as its test error in [0, 1]; None in a process of a posted
+      run in which another process, or an earlier one, has evaluated the end.
 
     Raises:
       UsageError: if the configuration does not fit the machine, the data or the run in the folder, the folder has

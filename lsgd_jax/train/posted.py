@@ -53,7 +53,7 @@ def train_and_evaluate(
     resume: bool = False,
     tensorboard: bool = False,
     host: str = LOOPBACK,
-) -> float:
+) -> float | None:
     """Train posted workers and write the run folder, as `lsgd_jax.train.train_and_evaluate` does.
 
     Data, learning rates and random keys of a worker's steps are those of synchronous training; how many steps each
@@ -86,8 +86,8 @@ def train_and_evaluate(
       host: address or name of this machine's network interface, at which other processes reach this one.
 
     Returns:
-      The headline measure of the evaluated model at the end, such as its test error in [0, 1]; NaN in a process of
-      several that has not evaluated it.
+      The headline measure of the evaluated model at the end, such as its test error in [0, 1]; None in a process
+      that has not evaluated it.
 
     Raises:
       UsageError: if the configuration does not fit the machine or the data, or the folder has files in it or can't be
@@ -108,7 +108,7 @@ def train_and_evaluate(
     with folder, RunProgress(config.steps, log=folder.log, lines=lines) as display:
         if folder.is_finished:
             display.message(f"the run has taken its {config.steps} steps already")
-            return math.nan
+            return None
         display.status("compiling")
         member = _Member(config, positions, placement, feed, model, folder, display, resume=resume, host=host)
         display.status("training")
@@ -261,7 +261,7 @@ class _Member:
                     return position, post, model
         return None
 
-    def train(self) -> float:
+    def train(self) -> float | None:
         """Train until all living workers have finished; returns the measure of the evaluated model if it is found here.
 
         Raises:
@@ -277,7 +277,7 @@ class _Member:
         with deferred_signals() as signal_to_stop, closing(self.board):
             with Threads(workers, self.saved) as threads:
                 why, number = self._until_end(threads, signal_to_stop)
-            measured = math.nan
+            measured = None
             if why == "finished" and not self.folder.is_finished:
                 measured = self._evaluate_end()
             running = threads.running()
@@ -343,7 +343,11 @@ class _Member:
         steps = self.board.read()[1]
         if any(steps.get(position, 0) < self.config.steps for position in self.board.living()):
             return False
-        unreachable = {i for i in self.folder.unfinished_elsewhere() if steps.get(i, 0) < self.config.steps}
+        try:
+            unfinished = self.folder.unfinished_elsewhere()
+        except (UsageError, OSError):  # Another process has the folder for longer than usual: ask again.
+            return False
+        unreachable = {i for i in unfinished if steps.get(i, 0) < self.config.steps}
         if unreachable and not self.has_told_of_waiting:
             self.has_told_of_waiting = True
             which = ", ".join(map(str, sorted(unreachable)))

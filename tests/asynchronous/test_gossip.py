@@ -91,7 +91,9 @@ def test_who_was_stopped_is_seen_dead_and_ends_when_it_was_replaced(join):
     first, stopped = join(0, log=lambda name, **values: events.append((name, values))), join(1)
     until(lambda: living(first) == {0, 1})
     wake = threading.Event()
-    stopped._endpoint._loop.call_soon_threadsafe(wake.wait)  # The kernel still accepts connections, as for SIGSTOP.
+    stopped._endpoint._loop.call_soon_threadsafe(
+        wake.wait, 4 * HANG
+    )  # The kernel still accepts connections, as for SIGSTOP.
     until(lambda: living(first) == {0})
     until(lambda: events[-1][0] == "dead")
     replacement = join(1)

@@ -1,7 +1,7 @@
 """Faults and plans of them."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lsgd_jax.chaos import Fault, plan, read_plan
@@ -10,7 +10,6 @@ from lsgd_jax.errors import UsageError
 
 
 @given(st.integers(2, 9), st.integers(0, 999))
-@settings(deadline=None, derandomize=True)
 def test_a_random_plan_is_read_as_it_is_written(processes, seed):
     options = {"seconds": 1800, "per_hour": 120, "quiet": 180}
     faults = plan(processes, **options, seed=seed)

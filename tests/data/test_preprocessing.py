@@ -25,7 +25,7 @@ def windows(image, crop):
 
 
 @given(st.integers(0, 99), st.integers(3, 6), st.integers(3, 6), st.integers(1, 3), st.booleans())
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(max_examples=20)
 def test_training_images_are_windows_of_their_image(seed, height, width, crop, flip):
     x = images(seed, 4, height, width, 2)
     preprocessing = Preprocessing((0.0, 0.0), (1 / 255, 1 / 255), crop=crop, flip=flip)

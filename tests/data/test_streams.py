@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lsgd_jax.data import BatchIndices, Stretch
@@ -8,7 +8,6 @@ from lsgd_jax.errors import UsageError
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 30), st.integers(0, 99))
-@settings(deadline=None, derandomize=True)
 def test_shards_of_an_epoch_are_disjoint(workers, batch_size, spare, seed):
     examples = workers * batch_size * 3 + spare
     batches = BatchIndices(examples=examples, workers=workers, batch_size=batch_size, sampling="shards", seed=seed)
@@ -55,7 +54,6 @@ STRETCHES = st.lists(st.builds(Stretch, st.integers(0, 25), st.integers(1, 8), s
 
 
 @given(STRETCHES, st.integers(24, 90), st.integers(0, 9))
-@settings(deadline=None, derandomize=True)
 def test_an_epoch_takes_each_example_once_whatever_becomes_of_the_workers(stretches, examples, seed):
     before, epoch, left = 0.0, 0, set(range(examples))
     for epochs, batch in taken(stretches, examples=examples, sampling="shards", seed=seed):
@@ -72,7 +70,6 @@ def test_an_epoch_takes_each_example_once_whatever_becomes_of_the_workers(stretc
 
 
 @given(STRETCHES, st.integers(24, 90), st.integers(0, 9))
-@settings(deadline=None, derandomize=True)
 def test_independent_workers_go_on_in_their_own_orders(stretches, examples, seed):
     before, seen = 0.0, {}
     for epochs, batch in taken(stretches, examples=examples, sampling="independent", seed=seed):
@@ -98,7 +95,6 @@ def test_other_workers_take_what_is_left_of_an_epoch():
 
 @pytest.mark.parametrize("sampling", ["shards", "independent"])
 @given(step=st.integers(0, 40), cuts=st.lists(st.integers(0, 20), max_size=3))
-@settings(deadline=None, derandomize=True)
 def test_the_same_workers_go_on_as_if_they_had_not_stopped(sampling, step, cuts):
     batches = BatchIndices(examples=107, workers=4, batch_size=5, sampling=sampling, seed=3)
     resumed = batches.after([Stretch(steps, 4, 5) for steps in cuts])
@@ -111,7 +107,6 @@ def test_the_same_workers_go_on_as_if_they_had_not_stopped(sampling, step, cuts)
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 30), st.integers(0, 99))
-@settings(deadline=None, derandomize=True)
 def test_each_worker_keeps_its_part_of_the_data(workers, batch_size, spare, seed):
     examples = workers * batch_size * 2 + spare
     batches = BatchIndices(examples=examples, workers=workers, batch_size=batch_size, sampling="partitions", seed=seed)

@@ -1,5 +1,6 @@
 """The options of `lsgd launch` and `lsgd join`, without the processes."""
 
+import contextlib
 import re
 import sys
 
@@ -66,7 +67,7 @@ def joined(monkeypatch):
     found = []
     monkeypatch.setattr("lsgd_jax.distributed.simulate_devices", lambda count: None)
     train = "lsgd_jax.train.train_and_evaluate"
-    monkeypatch.setattr(train, lambda *_, positions, **options: found.append((positions, options)) or float("nan"))
+    monkeypatch.setattr(train, lambda *_, positions, **options: found.append((positions, options)))
     return found
 
 
@@ -80,6 +81,26 @@ def test_who_joins_takes_the_first_vacant_places(joined, tmp_path):
     assert [positions for positions, _ in joined] == [range(1, 2), range(1, 3), range(3, 4)]
     assert [options["host"] for _, options in joined] == ["127.0.0.1", "10.0.0.1", "127.0.0.1"]
     assert all(options["resume"] for _, options in joined)
+
+
+def test_who_comes_too_late_to_a_place_takes_the_next(tmp_path, monkeypatch, capsys):
+    """Others take the first place while this process reads the data; the place that is named is not changed."""
+    tried, others = [], contextlib.ExitStack()
+
+    def train(config, path, *, positions, **_):
+        tried.append(positions)
+        if positions == range(1):
+            others.enter_context(MemberFolder(tmp_path, CONFIG, [0]))
+        with MemberFolder(path, config, positions, resume=True):
+            pass
+
+    monkeypatch.setattr("lsgd_jax.distributed.simulate_devices", lambda count: None)
+    monkeypatch.setattr("lsgd_jax.train.train_and_evaluate", train)
+    with others, MemberFolder(tmp_path, CONFIG, [2]):
+        assert cli.main(["join", str(tmp_path)]) == 0
+        assert cli.main(["join", str(tmp_path), "--first", "2"]) == 2
+    assert tried == [range(1), range(1, 2), range(2, 3)]
+    assert " is being written by process " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -105,7 +126,8 @@ def test_who_can_not_write_the_folder_is_told_so(joined, tmp_path, capsys):
     with MemberFolder(tmp_path, CONFIG, [0]):
         (tmp_path / "workers" / "1").write_text("no folder")
         assert cli.main(["join", str(tmp_path)]) == 2
-    message = f"the folder {tmp_path / 'workers' / '1'} can't be written (Not a directory): nobody can join from here."
+    lock = tmp_path / "workers" / "1" / ".lock"
+    message = f"{lock} can't be opened (Not a directory): nobody can join from here."
     assert (capsys.readouterr().err, joined) == (f"lsgd: {message}\n", [])
 
 

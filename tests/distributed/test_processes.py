@@ -175,14 +175,8 @@ def test_wrong_variables_are_one_sentence(tmp_path):
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The latter if it ends between opening and reading.
         return False
-
-
-def children(pid):
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
 
 
 def wait_until(condition, seconds):
@@ -197,8 +191,8 @@ def training(tmp_path):
     """A launcher of two processes without an end."""
     command = ["launch", "--processes", "2", "--", "train", "digits", "--steps", "10000000", "--eval-every", "4"]
     with commands.started(*command, "--run-dir", "run", cwd=tmp_path) as launcher:
-        wait_until(lambda: len(children(launcher.pid)) == 2, 60)
-        yield launcher, children(launcher.pid), tmp_path / "output.err"
+        wait_until(lambda: len(faults.children(launcher.pid)) == 2, 60)
+        yield launcher, faults.children(launcher.pid), tmp_path / "output.err"
 
 
 def assert_all_end(launcher, processes, code):

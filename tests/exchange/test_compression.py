@@ -105,7 +105,7 @@ def rounded_over_devices(wire):
     exponents=st.tuples(*[st.integers(-3, 3) | st.integers(-44, 38)] * 2),
     root=st.integers(-1, GROUPS * WORKERS - 1),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_whatever_is_sent_rounded_is_equal_on_all_finite_and_within_the_bound(wire, seed, exponents, root):
     """Every dtype and shape, in two exchanges with two roots, also with the largest numbers of opposite signs."""
     rng = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ def leader(score, eligible):
 
 
 @given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_elects_the_lowest_finite_score_and_the_first_of_ties(workers):
     scores = np.array([score for score, _ in workers])
     eligible = np.array([able for _, able in workers])

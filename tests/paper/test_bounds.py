@@ -36,7 +36,7 @@ def gap(problem, x):
     return away @ np.array(problem.hessian) @ away / 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     dimension=st.integers(2, 8),
@@ -124,7 +124,7 @@ def test_candidates_are_uniform_by_volume(dimension):
     np.testing.assert_allclose(second, expected, atol=0.05 * expected.max())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kappa=st.floats(2, 1e4),

@@ -209,5 +209,8 @@ def wait_for_step(run_dir, step):
 
 def children(pid):
     """The processes that a process has started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # The thread has ended.
+            found += map(int, (task / "children").read_text().split())
+    return found

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lsgd_jax.compare import curves
-from lsgd_jax.tracking.run_folder import read_metrics
+from lsgd_jax.tracking.run_folder import read_config, read_metrics
 from tests.reliability import commands, faults
 from tests.reliability.runs import metrics
 
@@ -33,7 +33,7 @@ def check_what_is_saved(name, path):
         assert not list(path.rglob("*.new"))
     if name == "compare":
         for run in path.glob("*/seed-0"):
-            curves([run])
+            curves([run], read_config(run).task.headline)
 
 
 def written(path):

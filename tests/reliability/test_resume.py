@@ -438,7 +438,7 @@ def examples(few, many):
     """How many inputs to try, whose folder is made anew for each."""
     return settings(
         max_examples=many if faults.SOAK else few,
-        deadline=None,
+        derandomize=not faults.SOAK,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
 

@@ -116,7 +116,7 @@ def test_streaming_that_is_not_simulated(name, changed, message):
             simulate(SCHEDULES[name], dataclasses.replace(CONFIG, **changed), Cluster(), PARAMS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(list(SCHEDULES)),
     groups=st.integers(1, 3),

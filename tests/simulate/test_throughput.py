@@ -32,7 +32,7 @@ def clusters(draw):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cluster=clusters(),
     groups=st.integers(1, 3),
@@ -57,7 +57,7 @@ def test_the_same_to_the_nanosecond(name, cluster, groups, workers, period, rati
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     cluster=clusters(),
     seconds=st.floats(3, 9),

@@ -112,6 +112,11 @@ def test_processes_know_when_what_they_print_goes_nowhere(tmp_path):
     assert (tmp_path / "told").exists()
 
 
+def test_streams_may_be_closed_from_the_start():
+    command = f"{sys.executable} -m lsgd_jax --version >&- 2>&-"
+    assert subprocess.run(command, shell=True, timeout=60).returncode == 0
+
+
 def test_metrics_that_are_gone_are_one_sentence(tmp_path):
     message = r"^the metrics in .*run can't be written \(No such file or directory\)\.$"
     with RunFolder(tmp_path / "run", SMALL) as folder:
