@@ -2,13 +2,17 @@
 
 import gc
 import os
-import tempfile
+import shutil
 from importlib.metadata import version
+from pathlib import Path
 
-# Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests.
+# Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests,
+# nor when they run again (pytest --cache-clear forgets it). JAX finds programs by what they compute, with which flags.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed with the process that has made it.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    _compiled = Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled"
+    if sum(file.stat().st_size for file in _compiled.glob("*")) > 2**30:  # Bytes; then all is compiled anew.
+        shutil.rmtree(_compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # A process can find what another has half written, or has been killed at; it compiles it then.
