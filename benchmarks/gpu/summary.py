@@ -11,9 +11,9 @@ from typing import Any
 PARTS = ("device", "steps", "workers", "exchange", "input", "tests", "comparisons")
 TITLES = {
     "device": "Device",
-    "steps": "A training step beside PyTorch's",
-    "workers": "Workers in slots of one device",
-    "exchange": "An exchange beside the memory traffic that it needs",
+    "steps": "Training step: JAX against PyTorch",
+    "workers": "Several workers on one GPU",
+    "exchange": "Exchange time relative to memory traffic",
     "input": "Input pipeline",
     "tests": "Tests on the GPU",
     "comparisons": "Tuned comparisons",
@@ -53,7 +53,7 @@ def lines(results: Path) -> Iterator[str]:
     processes = json.loads(run.read_text())["processes"] if run.exists() else {}
     problems = [f"- {name}: {of['problem']}" for name, of in processes.items() if of["problem"]]
     if problems:
-        yield from ("", "## What did not end well", "", *problems)
+        yield from ("", "## Incomplete parts", "", *problems)
 
 
 def tables(part: str, results: dict[str, dict[str, Any]]) -> Iterator[str]:
