@@ -39,6 +39,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SLOWEST = (
     "distributed/test_processes.py",
     "reliability/test_resume.py",
+    "test_notebooks.py",
     "test_leader.py",
     "reliability/test_processes.py",
     "train/test_loop.py",
@@ -67,7 +68,7 @@ def pytest_collection_modifyitems(items):
 
     def place(item):
         file = item.nodeid.split("::")[0]
-        return places.get(file, len(SLOWEST) + (not file.endswith(".ipynb")))
+        return places.get(file, len(SLOWEST))
 
     items.sort(key=place)
 

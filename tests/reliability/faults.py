@@ -34,7 +34,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("lsgd_jax.train", "lsgd_jax.compare", "lsgd_jax.figures.run", "lsgd_jax.figures.simulation"),
-        *("lsgd_jax.cli.launch", "lsgd_jax.data.preparation", "tests.reliability.commands"),
+        *("lsgd_jax.cli.launch", "lsgd_jax.data.preparation", "tests.reliability.commands", "tests.test_notebooks"),
     ]
 )
 
