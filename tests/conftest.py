@@ -115,6 +115,15 @@ def shared_programs():
 
 
 @pytest.fixture
+def png_only(monkeypatch):
+    """Figures are written as PNG only: each format takes as long as what is drawn."""
+    from lsgd_jax.figures import comparison, output
+
+    for module in (comparison, output):
+        monkeypatch.setattr(module, "write_formats", output.write_picture)
+
+
+@pytest.fixture
 def lsgd(tmp_path, monkeypatch, capsys):
     """Run a command in this process, in a folder of its own; returns its exit code, and what it has printed."""
     from lsgd_jax import cli, distributed
