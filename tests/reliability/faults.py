@@ -91,8 +91,11 @@ def training(config, path, processes, *, resume=False):
 
 
 def trained(config, path, processes, *, resume=False):
-    """Train to the end in so many processes."""
-    called(processes, train_here, config, path, resume)
+    """Train to the end in so many processes; one is this one."""
+    if processes == 1:
+        loop.train_and_evaluate(config, path, lines=False, resume=resume)
+    else:
+        called(processes, train_here, config, path, resume)
 
 
 def killed(config, path, processes, lines, rng, *, resume):
