@@ -43,7 +43,7 @@ figures: $(RUNTIME) ## The paper's analytic figures and the table of its claims,
 	$(BIN)/lsgd figure theory --out benchmarks/paper/results --runs benchmarks/paper/results
 
 test: lint types tpu ## Lint, types, tests and notebooks.
-	LSGD_SMALL=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake lsgd_jax tests $(wildcard notebooks/*.ipynb)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(INSTALLED) ## Many more kills, damaged folders and trees than the tests try, summed up in benchmarks/reliability/results.
 	LSGD_SOAK=1 $(BIN)/pytest -n 2 tests/reliability

@@ -69,7 +69,7 @@ small = "LSGD_SMALL" in os.environ  # Small sizes, for tests: the text is about 
 
 # %%
 config = PRESETS["digits"].replace(groups=1, workers=4, steps=24)
-ways = ("lsgd", "lsgd-joined", "lsgd-posted")
+ways = ("lsgd", "lsgd-posted") if small else ("lsgd", "lsgd-joined", "lsgd-posted")
 params = parameter_shapes(config)
 
 
@@ -105,7 +105,7 @@ for name, log in logs.items():
 # %%
 workers, steps, target = 8, 16 if small else 96, 0.05
 config = PRESETS["digits"].replace(groups=1, workers=workers, steps=steps, eval_every=4)
-names = (*ways, "easgd", "data_parallel")
+names = (*ways, "easgd") if small else (*ways, "easgd", "data_parallel")
 network = Network(config)
 
 

@@ -46,6 +46,7 @@ hypothesis.settings.load_profile("same")
 SLOWEST = (
     "distributed/test_processes.py",
     "reliability/test_resume.py",
+    "test_notebooks.py",
     "test_leader.py",
     "reliability/test_processes.py",
     "train/test_loop.py",
@@ -74,7 +75,7 @@ def pytest_collection_modifyitems(items):
 
     def place(item):
         file = item.nodeid.split("::")[0]
-        return places.get(file, len(SLOWEST) + (not file.endswith(".ipynb")))
+        return places.get(file, len(SLOWEST))
 
     items.sort(key=place)
 
@@ -118,6 +119,15 @@ def shared_programs():
 
     with programs.shared():
         yield
+
+
+@pytest.fixture
+def png_only(monkeypatch):
+    """Figures are written as PNG only: each format takes as long as what is drawn."""
+    from lsgd_jax.figures import comparison, output
+
+    for module in (comparison, output):
+        monkeypatch.setattr(module, "write_formats", output.write_picture)
 
 
 @pytest.fixture

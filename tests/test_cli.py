@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from lsgd_jax import cli, distributed
@@ -15,7 +16,8 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.output import Output
 from lsgd_jax.tracking.run_folder import read_metrics
-from tests.reliability.commands import done
+from tests.reliability.commands import called, done
+from tests.reliability.commands import lsgd as lsgd_process
 
 
 def started(*arguments, cwd, **environment):
@@ -247,10 +249,18 @@ def test_more_workers_than_a_host_simulates_devices_for_are_refused(monkeypatch)
         distributed.simulate_devices(1_000_000)
 
 
+def on_four_devices(*arguments):
+    """The command, where JAX has read the variable of their number, as it does when it is imported."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    code = lsgd_process(*arguments)
+    assert jax.device_count() == 4
+    return code
+
+
 def test_fewer_devices_than_workers(tmp_path):
     train = ["train", "digits", "--width", "0.1", "--steps", "8", "--run-dir", "run"]
-    done = started(*train, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
-    assert done.returncode == 0, done.stderr
+    code, errors = called(on_four_devices, *train, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
+    assert code == 0, errors
 
 
 def test_a_folder_that_cannot_be_written(lsgd, tmp_path):

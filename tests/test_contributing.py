@@ -46,7 +46,7 @@ def test_the_example_method_works():
 def test_one_file_and_one_row_make_it_a_method_everywhere(tmp_path):
     """In a copy of the package, with an option that no other method has."""
     package, new = tmp_path / "lsgd_jax", re.search(r"`(lsgd_jax/methods/\w+\.py)`", TEXT)[1]
-    shutil.copytree(ROOT / "lsgd_jax", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "lsgd_jax", package)  # With what is compiled of it.
     assert not [path for path in package.rglob("*.py") if "blend" in path.read_text()]
     (tmp_path / new).write_text(MODULE)
     table = package / "methods" / "__init__.py"

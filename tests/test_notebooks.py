@@ -1,10 +1,13 @@
-"""Notebooks and their paired scripts; the notebooks themselves are executed by `pytest --nbmake`."""
+"""Notebooks and their paired scripts: what they hold, and that their cells run, in their small sizes."""
 
 import re
 from pathlib import Path
 
 import jupytext
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from tests.reliability import commands
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.py"))
 each_notebook = pytest.mark.parametrize("script", NOTEBOOKS, ids=lambda path: path.stem)
@@ -23,6 +26,29 @@ def test_there_are_notebooks():
         "asynchrony",
         "loss_landscape",
     }
+
+
+class Shell(InteractiveShell):
+    """Runs cells as a notebook does, with the figures below them."""
+
+    def enable_gui(self, gui=None):
+        """Nothing to start: no window opens."""
+
+
+def run_cells(sources):
+    shell = Shell.instance()
+    shell.enable_matplotlib("inline")
+    for source in sources:
+        shell.run_cell(source).raise_error()
+
+
+@each_notebook
+def test_every_cell_of_a_notebook_runs(script, tmp_path):
+    cells = jupytext.read(script.with_suffix(".ipynb")).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    variables = {"LSGD_SMALL": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
+    code, errors = commands.called(run_cells, sources, cwd=tmp_path, **variables)
+    assert code == 0, "\n".join(errors)
 
 
 @each_notebook

@@ -44,6 +44,7 @@ def test_it_learns_as_it_is(folder):
     assert read_metrics(folder / "run", "evaluation")[-1]["center_loss"] < 0.1  # The variance of sin is 0.5.
 
 
+@pytest.mark.usefixtures("png_only")
 def test_it_goes_through_every_command(folder, capsys):
     run = ["train", "./mine.py:preset", *TINY]
     assert cli.main([*run, "--run-dir", "run", "--tensorboard"]) == 0

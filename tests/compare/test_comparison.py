@@ -25,6 +25,8 @@ from tests import programs
 from tests.compare.runs import write_run
 from tests.reliability import faults
 
+pytestmark = pytest.mark.usefixtures("png_only")
+
 FAST = dataclasses.replace(PRESETS["digits"], groups=1, workers=2, steps=12, eval_every=3)
 
 

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 
 from lsgd_jax.errors import UsageError
-from lsgd_jax.figures import output
 from lsgd_jax.paper import verdicts
 from lsgd_jax.paper.claims import CLAIMS, Sizes, comparisons
 
@@ -49,6 +48,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
         comparisons.read(tmp_path)
 
 
+@pytest.mark.usefixtures("png_only")
 def test_every_claim_gets_a_verdict(tmp_path, monkeypatch):
     """Of few dimensions and numbers of workers, for each of which much is compiled."""
     for name, fewer in {
@@ -57,7 +57,6 @@ def test_every_claim_gets_a_verdict(tmp_path, monkeypatch):
         "step directions": {"dimensions": (2,)},
     }.items():
         monkeypatch.setitem(CLAIMS, name, partial(CLAIMS[name], **fewer))
-    monkeypatch.setattr(output, "write_formats", output.write_picture)  # Each format takes as long as what is drawn.
     sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=200, candidates=500, runs=20)
     summary = verdicts.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]

@@ -11,6 +11,8 @@ from lsgd_jax.errors import UsageError
 from lsgd_jax.paper import networks
 from lsgd_jax.presets import PRESETS
 
+pytestmark = pytest.mark.usefixtures("png_only")
+
 
 def make_run(path, preset, *, evaluations=3, **changed):
     config = PRESETS[preset].replace(**changed)

@@ -34,7 +34,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("lsgd_jax.train", "lsgd_jax.compare", "lsgd_jax.figures.run", "lsgd_jax.figures.simulation"),
-        *("lsgd_jax.cli.launch", "lsgd_jax.data.preparation", "tests.reliability.commands"),
+        *("lsgd_jax.cli.launch", "lsgd_jax.data.preparation", "tests.reliability.commands", "tests.test_notebooks"),
     ]
 )
 
@@ -91,8 +91,11 @@ def training(config, path, processes, *, resume=False):
 
 
 def trained(config, path, processes, *, resume=False):
-    """Train to the end in so many processes."""
-    called(processes, train_here, config, path, resume)
+    """Train to the end in so many processes; one is this one."""
+    if processes == 1:
+        loop.train_and_evaluate(config, path, lines=False, resume=resume)
+    else:
+        called(processes, train_here, config, path, resume)
 
 
 def killed(config, path, processes, lines, rng, *, resume):

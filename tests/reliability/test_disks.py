@@ -56,11 +56,14 @@ def needed(path):
 def unlimited(request, tmp_path_factory):
     """A command, and what it writes where there is room."""
     cwd = tmp_path_factory.mktemp("room")
+    run = cwd / "run"
     assert commands.done(*TRAIN, "--run-dir", "run", cwd=cwd)[0] == 0
+    if request.param == "train":
+        return request.param, run, run
     out = cwd / ("out.html" if request.param == "report" else "out")
     code, errors = commands.done(*WRITING[request.param], out, cwd=cwd)
     assert code == 0, errors
-    return request.param, cwd / "run", out
+    return request.param, run, out
 
 
 @pytest.mark.parametrize(("kind", "number"), LIMITS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax import cli, distributed
+from tests import programs
 from tests.reliability import commands, faults
 
 FILES = 200 if faults.SOAK else 2
@@ -101,13 +102,23 @@ DAMAGES = [change_json] * 6 + [change_bytes, cut, nest, repeat, write_number, ma
 DAMAGES += [make_link, make_bomb]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _in_this_process():
+    """Commands take its devices, and runs of one configuration share their programs."""
+    with pytest.MonkeyPatch.context() as patched, programs.shared():
+        for name in ("initialize", "simulate_devices"):
+            patched.setattr(distributed, name, lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A folder with a run and a comparison."""
     folder = tmp_path_factory.mktemp("written")
-    for arguments in ([*RUN, "--run-dir", "run"], [*commands.COMPARE, "--out", "compared"]):
-        code, errors = commands.done(*arguments, cwd=folder)
-        assert code == 0, errors
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for arguments in ([*RUN, "--run-dir", "run"], [*commands.COMPARE, "--out", "compared"]):
+            assert cli.main(arguments) == 0
     return folder
 
 
@@ -120,11 +131,10 @@ READING = {
 """The folder whose files are damaged, and the command."""
 
 
+@pytest.mark.usefixtures("png_only")
 @pytest.mark.parametrize("name", READING)
 def test_whatever_a_folder_holds_is_one_sentence_or_read(name, written, tmp_path, monkeypatch, capfd, record_property):
     """In bounded time and memory."""
-    for what in ("initialize", "simulate_devices"):
-        monkeypatch.setattr(distributed, what, lambda *arguments: None)
     damaged, arguments = READING[name]
     memory = None
     for seed in range(FILES):

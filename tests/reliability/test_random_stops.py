@@ -23,7 +23,7 @@ KINDS = {
     "joined": [*LAUNCH, "--", *commands.TRAIN, *ENDLESS, "--asynchronous", "joined"],
     "launched": [*LAUNCH, "--", *commands.TRAIN, *SAVED, "--resume"],
     "launched with restarts": [*LAUNCH, "--restarts", "2", "--", *commands.TRAIN, *SAVED, "--resume"],
-    "that decodes images": [*IMAGENET, "DATA", "--checkpoint-every", "100000"],
+    "that decodes images": [*IMAGENET, "DATA", "--data-processes", "2", "--checkpoint-every", "100000"],
 }
 LONGEST = 6.0 if faults.SOAK else 4.0
 """Seconds after which a run is stopped that has not ended."""

@@ -80,6 +80,7 @@ KILLS = 6 if faults.SOAK else 1
 KILLED = [(name, processes) for name in CONFIGS for processes in (1, 2)] if faults.SOAK else [("easgd", 1)]
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize(("name", "processes"), KILLED)
 def test_kills_at_any_point_change_no_bit(name, processes, tmp_path, record_property):
     """While it is imported, restored, compiled, trained or saved; every program of four steps is saved."""

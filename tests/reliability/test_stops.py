@@ -118,7 +118,8 @@ def test_an_interrupt_while_waiting_for_other_processes_stops_at_once(tmp_path):
 
 def test_an_interrupt_of_decoders_too_stops_the_run_after_a_checkpoint(prepared, tmp_path):
     """As that of a terminal, which goes to all of its processes."""
-    train = [*LSGD, *IMAGENET, str(prepared[0]), *ENDLESS, "--checkpoint-every", "100000", "--run-dir", "run"]
+    train = [*LSGD, *IMAGENET, str(prepared[0]), "--data-processes", "2", *ENDLESS, "--checkpoint-every", "100000"]
+    train += ["--run-dir", "run"]
     with subprocess.Popen(
         train, cwd=tmp_path, env=faults.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
