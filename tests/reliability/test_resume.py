@@ -85,7 +85,7 @@ KILLED = [(name, processes) for name in CONFIGS for processes in (1, 2)] if faul
 @pytest.mark.parametrize(("name", "processes"), KILLED)
 def test_kills_at_any_point_change_no_bit(name, processes, tmp_path, record_property):
     """While it is imported, restored, compiled, trained or saved; every program of four steps is saved."""
-    config = dataclasses.replace(SMALL, steps=64, eval_every=8, checkpoint_every=4, **CONFIGS[name])
+    config = dataclasses.replace(ONE_LAYER, steps=64, eval_every=8, checkpoint_every=4, **CONFIGS[name])
     faults.trained(config, tmp_path / "whole", processes)
     rng, path = random.Random(f"{name} {processes}"), tmp_path / "parts"
     lines = len(metrics(tmp_path / "whole"))
