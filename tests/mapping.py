@@ -18,31 +18,31 @@ def need_devices(count: int) -> None:
         pytest.skip(f"{count} devices are needed, but there are {jax.device_count()}")
 
 
-def quickest() -> str:
+def quickest(shape: tuple[int, int] = (GROUPS, WORKERS)) -> str:
     """The mapping that is traced in a third of the time, if there are devices for it."""
-    return "shard_map" if jax.device_count() >= GROUPS * WORKERS else "vmap"
+    return "shard_map" if jax.device_count() >= math.prod(shape) else "vmap"
 
 
-def over_workers(function: Callable, mapping: str) -> Callable:
-    """Map a function over the axes ("group", "worker") of arrays [GROUPS, WORKERS, ...] and jit it.
+def over_workers(function: Callable, mapping: str, shape: tuple[int, int] = (GROUPS, WORKERS)) -> Callable:
+    """Map a function over the axes ("group", "worker") of arrays [*shape, ...] and jit it.
 
     "pmap" has its groups vmapped, "slots" has its workers vmapped within a shard_map over the groups.
     """
-    program = mapped(function, mapping)
+    program = mapped(function, mapping, shape)
     # Two programs with collectives in flight can deadlock on simulated devices, which share a pool of threads.
     return lambda *arguments: jax.block_until_ready(program(*arguments))
 
 
-def mapped(function: Callable, mapping: str) -> Callable:
+def mapped(function: Callable, mapping: str, shape: tuple[int, int] = (GROUPS, WORKERS)) -> Callable:
     inner = jax.vmap(function, axis_name="worker")
     if mapping == "vmap":
         return jax.jit(jax.vmap(inner, axis_name="group"))
     if mapping == "pmap":
-        need_devices(WORKERS)
+        need_devices(shape[1])
         grouped = jax.vmap(function, axis_name="group")
         return jax.pmap(grouped, axis_name="worker", in_axes=1, out_axes=1)
     axes = ("group", "worker") if mapping == "shard_map" else ("group",)
-    sizes = (GROUPS, WORKERS)[: len(axes)]
+    sizes = shape[: len(axes)]
     need_devices(math.prod(sizes))
     mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
     spec = PartitionSpec(*axes)

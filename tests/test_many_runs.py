@@ -7,14 +7,14 @@ from lsgd_jax.presets import PRESETS
 from lsgd_jax.train import train_and_evaluate
 from lsgd_jax.tuning import grid
 
-SMALL = PRESETS["mnist1d"].replace(
-    groups=1, workers=4, width=0.1, steps=24, batch_size=8, eval_every=24, checkpoint_every=0, corrupt_workers=1
-)
+SMALL = {"groups": 1, "workers": 4, "width": 0.1, "steps": 24, "batch_size": 8, "eval_every": 24}
+SMALL |= {"checkpoint_every": 0, "corrupt_workers": 1}
 
 
-@pytest.mark.parametrize("method", ["quorum", "easgd"])
-def test_each_is_the_run_with_its_seed_options_and_corrupted_workers(method, tmp_path):
-    config = SMALL.replace(method=method)
+@pytest.mark.parametrize(("method", "preset"), [("quorum", "digits"), ("easgd", "mnist1d")])
+def test_each_is_the_run_with_its_seed_options_and_corrupted_workers(method, preset, tmp_path):
+    """A network of dense layers and one of convolutions."""
+    config = PRESETS[preset].replace(**SMALL, method=method)
     first, *_, last = (config.replace(**values) for values in grid(config))
     runs = [Run(3, first.replace(corrupt_workers=0)), Run(4, last.replace(corrupt_workers=2))]
     program = ManyRuns(config, config.task.data())

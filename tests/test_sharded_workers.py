@@ -19,6 +19,7 @@ from lsgd_jax.exchange import broadcast_rounded, largest_axis, sending
 from lsgd_jax.methods import METHODS, mean_of_workers
 from lsgd_jax.methods.independent import center, independent
 from lsgd_jax.variants import links
+from tests.mapping import mapped, quickest
 
 AXES, MODEL = ("group", "worker"), "model"
 LAYOUTS = {"4 workers of 2": (2, 2, 2), "2 workers of 4": (1, 2, 4)}
@@ -60,10 +61,6 @@ def over_workers(function, layout, kind=AxisType.Auto):
     return mesh, jax.jit(program), put
 
 
-def unsharded(function):
-    return jax.jit(jax.vmap(jax.vmap(function, axis_name="worker"), axis_name="group"))
-
-
 def assert_close(found, expected):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), found, expected)
 
@@ -82,7 +79,8 @@ def to_send(groups, workers):
     """What workers hold and have received last, the roots of all and of each group, and what whole workers receive."""
     x, last = (tree(seed, (groups, workers)) for seed in range(2))
     roots = np.stack([np.full((groups, workers), groups * workers - 1), np.mgrid[:groups, :workers][0]], -1)
-    return x, last, roots, unsharded(partial(received, None))(x, last, roots)
+    shape = groups, workers
+    return x, last, roots, mapped(partial(received, None), quickest(shape), shape)(x, last, roots)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +135,17 @@ OPTIONS = {
 }
 
 
-def trained(devices, x, losses):
+OF_EACH_EXCHANGE = ["lsgd", "local_sgd", "lgrawa", "quorum", "coordinate_median", "data_parallel"]
+"""One method per kind of exchange."""
+TRAINED = [("4 workers of 2", method) for method in METHODS]
+TRAINED += [("2 workers of 4", method) for method in OF_EACH_EXCHANGE]
+
+
+def trained(methods, devices, x, losses):
     """By method, where a few steps take a worker, the evaluated model, and for LSGD leaders and distances."""
     results = {}
-    for name, method in METHODS.items():
+    for name in methods:
+        method = METHODS[name]
         options = OPTIONS.get(name, {"period": 2})
         optimizer = optax.sgd(0.1, momentum=0.9)
         tx = method.built(
@@ -160,16 +165,16 @@ def trained(devices, x, losses):
     return results
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def results(request):
-    """What all methods come to with sharded workers and with whole ones: one program each."""
-    layout = LAYOUTS[request.param]
-    groups, workers, devices = layout
+@functools.cache
+def results(layout):
+    """What the methods come to with sharded workers and with whole ones: one program each."""
+    groups, workers, devices = LAYOUTS[layout]
+    methods = [method for of, method in TRAINED if of == layout]
     x = tree(2, (groups, workers), {"c": (5,), "d": (3, 516)})  # Not on shards, and with blocks that cross them.
     losses = np.random.default_rng(3).uniform(size=(groups, workers, STEPS)).astype(np.float32)
 
     def on_devices(devices):
-        mesh, program, put = over_workers(partial(trained, devices), (groups, workers, devices))
+        mesh, program, put = over_workers(partial(trained, methods, devices), (groups, workers, devices))
         # On simulated devices, one program at a time.
         return jax.block_until_ready(program(put(x), jax.device_put(losses, NamedSharding(mesh, P(*AXES)))))
 
@@ -177,9 +182,9 @@ def results(request):
     return on_devices(devices), on_devices(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sharded_workers_of_every_method_go_where_whole_ones_go(method, results):
-    found, expected = (result[method] for result in results)
+@pytest.mark.parametrize(("layout", "method"), TRAINED)
+def test_sharded_workers_of_every_method_go_where_whole_ones_go(layout, method):
+    found, expected = (result[method] for result in results(layout))
     assert_close(found, expected)
     for (positions, _), (same, _) in zip(found[2], expected[2], strict=True):
         np.testing.assert_array_equal(positions, same)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from lsgd_jax.compare import cells
 from lsgd_jax.compare.results import summary_of
 from lsgd_jax.compare.statistics import differences_to_first
 
@@ -18,6 +19,18 @@ def write_run(path, config, values, loss=1.0):
             entry |= {"center_loss": loss, headline.center: value, headline.workers: [[value]]}
             file.write(json.dumps(entry | {"train_losses": [[value]]}) + "\n")
     return path
+
+
+def written_untrained(monkeypatch, error):
+    """Have comparisons write runs of a final error in place of training; the list of their names and configurations."""
+    runs = []
+
+    def write(config, path, **_):
+        runs.append((f"{config.method}/{path.stem}", config))
+        (write_run(path, config, [error(config)]) / "config.json").write_text(config.to_json())
+
+    monkeypatch.setattr(cells, "train_and_evaluate", write)
+    return runs
 
 
 def summary_of_finals(folder, config, finals, target=None):

@@ -22,7 +22,7 @@ from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.tuning import check_grid, grid
 from tests import programs
-from tests.compare.runs import write_run
+from tests.compare.runs import write_run, written_untrained
 from tests.reliability import faults
 
 pytestmark = pytest.mark.usefixtures("png_only")
@@ -176,7 +176,8 @@ def test_the_summary_is_what_the_runs_say(compared):
     assert comparison.draw(path, ["lsgd", "independent"], [0, 1]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_path):
+def test_an_option_is_for_all_methods_that_have_it_and_stands_in_the_table(tmp_path, monkeypatch):
+    written_untrained(monkeypatch, lambda config: 0.5)
     methods, options = ("lsgd", "easgd", "local_sgd"), {"pull": 0.2, "wire": "bfloat16"}
     compare.compare(FAST, list(methods), [0], str(tmp_path), tune=False, target=0.5, options=options)
     with (tmp_path / "comparison.csv").open() as file:
@@ -239,7 +240,8 @@ def test_every_preset_can_be_tuned_with_every_method(name):
 
 def test_all_methods_start_at_the_same_point_and_see_the_same_data(tmp_path):
     """Before the first exchange all that exchange every period have done the same."""
-    run(tmp_path, methods=("easgd", "local_sgd", "independent"), config=dataclasses.replace(FAST, period=6))
+    config = dataclasses.replace(FAST, period=6, steps=6)
+    run(tmp_path, methods=("easgd", "local_sgd", "independent"), seeds=(0,), config=config)
     losses = [
         read_metrics(tmp_path / method / "seed-0", "evaluation")[0]["train_losses"]
         for method in ("easgd", "local_sgd", "independent")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lsgd_jax import compare
-from lsgd_jax.compare import cells, comparison
+from lsgd_jax.compare import comparison
 from lsgd_jax.compare.table import notes, rows_of
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
@@ -13,7 +13,7 @@ from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.progress import ComparisonProgress
 from lsgd_jax.tuning import grid
-from tests.compare.runs import write_run
+from tests.compare.runs import written_untrained
 
 BASE = PRESETS["digits"].replace(groups=1, workers=2, steps=10, eval_every=10)
 SEEDS = comparison.TUNING_SEEDS
@@ -36,14 +36,7 @@ def error(config):
 @pytest.fixture
 def written(monkeypatch):
     """The names and configurations of the runs that are written in place of training them."""
-    runs = []
-
-    def write(config, path, **_):
-        runs.append((f"{config.method}/{path.stem}", config))
-        (write_run(path, config, [error(config)]) / "config.json").write_text(config.to_json())
-
-    monkeypatch.setattr(cells, "train_and_evaluate", write)
-    return runs
+    return written_untrained(monkeypatch, error)
 
 
 def tuned(out, methods, seeds=(0, 1), config=BASE, **options):

@@ -15,29 +15,13 @@ from lsgd_jax.distributed import SHARED
 from lsgd_jax.exchange import broadcast_rounded
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
-from lsgd_jax.tasks import Classification
 from lsgd_jax.train.setup import prepare, rounds, step_key, steps_per_call
 from lsgd_jax.train.step import init_state, local_steps
 from tests.mapping import GROUPS, WORKERS, mapped
-
-
-class OneLayer(nnx.Module):
-    def __init__(self, rngs):
-        self.out = nnx.Linear(64, 10, rngs=rngs)
-
-    def __call__(self, x, *, rngs=None):
-        return self.out(x.reshape(len(x), -1))
-
-
-@dataclasses.dataclass(frozen=True)
-class WithOneLayer(Classification):
-    def network(self, rngs):
-        return OneLayer(rngs)
-
+from tests.networks import WithOneLayer
 
 DIGITS = dataclasses.replace(PRESETS["digits"], steps=8, eval_every=8, period=1, global_period=4)
 GROUPED = DIGITS.replace(task=WithOneLayer("digits"))
-"""Of two arrays, so that programs are small."""
 
 
 def compiled_text(config):

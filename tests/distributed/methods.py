@@ -23,6 +23,9 @@ RUNS = {name: (name, {}) for name in METHODS}
 RUNS |= {f"lsgd by {broadcast}": ("lsgd", {"broadcast": broadcast}) for broadcast in BROADCASTS}
 RUNS |= {f"{name} streamed": (name, STREAMED) for name in ("lsgd", "diloco")}
 """Methods and options by label."""
+OF_EACH_EXCHANGE = ["lsgd", *(f"lsgd by {broadcast}" for broadcast in BROADCASTS), "lsgd streamed"]
+OF_EACH_EXCHANGE += ["local_sgd", "quorum", "coordinate_median"]
+"""Labels of one run per kind of exchange."""
 
 
 def method(name, placement, given):
@@ -40,7 +43,7 @@ def parted(x):
     return [x[:1], x[1:]]
 
 
-def train(out):
+def train(out, labels=tuple(RUNS)):
     """Train, and write all paths, centers and leaders to a file."""
     distributed.simulate_devices(GROUPS * WORKERS)
     jax.config.update("jax_enable_x64", True)
@@ -49,7 +52,8 @@ def train(out):
     sizes = (len(CURVATURES),), (STEPS,), (STEPS, len(CURVATURES))  # Start, loss noise and gradient noise.
     problem = tuple(rng.normal(size=(GROUPS * WORKERS, *size))[placement.own_workers] for size in sizes)
     results = {"processes": np.vectorize(lambda device: device.process_index)(placement.mesh.devices)}
-    for label, (name, given) in RUNS.items():
+    for label in labels:
+        name, given = RUNS[label]
         tx = method(name, placement, given)
 
         def of_worker(x, loss_noise, gradient_noise, name=name, tx=tx):

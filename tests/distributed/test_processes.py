@@ -14,7 +14,7 @@ from lsgd_jax import distributed
 from lsgd_jax.distributed.launch import _free_port, launch
 from lsgd_jax.tracking.run_folder import read_metrics
 from tests.distributed import large_broadcasts, methods
-from tests.distributed.methods import BROADCASTS, RUNS
+from tests.distributed.methods import BROADCASTS, OF_EACH_EXCHANGE, RUNS
 from tests.reliability import commands, faults
 
 DEADLINE = 10
@@ -28,16 +28,16 @@ def in_one_process(tmp_path_factory):
     return np.load(path)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_every_method_does_what_it_does_in_one_process(processes, in_one_process, tmp_path):
+@pytest.mark.parametrize(("processes", "labels"), [(2, OF_EACH_EXCHANGE), (4, list(RUNS))], ids=["2", "4"])
+def test_every_method_does_what_it_does_in_one_process(processes, labels, in_one_process, tmp_path):
     """With a group for each process, and with a worker for each, whose groups span processes."""
-    faults.called(processes, methods.train, tmp_path / "results.npz")
+    faults.called(processes, methods.train, tmp_path / "results.npz", labels)
     results = np.load(tmp_path / "results.npz")
     np.testing.assert_array_equal(results["processes"].flat, np.repeat(range(processes), 4 // processes))
     for label in ("lsgd", "lsgd streamed"):
         np.testing.assert_array_equal(results[f"{label} leaders"], in_one_process[f"{label} leaders"])
         assert len(np.unique(results[f"{label} leaders"])) > 2
-    for label in RUNS:
+    for label in labels:
         for what in (f"{label} path", f"{label} center"):
             np.testing.assert_allclose(results[what], in_one_process[what], rtol=1e-9, atol=1e-9)
     for broadcast in BROADCASTS:

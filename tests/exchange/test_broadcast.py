@@ -33,9 +33,12 @@ def values(dtype, rng):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_root_comes_through_bit_for_bit(mapping, method):
-    """A tree of all dtypes, of which some make up several arrays and more numbers than there are chunks."""
+    """A tree of all dtypes, of which some make up several arrays and more numbers than there are chunks.
+
+    Each dtype is a program of its own within a chain, which takes long to compile: two of different widths are sent.
+    """
     rng = np.random.default_rng(0)
-    x = [values(dtype, rng) for dtype in (*DTYPES, *DTYPES[:2])]
+    x = [values(dtype, rng) for dtype in (*(DTYPES if method != "chain" else ()), *DTYPES[:2])]
     with jax.enable_x64(True):
         send = partial(broadcast_from, method=method, chunks=2)
         local = over_workers(lambda root, x: send(x, root, "worker"), mapping)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -339,8 +340,7 @@ def test_independent_reports_the_best_worker_who_is_finite():
     np.testing.assert_array_equal(over_workers(report, "shard_map")(x, losses), np.full((GROUPS, WORKERS), x[1, 1]))
 
 
-@pytest.mark.parametrize("mapping", ["vmap", "shard_map"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "mapping"), [*zip(METHODS, itertools.cycle(["vmap", "shard_map"]), strict=False)])
 def test_no_recompilation_at_exchanges_or_for_other_learning_rates(name, mapping, problem):
     static = {"static_args": ("axis_name",)}
     rates = optax.inject_hyperparams(scale_by_worker, **static)(rate_factors("linear", (2, 4)), axis_name=AXES)

@@ -14,7 +14,7 @@ from lsgd_jax.methods.quorum import quorum_of
 from lsgd_jax.scores import scored
 from lsgd_jax.streaming import WHOLE, streamed
 from lsgd_jax.variants import apply_updates, links
-from tests.mapping import over_workers
+from tests.mapping import over_workers, quickest
 
 GROUPS, WORKERS, STEPS = 2, 4, 16
 PLAIN = {"outer_learning_rate": 1.0, "outer_momentum": 0.0}
@@ -73,8 +73,7 @@ def path_of(tx, start, gradient_noise, losses):
 
         return jax.lax.scan(step, (x, tx.init(x)), (jnp.arange(STEPS), *noises))[1]
 
-    both = jax.vmap(jax.vmap(train, axis_name="worker"), axis_name="group")
-    return jax.tree.map(np.asarray, jax.jit(both)(start, gradient_noise, losses))
+    return jax.tree.map(np.asarray, over_workers(train, quickest())(start, gradient_noise, losses))
 
 
 @pytest.mark.optimized

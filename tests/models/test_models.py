@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from jax import lax
 from lsgd_jax.models import BATCH_NORM, CNN7, MODELS, VGG16, ResNet20, ResNet50
 from lsgd_jax.models.layers import max_pool
 from lsgd_jax.models.resnet import _Basic
+from tests.networks import drawn
 
 SHAPES = {"conv1d": (40, 1), "mlp": (40, 1)}
 PICTURE = (28, 28, 3)
@@ -22,15 +24,11 @@ def shape_of(name):
 
 
 def narrow(name, **options):
-    """A narrow model, its values drawn here: the models' own start takes long to compile."""
-    build, rng = MODELS[name][0], np.random.default_rng(0)
-    model = nnx.eval_shape(lambda: build(shape_of(name), 10, width=1 / 16, rngs=nnx.Rngs(0), **options))
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), params)
-    stats = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype), stats)
-    return nnx.merge(graphdef, params, stats)
+    build = MODELS[name][0]
+    return drawn(lambda: build(shape_of(name), 10, width=1 / 16, rngs=nnx.Rngs(0), **options))
 
 
+@functools.cache
 def abstract(build, shape, classes):
     return nnx.eval_shape(lambda: build(shape, classes, rngs=nnx.Rngs(0)))
 

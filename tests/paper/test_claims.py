@@ -31,7 +31,7 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
     path.write_text(json.dumps(summary).replace("0.09", "null"))
     failed = comparisons.read(tmp_path)
     assert failed.rows[1].verdict == "tie"
-    assert "seed by seed: 1 failed, higher in 4 of 5 seeds" in failed.rows[1].measured
+    assert "paired by seed: 1 failed, higher in 4 of 5 seeds" in failed.rows[1].measured
     json.dumps(failed.numbers, allow_nan=False)
     for text in (
         "{}",
@@ -50,14 +50,16 @@ def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
 
 @pytest.mark.usefixtures("png_only")
 def test_every_claim_gets_a_verdict(tmp_path, monkeypatch):
-    """Of few dimensions and numbers of workers, for each of which much is compiled."""
+    """Of few dimensions, ranks and numbers of workers, for each of which much is compiled."""
     for name, fewer in {
-        "one step": {"workers": (1, 4)},
+        "one step": {"conditions": (10.0,), "workers": (4,)},
         "stochastic leader": {"workers": (4,)},
-        "step directions": {"dimensions": (2,)},
+        "step directions": {"dimensions": (2,), "conditions": (10.0,)},
+        "symmetry": {"dimension": 20, "ranks": (1,)},
     }.items():
         monkeypatch.setitem(CLAIMS, name, partial(CLAIMS[name], **fewer))
-    sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=200, candidates=500, runs=20)
+    # As many steps as the descents to a stochastic leader have, so that they are one program.
+    sizes = Sizes(starts=50, points=2, samples=20, replicas=4, steps=300, candidates=500, runs=20)
     summary = verdicts.make(tmp_path, tmp_path / "none", sizes)
     table = json.loads((tmp_path / "theory.json").read_text())["table"]
     assert {row["verdict"].split()[0] for row in table} <= {"holds", "fails", "tie"}

@@ -14,6 +14,7 @@ import pytest
 
 from lsgd_jax import NOBODY, apply_updates, leader_sgd, train
 from lsgd_jax.errors import Interrupted, UsageError
+from lsgd_jax.exchange.axes import as_own
 from lsgd_jax.methods import METHODS
 from lsgd_jax.variants import was_revived
 from tests.mapping import MAPPINGS, over_workers, quickest
@@ -127,6 +128,17 @@ def test_when_all_have_failed_nobody_is_revived():
     assert (pulls[0].leader.position == NOBODY).all()
 
 
+def scanned(step, tx, x, *now):
+    """What 4 workers' scans of a step from their points and states collect, [worker, step, ...]."""
+
+    def train(x, *now):
+        state = tx.init(x)
+        return jax.lax.scan(step, (x, as_own(state, state, ("group", "worker"))), now)[1]
+
+    program = over_workers(train, quickest((1, 4)), (1, 4))
+    return jax.tree.map(lambda a: np.asarray(a)[0], program(*jax.tree.map(lambda a: a[None], (x, *now))))
+
+
 def updated(tx, x, losses, gradients, apply=optax.apply_updates):
     """Points of 4 workers [worker, step, ...] and the states, by any function that applies updates."""
 
@@ -137,8 +149,7 @@ def updated(tx, x, losses, gradients, apply=optax.apply_updates):
         x = apply(x, updates)
         return (x, state), (x, state)
 
-    train = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")
-    return jax.jit(train)(x, losses, gradients)
+    return scanned(step, tx, x, losses, gradients)
 
 
 def nan_gradient(steps=8, dtype=np.float32):
@@ -240,14 +251,13 @@ def test_only_what_is_exchanged_is_revived(period):
     for name in ("body", "frozen"):
         x[name][1] = np.nan
 
-    def step(carry, loss):
+    def step(carry, now):
         x, state = carry
-        updates, state = tx.update(jax.tree.map(jnp.ones_like, x), state, x, value=loss)
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, x), state, x, value=now[0])
         x = apply_updates(x, updates, state)
         return (x, state), x
 
-    train = jax.vmap(lambda x, loss: jax.lax.scan(step, (x, tx.init(x)), loss)[1], axis_name="worker")
-    path = jax.jit(train)(x, losses)
+    path = scanned(step, tx, x, losses)
     assert np.isnan(path["body"][1, :3]).all()
     np.testing.assert_array_equal(path["body"][1, 3], path["body"][0, 3])
     assert np.isnan(path["frozen"][1]).all()
@@ -272,8 +282,7 @@ def test_a_revival_keeps_dtypes(params, grads, options):
         return (x, state), (x, state[1].revived)
 
     x, gradients = jnp.asarray(x, params), jnp.asarray(gradients, grads)
-    train = jax.vmap(lambda x, *now: jax.lax.scan(step, (x, tx.init(x)), now)[1], axis_name="worker")
-    path, revived = jax.jit(train)(x, losses, gradients)
+    path, revived = scanned(step, tx, x, losses, gradients)
     assert path.dtype == params
     assert np.flatnonzero(revived.any(0)).tolist() == ([3] if "delay" in options else [1])
     assert np.isfinite(np.asarray(path, np.float32)).all()
@@ -353,7 +362,7 @@ def test_a_failed_worker_is_not_part_of_the_center():
             x = apply_updates(x, updates, state)
         return x, METHODS["lsgd"].center(x, state, ("group", "worker"))
 
-    after, center = over_workers(train, "vmap")(x, losses, gradients)
+    after, center = over_workers(train, quickest())(x, losses, gradients)
     others = np.delete(np.reshape(after, (8, 3)), 6, axis=0)
     np.testing.assert_allclose(center[0, 0], others.mean(0), rtol=1e-5)
 

@@ -30,9 +30,11 @@ from lsgd_jax.train.checkpoint import Checkpoints, Progress
 from lsgd_jax.train.step import init_state, state_shapes
 from lsgd_jax.variants import links
 from tests.mapping import need_devices
+from tests.networks import WithOneLayer
 from tests.reliability import faults
 from tests.reliability.runs import SMALL, arrays, assert_same, metrics
 
+ONE_LAYER = SMALL.replace(task=WithOneLayer("digits"))
 CONFIGS = {name: {"method": name, "groups": 1} for name in METHODS if name != "lsgd"}
 CONFIGS["downpour"]["learning_rate"] = 0.02
 CONFIGS |= {
@@ -60,7 +62,7 @@ CONFIGS |= {
 @pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_stop_at_any_step_changes_no_bit(name, tmp_path, monkeypatch, record_property):
-    config = dataclasses.replace(SMALL, **CONFIGS[name])
+    config = dataclasses.replace(ONE_LAYER, **CONFIGS[name])
     error = train.train_and_evaluate(config, tmp_path / "whole", lines=False)
     steps = range(4, config.steps, 4)
     for stop in steps if faults.SOAK else [random.Random(name).choice(steps)]:
@@ -84,7 +86,7 @@ KILLED = [(name, processes) for name in CONFIGS for processes in (1, 2)] if faul
 @pytest.mark.parametrize(("name", "processes"), KILLED)
 def test_kills_at_any_point_change_no_bit(name, processes, tmp_path, record_property):
     """While it is imported, restored, compiled, trained or saved; every program of four steps is saved."""
-    config = dataclasses.replace(SMALL, steps=64, eval_every=8, checkpoint_every=4, **CONFIGS[name])
+    config = dataclasses.replace(ONE_LAYER, steps=64, eval_every=8, checkpoint_every=4, **CONFIGS[name])
     faults.trained(config, tmp_path / "whole", processes)
     rng, path = random.Random(f"{name} {processes}"), tmp_path / "parts"
     lines = len(metrics(tmp_path / "whole"))

@@ -1,6 +1,7 @@
 """Training in virtual time against the synchronous trainer, and against plain NumPy on a quadratic."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -158,13 +159,18 @@ def test_methods_with_a_server_event_by_event(name):
     assert [leader for _, leader in history.leaders] == leaders
 
 
+@functools.cache
+def network():
+    return Network(CONFIG)
+
+
 @pytest.mark.parametrize("name", ["lsgd", "quorum", "data_parallel"])
 def test_a_network_as_lsgd_train_trains_it(name, tmp_path):
     config = CONFIG.replace(method=SCHEDULES[name].method)
     train_and_evaluate(config, tmp_path / "run", lines=False)
     [_, last] = read_metrics(tmp_path / "run", "evaluation")
     log = event_log(SCHEDULES[name], config, Cluster(), np.zeros(2))
-    history = train_on(log, SCHEDULES[name], config, Network(config))
+    history = train_on(log, SCHEDULES[name], config, network())
     assert history.steps[-1] == 12
     np.testing.assert_allclose(history.center[-1], last["center_error"], atol=0.011)  # 4 of 360 images.
     np.testing.assert_allclose(history.worker_values[-1], np.ravel(last["worker_errors"]), atol=0.011)

@@ -9,7 +9,7 @@ from lsgd_jax.paper.descent import METHODS, STARTS, descend, methods
 from lsgd_jax.paper.objectives import sinc_rings
 
 
-def measure(sizes: Sizes, *, dimension: int = 100) -> Findings:
+def measure(sizes: Sizes, *, dimension: int = 100, ranks: tuple[int, ...] = (1, 10)) -> Findings:
     """Measure the curse of symmetry on the problems of Figures 2 and 3, the latter at a tenth of its dimension."""
     final = {
         name: np.asarray(descend(method, sinc_rings, jnp.array(STARTS), nonconvex.ITERATIONS).values[:, -1])
@@ -18,7 +18,7 @@ def measure(sizes: Sizes, *, dimension: int = 100) -> Findings:
     reached = nonconvex.random_starts(20, sizes.runs)
     # The target's scale grows with the dimension, so the step size shrinks with it.
     eta = matrix_completion.ETA * matrix_completion.DIMENSION / dimension
-    completed = matrix_completion.solve(dimension, eta, ranks=(1, 10))
+    completed = matrix_completion.solve(dimension, eta, ranks)
     best = {f"rank {r}": {name: float(v[:, -1].min()) for name, v in values.items()} for r, values in completed.items()}
     numbers = {
         "rings: final values": {name: values.tolist() for name, values in final.items()},
