@@ -32,7 +32,7 @@ demo: $(RUNTIME) ## The main job: LSGD and its peers on the embedded data, with 
 	$(BIN)/lsgd compare mnist1d --groups 1 --methods lsgd,easgd,local_sgd,data_parallel,independent \
 	  --steps 1200 --eval-every 100 --seeds 0..1 --out runs/demo
 
-comparison: $(RUNTIME) ## The committed comparisons, tuned, 8 seeds, at 4 and 16 workers: two to three hours on two cores.
+comparison: $(RUNTIME) ## The committed comparisons, tuned, 8 seeds, at 4 and 16 workers: about three hours on two cores.
 	$(BIN)/lsgd compare mnist1d --dataset mnist1d-10k --groups 1 --workers 4 --steps 2000 --eval-every 100 \
 	  --seeds 0..7 --tune --out runs/mnist1d-4
 	$(BIN)/lsgd compare mnist1d --dataset mnist1d-10k --groups 1 --workers 16 --steps 800 --eval-every 80 \
