@@ -52,7 +52,7 @@ def test_workers_learn_and_the_one_with_the_lowest_losses_leads(section):
 
 def test_the_mean_of_nnx_modules_is_a_module():
     page = after("Flax NNX")
-    error = jnp.mean((page["center"](page["x"].reshape(-1, 3))[:, 0] - page["y"].reshape(-1)) ** 2)
+    error = jnp.mean((page["mean"](page["x"].reshape(-1, 3))[:, 0] - page["y"].reshape(-1)) ** 2)
     assert error < 0.2 * page["losses"][0].mean()
 
 
@@ -71,15 +71,15 @@ def test_nnx_optimizer_revives_a_worker():
         np.testing.assert_allclose(x[1], x[link.leader.position[0]], atol=1e-6)
 
 
-def test_batch_statistics_are_the_workers_own_and_the_centers_its_own():
+def test_batch_statistics_are_the_workers_own_and_the_means_its_own():
     page = after("Batch norm")
     (stats,) = page["state"].batch_stats.values()
     assert len(np.unique(np.asarray(stats["mean"]), axis=0)) == 4
-    dense = page["center"]["layers_0"]
+    dense = page["mean"]["layers_0"]
     activations = page["examples"] @ dense["kernel"] + dense["bias"][None]
-    (center,) = page["seen"]["batch_stats"].values()
-    np.testing.assert_allclose(center["mean"], activations.mean(0), atol=1e-5)
-    np.testing.assert_allclose(center["var"], activations.var(0), rtol=1e-4)
+    (seen,) = page["seen"]["batch_stats"].values()
+    np.testing.assert_allclose(seen["mean"], activations.mean(0), atol=1e-5)
+    np.testing.assert_allclose(seen["var"], activations.var(0), rtol=1e-4)
     assert page["error"] < 0.2 * page["losses"][0].mean()
 
 
