@@ -2,17 +2,14 @@
 
 import gc
 import os
-import shutil
+import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
-# Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests,
-# nor when they run again (pytest --cache-clear forgets it). JAX finds programs by what they compute, with which flags.
+# Before JAX is imported: what has been compiled once is not compiled again, by none of the processes of these tests. It
+# is not kept for the next time: collectives of programs that were read from a cache have been seen to wait for ever.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _compiled = Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled"
-    if sum(file.stat().st_size for file in _compiled.glob("*")) > 2**30:  # Bytes; then all is compiled anew.
-        shutil.rmtree(_compiled, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_compiled)
+    _cache = tempfile.TemporaryDirectory(prefix="compiled-")  # Removed with the process that has made it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # A process can find what another has half written, or has been killed at; it compiles it then.

@@ -13,8 +13,8 @@ from lsgd_jax.config import Config
 from lsgd_jax.distributed.launch import launch
 from lsgd_jax.tracking.run_folder import read_metrics
 from lsgd_jax.train import train_and_evaluate
-from tests.distributed.test_processes import children, wait_until
-from tests.reliability import commands
+from tests.distributed.test_processes import wait_until
+from tests.reliability import commands, faults
 
 TRAIN = ["train", "digits", "--groups", "1", "--workers", "2", "--width", "0.25", "--steps", "12", "--eval-every", "8"]
 
@@ -84,7 +84,7 @@ def pulled(run, worker, life):
 def process_of(launcher, number):
     [pid] = [
         pid
-        for pid in children(launcher.pid)
+        for pid in faults.children(launcher.pid)
         if f"\0LSGD_PROCESS={number}\0" in Path(f"/proc/{pid}/environ").read_text()
     ]
     return pid
