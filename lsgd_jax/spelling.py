@@ -1,7 +1,11 @@
 """Sentences about words that are not known, with the nearest one that is. They are made without JAX."""
 
 import difflib
+import re
 from collections.abc import Collection
+
+OWN_PRESET = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*)")
+"""Name of a preset that does not come with the package: `package.module:preset` or `./file.py:preset`."""
 
 
 def unknown(kind: str, word: str, known: Collection[str], otherwise: str = "") -> str:

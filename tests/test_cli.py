@@ -1,19 +1,24 @@
 """The command line, run as a user runs it."""
 
+import dataclasses
 import functools
 import os
 import re
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import jax
 import pytest
+import tyro
 
 from lsgd_jax import cli, distributed
 from lsgd_jax.cli import commands, costs, faults, launch, overview, preparation
+from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.methods import METHODS
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.simulate.cluster import Cluster
 from lsgd_jax.tracking.output import Output
 from lsgd_jax.tracking.run_folder import read_metrics
 from tests.reliability.commands import called, done
@@ -120,13 +125,15 @@ def test_a_sentence_breaks_between_words_on_a_terminal(monkeypatch, capsys):
     assert " ".join(lines) == f"lsgd: method must be one of {methods}, got 'adam'."
 
 
-def test_an_overview_a_version_and_a_misspelled_preset_are_answered_without_jax(tmp_path):
+def test_an_overview_a_version_and_what_is_misspelled_are_answered_without_jax(tmp_path):
     script = "import sys; from lsgd_jax.__main__ import main; code = main(); sys.exit('jax' in sys.modules or code)"
     for arguments, code, text in (
         ([], 0, "usage: lsgd"),
         (["--help"], 0, "usage: lsgd"),
         (["--version"], 0, "lsgd 0."),
         (["train", "digts"], 2, "lsgd: there is no preset 'digts'; did you mean digits?\n"),
+        (["train", "mnist1d", "--lr", "0.1"], 2, "lsgd: there is no option '--lr'; did you mean --learning-rate?\n"),
+        (["compare"], 2, "lsgd: compare needs a preset, as in lsgd compare mnist1d; there are "),
     ):
         command = [sys.executable, "-c", script, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
@@ -134,8 +141,33 @@ def test_an_overview_a_version_and_a_misspelled_preset_are_answered_without_jax(
         assert (done.stdout + done.stderr).startswith(text)
 
 
-def test_presets_are_known_without_jax():
-    assert list(overview.PRESETS) == list(PRESETS)
+def test_presets_and_options_are_known_without_jax():
+    assert [(name, type(config.task).__name__) for name, config in PRESETS.items()] == [*overview.PRESETS.items()]
+    assert fields(Config) - {"task"} == names(overview.OPTIONS_OF_PRESETS)
+    kinds = {type(config.task) for config in PRESETS.values()}
+    assert {kind.__name__: fields(kind) for kind in kinds} == {
+        kind: names(options) for kind, options in overview.OPTIONS_OF_TASKS.items()
+    }
+    assert list(overview.OPTIONS_OF_COMMANDS) == list(overview.COMMANDS)
+    for command, options in overview.OPTIONS_OF_COMMANDS.items():
+        hints = get_type_hints(function_of(command), include_extras=True)
+        given = {name for name, kind in hints.items() if tyro.conf.Positional not in get_args(kind)[1:]}
+        of_cluster = fields(Cluster) if "cluster" in hints else set()
+        assert given - {"options", "cluster", "return"} | of_cluster == names(options)
+
+
+def fields(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def names(options):
+    return set(options.replace("-", "_").split())
+
+
+def function_of(command):
+    functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
+    functions |= {"launch": launch.launch, "join": launch.join, "chaos": faults.chaos, "replay": faults.replay}
+    return functions.get(command) or getattr(commands, command)
 
 
 def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
@@ -143,11 +175,8 @@ def test_the_overview_has_every_command_and_its_summary(capsys, monkeypatch):
     assert cli.main([]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    functions = {"compile": costs.compile_ahead, "info": costs.info, "data": preparation.data}
-    functions |= {"launch": launch.launch, "join": launch.join, "chaos": faults.chaos, "replay": faults.replay}
     for name, summary in overview.COMMANDS.items():
-        function = functions.get(name) or getattr(commands, name)
-        assert " ".join(function.__doc__.split("\n\n")[0].split()) == summary
+        assert " ".join(function_of(name).__doc__.split("\n\n")[0].split()) == summary
         assert f"  {name} " in text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsgd_jax import cli, distributed
-from lsgd_jax.cli.options import own_preset
+from lsgd_jax.cli.overview import own_preset
 from lsgd_jax.config import Config
 from lsgd_jax.presets import find
 from lsgd_jax.tracking.run_folder import read_metrics

@@ -38,12 +38,12 @@ def _run(arguments: list[str]) -> int | None:
     """Run a command; returns the exit code, or None if the command only prints."""
     from lsgd_jax import distributed  # Here, since they import JAX: an overview is printed without.
     from lsgd_jax.cli import commands, costs, faults, help, launch, preparation
-    from lsgd_jax.cli.options import REFUSED, check_spelling, own_preset
+    from lsgd_jax.cli.options import REFUSED, check_spelling
 
     try:
         if (here := os.getcwd()) not in sys.path:  # As python -m has it: modules of tasks may be here.
             sys.path.insert(0, here)
-        own = own_preset(arguments)
+        own = overview.own_preset(arguments)
         by_name: dict[str, Callable[..., Any]] = {
             "train": commands.train,
             "compare": commands.compare,
@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int | None:
             "compile": costs.compile_ahead,
         }
         name, command = arguments[0], by_name[arguments[0]]
-        check_spelling(arguments, command, own)
+        check_spelling(arguments, own)
         if not {"-h", "--help"}.isdisjoint(arguments):
             print(help.show(name, command, arguments[1:], own, REFUSED.get(name, ())))
             return None

@@ -12,7 +12,8 @@ import tyro
 from lsgd_jax import distributed, files
 from lsgd_jax.checks import check_path
 from lsgd_jax.cli.commands import default_run_dir, report_result, train
-from lsgd_jax.cli.options import check_spelling, in_a_sentence, own_preset, refuse, with_presets
+from lsgd_jax.cli.options import check_spelling, in_a_sentence, refuse, with_presets
+from lsgd_jax.cli.overview import own_preset
 from lsgd_jax.config import Config
 from lsgd_jax.distributed.interruption import stopped_at_once
 from lsgd_jax.errors import InUseError, UsageError
@@ -100,10 +101,11 @@ def _train_arguments(command: tuple[str, ...]) -> dict[str, Any]:
     def given(*arguments: Any, **options: Any) -> dict[str, Any]:
         return inspect.signature(train).bind(*arguments, **options).arguments
 
-    check_spelling(command, given, own_preset(command))
+    own = own_preset(command)
+    check_spelling(command, own)
     with in_a_sentence():
         return tyro.cli(
-            with_presets(given, own_preset(command)),
+            with_presets(given, own),
             prog="lsgd train",
             args=command[1:],
             config=(tyro.conf.CascadeSubcommandArgs,),

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from lsgd_jax import presets, spelling
-from lsgd_jax.cli.overview import TAKE_PRESET
+from lsgd_jax.cli import overview
 from lsgd_jax.config import Config
 from lsgd_jax.errors import UsageError
 from lsgd_jax.simulate.cluster import Cluster
@@ -97,47 +97,15 @@ def check_target(target: float | None, headline: Headline) -> None:
         raise UsageError(f"target must be finite, got {target}.")
 
 
-def own_preset(arguments: Sequence[str]) -> str | None:
-    """Return the preset in a command line that does not come with the package, if there is one."""
-    if not arguments or arguments[0] not in TAKE_PRESET:
-        return None
-    places = [i for i, x in enumerate(arguments) if i and (x in presets.PRESETS or presets.OWN.fullmatch(x))]
-    if not places:
-        return None
-    found = arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
-    return None if found in presets.PRESETS else found
-
-
-def check_spelling(arguments: Sequence[str], command: Callable, own: str | None) -> None:
+def check_spelling(arguments: Sequence[str], own: str | None) -> None:
     """Raise UsageError, with the nearest that there is, if a preset is missing, or the command has no such option.
 
     Args:
       arguments: the name of the command and what follows it.
-      command: its function.
       own: name of a preset that does not come with the package.
     """
-    parameters, hints = inspect.signature(command).parameters, get_type_hints(command)
-    names, kinds, shown = set(parameters), list(hints.values()), f"lsgd {arguments[0]}"
-    if "options" in parameters:
-        first = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
-        known = [*presets.PRESETS, *([own] if own else [])]
-        needed = parameters["options"].default is inspect.Parameter.empty and not {"-h", "--help"} & {*arguments}
-        if first is None and needed and (later := next((each for each in arguments[1:] if each in known), None)):
-            raise UsageError(f"the preset comes first, as in {shown} {later}, and options after it.")
-        if first is None and needed:
-            raise UsageError(f"{arguments[0]} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}.")
-        configs = [presets.find(name) for name in ([first] if first else known)]
-        kinds += [type(config.task) for config in configs]
-        shown += f" {first}" if first else ""
-    for kind in kinds:
-        names |= {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
-    flags = [f"--{name.replace('_', '-')}" for name in sorted(names - {"options", "cluster", "task", "preset"})]
-    for argument in arguments[1:]:
-        if argument == "--":
-            return
-        given = argument.partition("=")[0].replace("_", "-")
-        if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
-            raise UsageError(spelling.unknown("option", given, flags, f"{shown} --help lists those that there are"))
+    if wrong := overview.problem(arguments, presets.find(own).task.fields if own else None):
+        raise UsageError(wrong)
 
 
 @contextlib.contextmanager

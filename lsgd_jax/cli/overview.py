@@ -1,10 +1,10 @@
-"""What `lsgd` says without importing JAX, which takes a second: overview, version, misspelled commands and presets."""
+"""What `lsgd` says without importing JAX, which takes a second: overview, version, and what is misspelled."""
 
 import importlib.metadata
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lsgd_jax import spelling
 from lsgd_jax.tracking.output import say
@@ -28,22 +28,97 @@ COMMANDS = {
 """Every command with its summary, which is the first line of its docstring, too."""
 TAKE_PRESET = ("train", "compare", "simulate", "compile", "chaos")
 """Commands whose first argument is a preset."""
-PRESETS = (
-    *("mnist1d", "digits", "diabetes", "cnn7-mnist5k-4", "cnn7-mnist5k-16", "cnn7-cifar10-4", "cnn7-cifar10-16"),
-    *("resnet20-cifar10-4", "resnet20-cifar10-16", "vgg16-cifar10-4", "resnet50-imagenet-4"),
-    *("tragedies", "dialects", "gpt-1b"),
+PRESETS = {
+    **dict.fromkeys(("mnist1d", "digits"), "Classification"),
+    "diabetes": "Regression",
+    **dict.fromkeys(("cnn7-mnist5k-4", "cnn7-mnist5k-16", "cnn7-cifar10-4", "cnn7-cifar10-16"), "Classification"),
+    **dict.fromkeys(("resnet20-cifar10-4", "resnet20-cifar10-16", "vgg16-cifar10-4"), "Classification"),
+    "resnet50-imagenet-4": "Classification",
+    **dict.fromkeys(("tragedies", "dialects", "gpt-1b"), "Language"),
+}
+"""The names in `lsgd_jax.presets.PRESETS`, whose configurations need JAX, with the classes of their tasks."""
+OPTIONS_OF_COMMANDS = {
+    "train": "run-dir data-dir resume tensorboard processes host",
+    "compare": "methods seeds out tune target data-dir",
+    "figure": "out runs model dataset",
+    "data": "data-dir tokenizer",
+    "report": "out watch",
+    "simulate": "methods costs-only parameters target out data-dir step-seconds slow variation varies-by sigma tail "
+    "pause-every pause-seconds trace local-bandwidth local-latency global-bandwidth global-latency servers absences",
+    "chaos": "minutes faults-per-hour processes plan out data-dir",
+    "replay": "data-dir",
+    "info": "bytes memory chips-per-worker",
+    "launch": "processes devices-per-process restarts hang-seconds detach join-timeout heartbeat",
+    "join": "workers first data-dir tensorboard host",
+    "compile": "topology hlo",
+}
+OPTIONS_OF_TASKS = {
+    "Classification": "dataset model width dtype image-size",
+    "Regression": "width",
+    "Language": "text vocabulary context width depth heads activation remat dtype",
+}
+OPTIONS_OF_PRESETS = (
+    "learning-rate local-optimizer momentum adam-b1 adam-b2 weight-decay clip-norm learning-rate-schedule "
+    "learning-rate-warmup learning-rate-decay learning-rate-drops learning-rate-drops-in learning-rates "
+    "steps batch-statistics statistics-batches batch-size batch validation data-processes sampling groups "
+    "workers chips-per-worker method period elect-by election-examples evaluated-model tail-share "
+    "corrupt-workers corruption asynchronous staleness min-step-seconds slowdowns tune-learning-rates "
+    "tune-periods eval-every checkpoint-every keep-checkpoints seed pull global-pull global-period window "
+    "pull-at stale-pull global-stale-pull broadcast wire delay revive fragments overlap election "
+    "center-pull mixing outer-learning-rate outer-momentum kappa prox trim"
 )
-"""The names in `lsgd_jax.presets.PRESETS`, whose configurations need JAX."""
+"""The options of commands, those of tasks by the class, and those of every preset."""
 
 
 def may_run(arguments: Sequence[str]) -> bool:
-    """Whether a command line names a command and, where that takes one, a preset that there may be."""
-    match arguments:
-        case [command, preset, *_] if command in TAKE_PRESET:
-            return preset in PRESETS or preset.startswith("-") or ":" in preset  # An option, or one of your own.
-        case [command, *_]:
-            return command in COMMANDS
-    return False
+    """Whether a command line names a command, and nothing in it is known to be misspelled."""
+    return bool(arguments) and arguments[0] in COMMANDS and problem(arguments) is None
+
+
+def problem(arguments: Sequence[str], own_fields: Collection[str] | None = None) -> str | None:
+    """A sentence on a command line whose preset is missing or unknown, or that has an unknown option; else None.
+
+    Args:
+      arguments: the name of a command and what follows it.
+      own_fields: those of the task of a preset that does not come with the package; None: they are not known yet.
+    """
+    command, *others = arguments
+    shown, flags = f"lsgd {command}", OPTIONS_OF_COMMANDS[command].split()
+    if command in TAKE_PRESET:
+        own = own_preset(arguments)
+        known = [*PRESETS, *([own] if own else [])]
+        first = others[0] if others and not others[0].startswith("-") else None
+        if first is None and not {"-h", "--help"} & {*others}:
+            if later := next((each for each in others if each in known), None):
+                return f"the preset comes first, as in {shown} {later}, and options after it."
+            return f"{command} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}."
+        if first is not None and first not in known:
+            return spelling.unknown_preset(first, PRESETS)
+        if own and own_fields is None:
+            return None
+        kinds = {PRESETS[first]} if first in PRESETS else set() if first else {*OPTIONS_OF_TASKS}
+        flags += [*OPTIONS_OF_PRESETS.split(), *(own_fields or ())]
+        flags += [name for kind in sorted(kinds) for name in OPTIONS_OF_TASKS[kind].split()]
+        shown += f" {first}" if first else ""
+    flags = [f"--{name.replace('_', '-')}" for name in dict.fromkeys(flags)]
+    for argument in others:
+        if argument == "--":
+            return None
+        given = argument.partition("=")[0].replace("_", "-")
+        if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
+            return spelling.unknown("option", given, sorted(flags), f"{shown} --help lists those that there are")
+    return None
+
+
+def own_preset(arguments: Sequence[str]) -> str | None:
+    """The preset in a command line that does not come with the package, if there is one."""
+    if not arguments or arguments[0] not in TAKE_PRESET:
+        return None
+    places = [i for i, x in enumerate(arguments) if i and (x in PRESETS or spelling.OWN_PRESET.fullmatch(x))]
+    if not places:
+        return None
+    found = arguments[min(places, key=lambda i: arguments[i - 1].startswith("-"))]  # Rather not the value of an option.
+    return None if found in PRESETS else found
 
 
 def answer(arguments: Sequence[str]) -> int | None:
@@ -57,11 +132,9 @@ def answer(arguments: Sequence[str]) -> int | None:
             print(_overview(min(shutil.get_terminal_size().columns, 120)))
         case ["--version", *_]:
             print(f"lsgd {importlib.metadata.version('lsgd-jax')}")
-        case [command, preset, *_] if command in TAKE_PRESET:
-            say(f"lsgd: {spelling.unknown_preset(preset, PRESETS)}", sys.stderr)
-            return 2
         case [word, *_]:
-            say(f"lsgd: {spelling.unknown('command', word, COMMANDS)}", sys.stderr)
+            wrong = problem(arguments) if word in COMMANDS else spelling.unknown("command", word, COMMANDS)
+            say(f"lsgd: {wrong}", sys.stderr)
             return 2
     return None
 

@@ -1,7 +1,6 @@
 """Presets, one file per experiment; `PRESETS` maps their names to configurations."""
 
 import importlib
-import re
 import sys
 from pathlib import Path
 
@@ -31,8 +30,6 @@ PRESETS: dict[str, Config] = {
     **resnet50_imagenet.CONFIGS,
     **language.CONFIGS,
 }
-OWN = re.compile(r"(?P<module>[^:]+):(?P<name>[A-Za-z_]\w*)")
-"""Name of a preset that does not come with the package: `package.module:preset` or `./file.py:preset`."""
 
 
 def find(name: str) -> Config:
@@ -44,7 +41,7 @@ def find(name: str) -> Config:
     Raises:
       UsageError: if there is none of that name, or its module can't be imported.
     """
-    own = OWN.fullmatch(name)
+    own = spelling.OWN_PRESET.fullmatch(name)
     if own is None:
         if name not in PRESETS:
             raise UsageError(spelling.unknown_preset(name, PRESETS))
