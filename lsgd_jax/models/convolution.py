@@ -6,9 +6,12 @@ another layout, take an order of magnitude longer; where they are fast, a matrix
 over kernels makes a grouped convolution, which has no fast kernel at all.
 
 Therefore, gradients here are matrix products or channels-last convolutions, and `jax.vmap` makes one convolution per
-worker. The values are those of `jax.lax.conv_general_dilated`, up to rounding.
+worker. A matrix product has the receptive fields of some examples at a time, which stay in a core's cache: to write
+those of a whole batch to memory, and to read them again, takes longer than the product itself. The values are those of
+`jax.lax.conv_general_dilated`, up to rounding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -21,6 +24,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]
+CACHE = 2**20
+"""Bytes of a core's cache."""
 
 
 def convolve(
@@ -80,7 +85,11 @@ def _convolution(strides: tuple[int, ...], pads: Pads, x: Array, kernel: Array) 
     def output(x: Array, kernel: Array) -> Array:
         if _keeps_size(kernel, strides, pads):
             return _channels_last(x, kernel, pads)
-        return _fields(x, kernel.shape[:-2], strides, pads) @ kernel.reshape(-1, kernel.shape[-1])
+
+        def fields(x: Array) -> Array:
+            return _fields(x, kernel.shape[:-2], strides, pads)
+
+        return _by_chunk(lambda x: fields(x) @ kernel.reshape(-1, kernel.shape[-1]), fields, x)
 
     return by_worker(output)(x, kernel)
 
@@ -97,18 +106,23 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
         if _keeps_size(kernel, strides, pads):
             reverse = jnp.flip(kernel, range(len(taps))).swapaxes(-1, -2)
             return _channels_last(g, reverse, [(after, before) for before, after in pads])
-        # The transpose of a linear function, taken at a point that varies over the workers as g does.
-        _, spread = jax.vjp(lambda x: _fields(x, taps, strides, pads), jnp.zeros_like(g, shape=shape))
-        return spread(g @ kernel.reshape(-1, kernel.shape[-1]).T)[0]
+
+        def fields(g: Array) -> Array:
+            return g @ kernel.reshape(-1, kernel.shape[-1]).T
+
+        return _by_chunk(lambda g: _spread(fields(g), (len(g), *shape[1:]), taps, strides, pads), fields, g)
 
     def kernel_gradient(x: Array, g: Array) -> Array:
         if not _splits(kernel, strides, pads):
-            return _product(_fields(x, taps, strides, pads), g).reshape(kernel.shape)
+            return _sum_of_products(lambda x, g: (_fields(x, taps, strides, pads), g), x, g).reshape(kernel.shape)
         # Fields of x along one axis, and along the other those of g: less to copy, and a squarer product.
         (height, width), (before, after) = taps, pads[0]
-        rows = _fields(x, (1, width), strides, ((0, 0), pads[1]))
-        columns = _fields(g, (height, 1), strides, ((after, before), (0, 0)))
-        product = _product(rows, columns).reshape(width, x.shape[-1], height, g.shape[-1])
+
+        def fields(x: Array, g: Array) -> tuple[Array, Array]:
+            rows = _fields(x, (1, width), strides, ((0, 0), pads[1]))
+            return rows, _fields(g, (height, 1), strides, ((after, before), (0, 0)))
+
+        product = _sum_of_products(fields, x, g).reshape(width, x.shape[-1], height, g.shape[-1])
         return jnp.flip(product.transpose(2, 0, 1, 3), 0)
 
     return by_worker(x_gradient)(g, kernel), by_worker(kernel_gradient)(x, g)
@@ -135,9 +149,34 @@ def _splits(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
     return width * inputs + height * outputs < height * width * inputs
 
 
-def _product(x: Array, y: Array) -> Array:
-    """The matrix product of what lies along the last axes, summed over all others."""
-    return x.reshape(-1, x.shape[-1]).T @ y.reshape(-1, y.shape[-1])
+def _sum_of_products(fields: Callable[[Array, Array], tuple[Array, Array]], x: Array, g: Array) -> Array:
+    """The matrix product of the fields of x and of g along their last axes, summed over all others."""
+
+    def add(total: Array, chunk: list[Array]) -> tuple[Array, None]:
+        left, right = fields(*chunk)
+        return total + left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1]), None
+
+    left, right = jax.eval_shape(fields, x, g)
+    zeros = jnp.zeros_like(g, shape=(left.shape[-1], right.shape[-1]))
+    chunks = _chunks(fields, x, g)
+    return add(zeros, [x, g])[0] if len(chunks[0]) == 1 else lax.scan(add, zeros, chunks)[0]
+
+
+def _by_chunk(function: Callable[[Array], Array], fields: Callable, examples: Array) -> Array:
+    """A function of examples, which makes these fields, of a chunk of them at a time."""
+    (chunks,) = _chunks(fields, examples)
+    if len(chunks) == 1:
+        return function(examples)
+    results = lax.map(function, chunks)
+    return results.reshape(len(examples), *results.shape[2:])
+
+
+def _chunks(fields: Callable, *examples: Array) -> list[Array]:
+    """Examples in chunks, [chunks, examples, ...], whose fields stay in a core's cache."""
+    made, batch = jax.tree.leaves(jax.eval_shape(fields, *examples)), len(examples[0])
+    size = sum(of.size * of.dtype.itemsize for of in made)
+    chunk = max((n for n in range(1, batch + 1) if batch % n == 0 and n * size <= batch * CACHE), default=1)
+    return [x.reshape(batch // chunk, chunk, *x.shape[1:]) for x in examples]
 
 
 def _channels_last(x: Array, kernel: Array, pads: Sequence[tuple[int, int]]) -> Array:
@@ -156,6 +195,22 @@ def _fields(x: Array, taps: Sequence[int], strides: Sequence[int], pads: Pads) -
         return x[:, *slices]
 
     return jnp.concatenate([seen_by(tap) for tap in np.ndindex(*taps)], -1)
+
+
+def _spread(
+    fields: Array, shape: tuple[int, ...], taps: tuple[int, ...], strides: tuple[int, ...], pads: Pads
+) -> Array:
+    """The transpose of `_fields` for an x of this shape: the fields, summed where they overlap."""
+    if set(strides) != {1} or min(min(pad) for pad in pads) < 0:
+        # At a point that varies over the workers as the fields do.
+        _, transposed = jax.vjp(lambda x: _fields(x, taps, strides, pads), jnp.zeros_like(fields, shape=shape))
+        return transposed(fields)[0]
+    sizes = [size + sum(pad) for size, pad in zip(shape[1:-1], pads, strict=True)]
+    x = jnp.zeros_like(fields, shape=(shape[0], *sizes, shape[-1]))
+    for tap, of_tap in zip(np.ndindex(*taps), jnp.split(fields, math.prod(taps), -1), strict=True):
+        seen = (slice(start, start + size) for start, size in zip(tap, fields.shape[1:-1], strict=True))
+        x = x.at[:, *seen].add(of_tap)  # In place: faster than a sum of arrays of zeros around each.
+    return x[:, *(slice(before, before + size) for (before, _), size in zip(pads, shape[1:-1], strict=True))]
 
 
 def by_worker(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:

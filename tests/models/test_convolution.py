@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from lsgd_jax.models import convolution
 from lsgd_jax.models.convolution import convolve
 from tests.mapping import need_devices
 
 WORKERS = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_cache():
+    """Several examples are more than a cache holds here, as in a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "CACHE", 800)
+        yield
 
 
 @st.composite
