@@ -124,9 +124,8 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
             metrics = curves(found, Classification.headline)
             error, seconds = 100 * metrics["center"], np.median(metrics["seconds"], axis=0)
             for axes in (whole, zoomed):
-                axes.plot(
-                    seconds, np.median(error, axis=0), color=look(method).color, label=LABELS[method], linewidth=1.3
-                )
+                line = look(method).line | {"label": LABELS[method], "linewidth": 1.3}
+                axes.plot(seconds, np.median(error, axis=0), **line)
                 axes.fill_between(
                     seconds, error.min(0), error.max(0), color=look(method).color, alpha=0.15, linewidth=0
                 )
@@ -138,7 +137,7 @@ def _errors(layout: Layout, cells: dict[tuple[int, str], list[Path]]) -> Drawn:
                 f"{workers} workers, {LABELS[method]}: {np.median(error[:, -1]):.2f} % (median of {len(found)} seeds,"
                 f" {error[:, -1].min():.2f} to {error[:, -1].max():.2f})"
             )
-        whole.set(title=f"{layout.model} on {layout.dataset}, {workers} workers", ylabel="test error of the center (%)")
+        whole.set(title=f"{layout.model} on {layout.dataset}, {workers} workers", ylabel="test error (%)")
         zoomed.set_title("the same, zoomed")
         if ends:
             worst, best = (np.array(ends)[:, i] for i in (0, 1))

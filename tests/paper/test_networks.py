@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from lsgd_jax.errors import UsageError
 from lsgd_jax.paper import networks
@@ -76,6 +77,21 @@ def test_a_figure_has_what_there_is_and_tells_what_is_missing(runs, tmp_path):
     assert [float(row["center_error"]) for row in rows[:3]] == pytest.approx([0.3, 0.25, 0.2])
     summary = json.loads((tmp_path / "out" / "F4.json").read_text())
     assert summary["cells"][0]["config"]["steps"] == PRESETS["cnn7-cifar10-4"].steps
+
+
+def test_methods_are_told_apart_by_color_or_dashes(tmp_path, monkeypatch):
+    methods = ("lsgd", "easgd", "downpour", "data_parallel")
+    for method in methods:
+        make_run(tmp_path / "runs" / method, "cnn7-cifar10-4", method=method)
+    drawn, plot = {}, Axes.plot
+
+    def noted(axes, *data, **line):
+        drawn.setdefault(axes, []).append((line["color"], line["linestyle"]))
+        return plot(axes, *data, **line)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    networks.make("F4", tmp_path / "runs", tmp_path / "out")
+    assert [len(set(lines)) for lines in drawn.values()] == [len(methods)] * 2
 
 
 def test_who_led(runs, tmp_path):
