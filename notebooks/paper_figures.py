@@ -213,7 +213,7 @@ for name, layout in networks.FIGURES.items():
 #
 # What has been run is [the network of Figure 4](../benchmarks/paper/README.md#cnn7-on-5000-images-of-mnist) at a quarter of
 # its width, on 5,000 images of MNIST with 3 seeds: LSGD, EASGD and data-parallel SGD tie in test error, and DOWNPOUR
-# diverges at the learning rate that its tuning chose.
+# diverges with one seed at the learning rate that its tuning chose.
 
 # %% [markdown]
 # ## Try this

@@ -60,6 +60,14 @@ def started(*arguments, cwd, **environment):
         (["compare", "mnist1d", "--methods", "lsgd", "easgd"], "lsgd: easgd is no argument here; values in a list are"),
         (["join"], "lsgd: join needs PATH, the run folder; lsgd join --help says more."),
         (["launch", "--processes", "2", "--", "train", "digits", "--wire", "int4"], "got 'int4'; did you mean int8?"),
+        (
+            ["launch", "--processes", "2", "--", "train", "digts", "--run-dir", "a:b"],
+            "no preset 'digts'; did you mean digits?",
+        ),
+        (
+            ["launch", "--", "train", "--workers", "2", "./no.py:p"],
+            "lsgd: the preset comes first, as in lsgd train ./no",
+        ),
         (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of period, 4, got 6."),
         (["train", "mnist1d", "--pull", "1.5"], "pull must be in [0, 1], got 1.5."),
         (["train", "mnist1d", "--model", "cnn"], "got 'cnn'; did you mean cnn7?"),
@@ -143,7 +151,8 @@ def test_an_overview_a_version_and_what_is_misspelled_are_answered_without_jax(t
 
 def test_presets_and_options_are_known_without_jax():
     assert [(name, type(config.task).__name__) for name, config in PRESETS.items()] == [*overview.PRESETS.items()]
-    assert fields(Config) - {"task"} == names(overview.OPTIONS_OF_PRESETS)
+    of_methods = {option for method in METHODS.values() for option in method.options}
+    assert fields(Config) - of_methods - {"task"} <= names(overview.OPTIONS_OF_PRESETS) <= fields(Config) - {"task"}
     kinds = {type(config.task) for config in PRESETS.values()}
     assert {kind.__name__: fields(kind) for kind in kinds} == {
         kind: names(options) for kind, options in overview.OPTIONS_OF_TASKS.items()

@@ -104,7 +104,13 @@ def check_spelling(arguments: Sequence[str], own: str | None) -> None:
       arguments: the name of the command and what follows it.
       own: name of a preset that does not come with the package.
     """
-    if wrong := overview.problem(arguments, presets.find(own).task.fields if own else None):
+    wrong = overview.problem(arguments)
+    if wrong is None and arguments[0] in overview.TAKE_PRESET:
+        first = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else None
+        configs = [presets.find(first)] if first else [*presets.PRESETS.values(), *([presets.find(own)] if own else [])]
+        names = {field.name for field in dataclasses.fields(Config)} - {"task"}
+        wrong = overview.problem(arguments, names.union(*(config.task.fields for config in configs)))
+    if wrong:
         raise UsageError(wrong)
 
 

@@ -1,10 +1,12 @@
 """What `lsgd` says without importing JAX, which takes a second: overview, version, and what is misspelled."""
 
 import importlib.metadata
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from lsgd_jax import spelling
 from lsgd_jax.tracking.output import say
@@ -75,12 +77,13 @@ def may_run(arguments: Sequence[str]) -> bool:
     return bool(arguments) and arguments[0] in COMMANDS and problem(arguments) is None
 
 
-def problem(arguments: Sequence[str], own_fields: Collection[str] | None = None) -> str | None:
+def problem(arguments: Sequence[str], of_preset: Collection[str] | None = None) -> str | None:
     """A sentence on a command line whose preset is missing or unknown, or that has an unknown option; else None.
 
     Args:
       arguments: the name of a command and what follows it.
-      own_fields: those of the task of a preset that does not come with the package; None: they are not known yet.
+      of_preset: the options of its preset. None: those that are known without JAX, which are not all if the preset, or
+        an option of a method, does not come with the package; such a command line is passed.
     """
     command, *others = arguments
     shown, flags = f"lsgd {command}", OPTIONS_OF_COMMANDS[command].split()
@@ -94,20 +97,32 @@ def problem(arguments: Sequence[str], own_fields: Collection[str] | None = None)
             return f"{command} needs a preset, as in {shown} {known[0]}; there are {', '.join(known)}."
         if first is not None and first not in known:
             return spelling.unknown_preset(first, PRESETS)
-        if own and own_fields is None:
+        if own and of_preset is None:
             return None
-        kinds = {PRESETS[first]} if first in PRESETS else set() if first else {*OPTIONS_OF_TASKS}
-        flags += [*OPTIONS_OF_PRESETS.split(), *(own_fields or ())]
-        flags += [name for kind in sorted(kinds) for name in OPTIONS_OF_TASKS[kind].split()]
         shown += f" {first}" if first else ""
+        flags += _options_of_preset(first) if of_preset is None else of_preset
     flags = [f"--{name.replace('_', '-')}" for name in dict.fromkeys(flags)]
     for argument in others:
         if argument == "--":
             return None
         given = argument.partition("=")[0].replace("_", "-")
         if given.startswith("--") and given not in (*flags, "--help") and f"--{given[5:]}" not in flags:
+            if of_preset is None and command in TAKE_PRESET and _in_methods(given):
+                return None
             return spelling.unknown("option", given, sorted(flags), f"{shown} --help lists those that there are")
     return None
+
+
+def _options_of_preset(preset: str | None) -> list[str]:
+    """The options of a preset of the package, or of all."""
+    kinds = {PRESETS[preset]} if preset else {*OPTIONS_OF_TASKS}
+    return [*OPTIONS_OF_PRESETS.split(), *(name for kind in kinds for name in OPTIONS_OF_TASKS[kind].split())]
+
+
+def _in_methods(flag: str) -> bool:
+    """Whether an option may be one of a method that does not come with the package."""
+    name = re.compile(rf"\b{re.escape(flag[2:].replace('-', '_'))}\b")
+    return any(name.search(file.read_text()) for file in (Path(__file__).parents[1] / "methods").glob("*.py"))
 
 
 def own_preset(arguments: Sequence[str]) -> str | None:

@@ -6,8 +6,8 @@ another layout, take an order of magnitude longer; where they are fast, a matrix
 over kernels makes a grouped convolution, which has no fast kernel at all.
 
 Therefore, gradients here are matrix products or channels-last convolutions, and `jax.vmap` makes one convolution per
-worker. A matrix product has the receptive fields of some examples at a time, which stay in a core's cache: to write
-those of a whole batch to memory, and to read them again, takes longer than the product itself. The values are those of
+worker. A matrix product is over the receptive fields of a few examples at a time, which stay in a core's cache: writing
+those of a whole batch to memory and reading them again takes longer than the product itself. The values are those of
 `jax.lax.conv_general_dilated`, up to rounding.
 """
 
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 Pads: TypeAlias = tuple[tuple[int, int], ...]
 CACHE = 2**20
-"""Bytes of a core's cache."""
+"""Bytes that a core's cache is taken to hold."""
 
 
 def convolve(
@@ -108,9 +108,12 @@ def _backward(strides: tuple[int, ...], pads: Pads, saved: tuple[Array, Array], 
             return _channels_last(g, reverse, [(after, before) for before, after in pads])
 
         def fields(g: Array) -> Array:
-            return g @ kernel.reshape(-1, kernel.shape[-1]).T
+            return jnp.matmul(g, kernel.reshape(-1, kernel.shape[-1]).T, preferred_element_type=_wide(g))
 
-        return _by_chunk(lambda g: _spread(fields(g), (len(g), *shape[1:]), taps, strides, pads), fields, g)
+        def gradient(g: Array) -> Array:
+            return _spread(fields(g), (len(g), *shape[1:]), taps, strides, pads).astype(g.dtype)
+
+        return _by_chunk(gradient, fields, g)
 
     def kernel_gradient(x: Array, g: Array) -> Array:
         if not _splits(kernel, strides, pads):
@@ -152,18 +155,25 @@ def _splits(kernel: Array, strides: tuple[int, ...], pads: Pads) -> bool:
 def _sum_of_products(fields: Callable[[Array, Array], tuple[Array, Array]], x: Array, g: Array) -> Array:
     """The matrix product of the fields of x and of g along their last axes, summed over all others."""
 
-    def add(total: Array, chunk: list[Array]) -> tuple[Array, None]:
-        left, right = fields(*chunk)
-        return total + left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1]), None
+    def product(x: Array, g: Array) -> Array:
+        left, right = (of.reshape(-1, of.shape[-1]) for of in fields(x, g))
+        return jnp.matmul(left.T, right, preferred_element_type=_wide(g))
 
-    left, right = jax.eval_shape(fields, x, g)
-    zeros = jnp.zeros_like(g, shape=(left.shape[-1], right.shape[-1]))
     chunks = _chunks(fields, x, g)
-    return add(zeros, [x, g])[0] if len(chunks[0]) == 1 else lax.scan(add, zeros, chunks)[0]
+    if len(chunks[0]) == 1:
+        return product(x, g).astype(g.dtype)
+    left, right = jax.eval_shape(fields, x, g)
+    zeros = jnp.zeros_like(g, _wide(g), shape=(left.shape[-1], right.shape[-1]))
+    return lax.scan(lambda total, chunk: (total + product(*chunk), None), zeros, chunks)[0].astype(g.dtype)
+
+
+def _wide(x: Array) -> np.dtype:
+    """The dtype in which numbers are summed, which are then rounded once."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _by_chunk(function: Callable[[Array], Array], fields: Callable, examples: Array) -> Array:
-    """A function of examples, which makes these fields, of a chunk of them at a time."""
+    """Apply a function that makes these fields to a chunk of the examples at a time."""
     (chunks,) = _chunks(fields, examples)
     if len(chunks) == 1:
         return function(examples)

@@ -1,4 +1,4 @@
-"""The paper's Figures 4 to 8, from run folders: test error of the center against wall-clock time, and leaders."""
+"""The paper's Figures 4 to 8, from run folders: the evaluated model's test error against time, and leaders."""
 
 import dataclasses
 from collections import Counter

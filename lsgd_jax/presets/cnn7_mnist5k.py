@@ -1,7 +1,7 @@
 """Figure 4 at laptop scale: CNN7 at a quarter of its width on 5,000 images of MNIST, 4 and 16 workers.
 
     lsgd compare cnn7-mnist5k-4 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --tune
-    lsgd compare cnn7-mnist5k-16 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --tune
+    lsgd compare cnn7-mnist5k-16 --methods lsgd,easgd,downpour,data_parallel --seeds 0..2 --target 0.08
     lsgd figure F4 --dataset mnist5k
 
 The images come with a Python package; no download is needed.

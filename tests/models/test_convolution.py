@@ -89,6 +89,8 @@ def scanned(function):
 @given(layers())
 @example(((2, 5, 4, 6), (3, 2, 6, 2), (1, 1), ((2, 0), (0, 1))))  # Fields along one axis each.
 @example(((2, 5, 4, 6), (3, 3, 6, 2), (1, 1), ((3, 0), (4, 1))))  # More padding than a gradient has.
+@example(((12, 5, 3), (2, 3, 5), (1,), "VALID"))  # Chunks of several examples.
+@example(((8, 3, 2, 2), (3, 3, 2, 2), (1, 1), "SAME"))
 def test_equals_the_stock_convolution(layer):
     x, kernel, *how = layer
     ours, stock = (value_and_gradients(make(*how)) for make in (fast_layer, stock_layer))
@@ -162,6 +164,16 @@ def test_is_the_stock_convolution_in_a_program_for_tpus():
     assert lowered(stock_layer((2, 2), "SAME"), "tpu") == 3
     assert lowered(fast_layer((2, 2), "SAME"), "tpu") == 3
     assert lowered(fast_layer((2, 2), "SAME"), "cpu") == 0
+
+
+def test_sums_of_16_bits_are_rounded_once():
+    x, kernel = (jnp.ones(shape, jnp.bfloat16) for shape in ((4096, 3, 1), (2, 1, 1)))
+    _, gradients = jax.vjp(fast_layer((1,), "VALID"), x, kernel)
+    assert gradients(jnp.ones((4096, 2, 1), jnp.bfloat16))[1].ravel().tolist() == [8192, 8192]
+    x, kernel = (jnp.ones(shape, jnp.bfloat16) for shape in ((1, 9, 1), (5, 1, 1)))
+    _, gradients = jax.vjp(fast_layer((1,), "VALID"), x, kernel)
+    g = jnp.array([256, 1, 1, 1, 1], jnp.bfloat16).reshape(1, 5, 1)
+    assert gradients(g)[0].ravel().tolist()[4] == 260
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
