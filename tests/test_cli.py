@@ -65,7 +65,7 @@ def started(*arguments, cwd, **environment):
             "no preset 'digts'; did you mean digits?",
         ),
         (
-            ["launch", "--", "train", "--workers", "2", "./no.py:p"],
+            ["launch", "--processes", "2", "--", "train", "--workers", "2", "./no.py:p"],
             "lsgd: the preset comes first, as in lsgd train ./no",
         ),
         (["train", "mnist1d", "--global-period", "6"], "global_period must be a multiple of period, 4, got 6."),
