@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from lsgd_jax.__main__ import main
@@ -39,7 +40,9 @@ def _here(function, arguments, cwd, output, variables):
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(f"{output}.{name}", "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    sys.exit(function(*arguments))
+    code = function(*arguments)
+    jax.distributed.shutdown()  # As JAX does where a process ends by itself: without, others may die of it.
+    sys.exit(code)
 
 
 def lsgd(*arguments):
