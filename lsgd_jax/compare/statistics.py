@@ -30,33 +30,43 @@ from scipy import stats
 LEVEL = 0.95
 """Level of intervals; of differences that of all together."""
 
+SAME = 1e-6
+"""Values that deviate by at most this share of the largest one compared are the same, but for rounding. A t-test would
+take them for certain; with few seeds and errors counted on few examples, they are the same by chance."""
+
 
 def over_seeds(values: Float[np.ndarray, " seeds"]) -> dict[str, Any]:
     """Return mean, half of the 95 % t-interval, median and values of a method's seeds.
 
     Seeds that have failed are not finite. They are never left out: if there are any, there is neither mean nor
-    interval, and in the median they are the worst. What is not finite is None, and so is the interval of a single seed.
+    interval, and in the median they are the worst. What is not finite is None, and so is the interval of a single seed,
+    or of seeds that all have the same value.
     """
     values = np.where(np.isfinite(values), values, np.nan)
-    return _mean(values, LEVEL) | {"median": finite(np.median(np.nan_to_num(values, nan=np.inf)))}
+    median = finite(np.median(np.nan_to_num(values, nan=np.inf)))
+    return _mean(values, _error(values, values), LEVEL) | {"median": median}
 
 
 def differences_to_first(finals: Mapping[str, Float[np.ndarray, " seeds"]]) -> dict[str, dict[str, Any]]:
     """Return each method's difference to the first, by method, with its simultaneous interval and its p-values.
 
     A method with failed seeds has no interval and no p-value, but counts among the comparisons. Without two seeds there
-    are none either.
+    are none either, nor where all seeds differ by the same.
 
     Args:
       finals: what is compared, in the same order of seeds; failed seeds are NaN.
     """
     first, *others = finals
     level = 1 - (1 - LEVEL) / max(1, len(others))
-    found = {method: _mean(values - finals[first], level) for method, values in finals.items()}
-    p_values = {method: _p_value(np.array(found[method]["values"], float)) for method in others}
-    corrected = dict(zip(others, holm(list(p_values.values())), strict=True))
+    found, p_values = {}, {}
+    for method, values in finals.items():
+        differences = values - finals[first]
+        error = _error(differences, [values, finals[first]])
+        found[method] = _mean(differences, error, level)
+        p_values[method] = 2 * stats.t.sf(abs(differences.mean()) / error, len(differences) - 1)
+    corrected = dict(zip(others, holm([p_values[method] for method in others]), strict=True))
     for method, of in found.items():
-        of |= {"p_value": finite(p_values.get(method, math.nan)), "p_holm": finite(corrected.get(method, math.nan))}
+        of |= {"p_value": finite(p_values[method]), "p_holm": finite(corrected.get(method, math.nan))}
     return found
 
 
@@ -80,20 +90,16 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _mean(values: np.ndarray, level: float) -> dict[str, Any]:
+def _mean(values: np.ndarray, error: float, level: float) -> dict[str, Any]:
     """The mean, half of its t-interval and the values."""
-    half = math.nan
-    if len(values) > 1:
-        half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * error
     numbers = {"mean": finite(values.mean()), "half_width": finite(half)}
     return numbers | {"values": [finite(value) for value in values]}
 
 
-def _p_value(differences: np.ndarray) -> float:
-    """The p-value of the two-sided paired t-test."""
-    if len(differences) < 2 or np.isnan(differences).any():
+def _error(values: np.ndarray, compared: Any) -> float:
+    """The standard error of the mean; NaN for less than two values, and for values that are the same."""
+    if len(values) < 2:
         return math.nan
-    mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
-    if error == 0:
-        return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / error, len(differences) - 1))
+    deviation = values.std(ddof=1)
+    return deviation / math.sqrt(len(values)) if deviation > SAME * np.abs(compared).max() else math.nan

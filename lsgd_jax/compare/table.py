@@ -141,6 +141,8 @@ def notes(summary: dict[str, Any]) -> str:
     first, *others = summary["methods"]
     seeds, tuning = len(summary["seeds"]), len(summary["tuning_seeds"])
     said = [f"{seeds} seeds; ± is half of a 95 % t-interval." if seeds > 1 else "One seed."]
+    if seeds > 1 and _same_with_every_seed(summary):
+        said.append("Where ± is missing, all seeds agree, and their spread cannot be told from them.")
     if seeds > 1 and others:
         said.append(
             f"Comparisons with {first}, paired by seed: {len(others)}; their intervals are simultaneous (Bonferroni),"
@@ -158,6 +160,15 @@ def notes(summary: dict[str, Any]) -> str:
             of_tails = [m for m, of in summary["methods"].items() if "evaluated_model" in of["hyper-parameters"]]
             said.append(f"It chose the tail mean as the evaluated model of {', '.join(of_tails) or 'no method'}.")
     return " ".join(said)
+
+
+def _same_with_every_seed(summary: dict[str, Any]) -> bool:
+    """Whether any interval is missing although no seed failed."""
+    name, (_, *others) = Headline(**summary["headline"]).name, summary["methods"].values()
+    intervals = [of["difference_to_first"] for of in others]
+    for of in summary["methods"].values():
+        intervals += [of[f"{which}_{name}"] for which in ("final", "best", "final_best_worker")]
+    return any(each["mean"] is not None and each["half_width"] is None for each in intervals)
 
 
 def _number(value: float | None, digits: int, otherwise: str = "not finite") -> str:

@@ -59,3 +59,17 @@ def test_a_failed_seed_leaves_no_mean_and_is_the_worst_in_the_median():
 def test_one_seed_has_no_interval():
     found = differences_to_first({"a": np.array([0.1]), "b": np.array([0.2])})
     assert (found["b"]["mean"], found["b"]["half_width"], found["b"]["p_holm"]) == (0.1, None, None)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scale", [0.001, 1, 100])
+def test_seeds_that_agree_by_chance_are_not_taken_for_certain(scale, dtype):
+    same = {"a": [0.047, 0.041], "b": [0.061, 0.055], "c": [0.047, 0.041], "d": [0.061, 0.061]}
+    same = {method: scale * np.array(values, dtype) for method, values in same.items()}
+    found = differences_to_first(same)
+    for method in ("a", "b", "c"):
+        of = found[method]
+        assert (of["half_width"], of["p_value"], of["p_holm"]) == (None, None, None)
+    assert found["b"]["mean"] == pytest.approx(0.014 * scale, rel=1e-4)
+    assert found["d"]["p_holm"] == pytest.approx(3 * found["d"]["p_value"])
+    assert over_seeds(same["d"])["half_width"] is None
