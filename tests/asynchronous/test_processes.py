@@ -139,4 +139,5 @@ def test_processes_leave_join_die_and_come_back(processes, lsgd, tmp_path):
     assert evaluation["worker_steps"] == [[config.steps] * 2]
     stopped = starts[0]["time"] - ends[-1]["time"]
     begun = min(event["time"] for event in read_metrics(run, "start"))
-    assert evaluation["seconds"] < evaluation["time"] - begun - stopped
+    # A clock starts shortly before the entry that says so: half of the time without training is more than that.
+    assert evaluation["seconds"] < evaluation["time"] - begun - stopped / 2
