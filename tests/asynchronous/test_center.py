@@ -25,7 +25,9 @@ def process(tmp_path):
         boards.append(GossipBoard(tmp_path, [position], Model(zero(), ()), secret=SECRET))
         meet = METHODS[method].meeting({"pull": 0.25, "center_pull": 0.5}, 2)
         worker = scripted(position, 100, moves=moves)
-        return boards[-1], Centered(boards[-1], zero(), meet, workers=2, period=2), worker
+        exchanges = Centered(boards[-1], zero(), meet, workers=2, period=2)
+        exchanges.compile(worker)  # As before training: who asks waits a second for the answer.
+        return boards[-1], exchanges, worker
 
     yield begin
     for board in boards:

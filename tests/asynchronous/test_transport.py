@@ -18,8 +18,9 @@ SIZE = 3 * 10**6
 
 
 @pytest.fixture
-def endpoint():
-    """Begins ends that send back what they get; all are closed in the end."""
+def endpoint(monkeypatch):
+    """Begins ends that send back what they get, without haste; all are closed in the end."""
+    monkeypatch.setattr(transport, "PATIENCE", HANG)
 
     async def echo(request, arrays):
         if request == "nonsense":

@@ -40,8 +40,10 @@ def _here(function, arguments, cwd, output, variables):
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(f"{output}.{name}", "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    code = function(*arguments)
-    jax.distributed.shutdown()  # As JAX does where a process ends by itself: without, others may die of it.
+    try:
+        code = function(*arguments)
+    finally:
+        jax.distributed.shutdown()  # As JAX does where a process ends by itself: without, others may die of it.
     sys.exit(code)
 
 

@@ -185,7 +185,8 @@ def test_slow_pieces_do_not_prolong_a_deadline():
         connection.recv(32, socket.MSG_WAITALL)
         drip(connection)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        asking = endpoint.start(endpoint.ask("{}:{}".format(*listener.getsockname()), None, seconds=0.5))
+        listener.settimeout(faults.HANG)
+        asking = endpoint.start(endpoint.ask("{}:{}".format(*listener.getsockname()), None, seconds=2))
         connection, _ = listener.accept()
         with connection:
             drip(connection)
@@ -194,8 +195,9 @@ def test_slow_pieces_do_not_prolong_a_deadline():
     endpoint.close()
 
 
-def test_who_does_not_know_the_secret_is_not_asked():
+def test_who_does_not_know_the_secret_is_not_asked(monkeypatch):
     """A stranger at an address of the run learns no request, and its answers are not read."""
+    monkeypatch.setattr(transport, "PATIENCE", faults.HANG)
 
     async def answer(request, arrays):
         return request, ()

@@ -13,6 +13,7 @@ import pytest
 from lsgd_jax import cli, distributed, train
 from lsgd_jax.distributed import launch
 from lsgd_jax.presets import PRESETS
+from lsgd_jax.tracking.run_folder import RunFolder
 from lsgd_jax.train import loop
 from tests.reliability import commands, faults
 from tests.reliability.commands import started
@@ -42,11 +43,21 @@ def whole(tmp_path_factory):
     return path
 
 
+def interrupted_after_step_40(*arguments):
+    log = RunFolder.log
+
+    def last_log(self, event, **values):
+        log(self, event, **values)
+        if values.get("step", 0) >= 40:
+            RunFolder.log = log
+            signal.raise_signal(signal.SIGINT)
+
+    RunFolder.log = last_log
+    return commands.lsgd(*arguments)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, capsys):
-    with started(*TRAIN, "run", cwd=tmp_path) as command:
-        wait_for_step(tmp_path / "run", 40)
-        os.kill(command.pid, signal.SIGINT)
-        code, [*_, last] = command.end()
+    code, [*_, last] = commands.called(interrupted_after_step_40, *TRAIN, "run", cwd=tmp_path)
     assert code == 128 + signal.SIGINT
     assert last.startswith("lsgd: stopped by SIGINT after step ")
     assert last.endswith("of 600; to resume, run the same command with --run-dir run --resume.")
@@ -111,17 +122,17 @@ if __name__ == "__main__":
 
 
 def test_a_killed_process_is_named_and_the_run_brought_back(tmp_path):
-    more = ["--steps", "120", "--checkpoint-every", "20"]
+    more = ["--steps", "300", "--checkpoint-every", "20"]
     with started(*LAUNCH, "--restarts", "1", "--", *TRAIN, "run", *more, cwd=tmp_path) as launcher:
-        wait_for_step(tmp_path / "run", 40)
+        until(lambda: any(path.name.isdecimal() for path in (tmp_path / "run" / "checkpoints").glob("*")))
         os.kill(faults.children(launcher.pid)[1], signal.SIGKILL)
         code, errors = launcher.end()
     assert code == 0, errors
     assert "lsgd: process 1 was killed by SIGKILL; the others were stopped." in errors
     assert "lsgd: the run resumes from its last checkpoint, restart 1 of 1." in errors
     assert any(line.startswith("[0] the run resumes from step ") for line in errors)
-    faults.trained(dataclasses.replace(CONFIG, steps=120, checkpoint_every=20), tmp_path / "whole", 2)
-    assert_same(tmp_path / "run", tmp_path / "whole", 120)
+    faults.trained(dataclasses.replace(CONFIG, steps=300, checkpoint_every=20), tmp_path / "whole", 2)
+    assert_same(tmp_path / "run", tmp_path / "whole", 300)
 
 
 def test_several_processes_stop_at_one_step_when_one_is_terminated(tmp_path):
