@@ -78,7 +78,8 @@ def _number(value: float, headline: Headline) -> str:
 def _interval(found: dict[str, Any], headline: Headline) -> str:
     if found["mean"] is None:
         return f"{found['values'].count(None)} of {len(found['values'])} seeds failed"
-    return f"{_number(found['mean'], headline)} ± {_number(found['half_width'], headline)}"
+    half = "" if found["half_width"] is None else f" ± {_number(found['half_width'], headline)}"
+    return _number(found["mean"], headline) + half
 
 
 def overview(name: str, found: dict[Cell, dict[str, Any]]) -> str:
