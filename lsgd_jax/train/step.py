@@ -211,26 +211,23 @@ def local_steps(
     """
     step = worker_step(task, model, optimizer, feed, common=common, corruption=corruption, axis_name=placement.axes)
 
-    def one_step(
-        shared: Any, key: PRNGKeyArray, common_key: PRNGKeyArray, state: TrainState, now: tuple
-    ) -> tuple[TrainState, StepMetrics]:
-        rate_factor, *number_and_batch = now
-        state, loss = step(shared, rate_factor, key, state, number_and_batch, common_key)
-        return state, StepMetrics(loss, has_failed(state.params, state.optimizer), leaders_in(state.optimizer))
-
     def steps(
         state: TrainState, shared: Any, batches: Any, first: Array, rate_factor: Array, key: PRNGKeyArray
     ) -> tuple[TrainState, StepMetrics]:
         own_key, common_key = jax.random.fold_in(key, worker_index(placement.axes)), jax.random.fold_in(key, _NOBODY)
-        take = partial(one_step, shared, own_key, common_key)
+
+        def take(state: TrainState, now: tuple) -> tuple[TrainState, Array]:
+            rate_factor, *number_and_batch = now
+            return step(shared, rate_factor, own_key, state, number_and_batch, common_key)
+
         count = len(jax.tree.leaves(batches)[0])
         rate_factors = jnp.broadcast_to(rate_factor, (count,))
         if count == 1:
-            return take(state, (rate_factors[0], first, jax.tree.map(lambda x: x[0], batches)))
-        of_steps: StepMetrics
-        state, of_steps = lax.scan(take, state, (rate_factors, first + jnp.arange(count), batches))
-        last = jax.tree.map(lambda x: x[-1], of_steps)
-        return state, last._replace(loss=of_steps.loss.mean(0))
+            state, loss = take(state, (rate_factors[0], first, jax.tree.map(lambda x: x[0], batches)))
+        else:
+            state, losses = lax.scan(take, state, (rate_factors, first + jnp.arange(count), batches))
+            loss = losses.mean(0)
+        return state, StepMetrics(loss, has_failed(state.params, state.optimizer), leaders_in(state.optimizer))
 
     unpacked: Callable[[Array], StepMetrics]
 
