@@ -165,9 +165,9 @@ def notes(summary: dict[str, Any]) -> str:
 def _same_with_every_seed(summary: dict[str, Any]) -> bool:
     """Whether any interval is missing although no seed failed."""
     name, (_, *others) = Headline(**summary["headline"]).name, summary["methods"].values()
+    shown = (f"final_{name}", f"best_{name}", f"final_best_worker_{name}", f"final_{name}_at_equal_bytes")
     intervals = [of["difference_to_first"] for of in others]
-    for of in summary["methods"].values():
-        intervals += [of[f"{which}_{name}"] for which in ("final", "best", "final_best_worker")]
+    intervals += [of[interval] for of in summary["methods"].values() for interval in shown]
     return any(each["mean"] is not None and each["half_width"] is None for each in intervals)
 
 
