@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lsgd_jax import distributed
+from lsgd_jax.compare.statistics import over_seeds
 from lsgd_jax.costs.ledger import bytes_sent
 from lsgd_jax.presets import PRESETS
 from lsgd_jax.tracking.environment import environment
@@ -55,11 +55,9 @@ def main() -> None:
     print("|---|---|---|---|")
     for name, of in summary.items():
         error = np.array(of["final_center_error"])
-        difference = error - exact
-        half = np.nan
-        if len(error) > 1:
-            half = stats.t.ppf(0.975, len(error) - 1) * difference.std(ddof=1) / np.sqrt(len(error))
-        cells = f"{of['bytes_sent'] / 1e6:.1f} | {error.mean():.2%} | {difference.mean():+.2%} ± {half:.2%}"
+        difference = over_seeds(error - exact)
+        half = "" if difference["half_width"] is None else f" ± {difference['half_width']:.2%}"
+        cells = f"{of['bytes_sent'] / 1e6:.1f} | {error.mean():.2%} | {(error - exact).mean():+.2%}{half}"
         print(f"| {name} | {cells} |")
     result = {"steps": steps, "workers": base.workers, "seeds": arguments.seeds, "ways": summary}
     arguments.out.write_text(json.dumps(result | {"environment": environment()}, indent=2) + "\n")

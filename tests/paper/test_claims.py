@@ -11,10 +11,21 @@ from lsgd_jax.paper import verdicts
 from lsgd_jax.paper.claims import CLAIMS, Sizes, comparisons
 
 
-def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
-    def method(errors, megabytes):
-        return {"final_error": {"values": errors}, "megabytes_to_target": megabytes}
+def method(errors, megabytes):
+    return {"final_error": {"values": errors}, "megabytes_to_target": megabytes}
 
+
+def test_two_seeds_that_differ_by_the_same_are_no_certainty(tmp_path):
+    of = {"lsgd": method([0.04, 0.05], 10.0), "easgd": method([0.06, 0.07], 10.0)}
+    summary = {"target_error": 0.05, "methods": of, "environment": {"command": "lsgd compare digits"}}
+    (tmp_path / "digits-4").mkdir()
+    (tmp_path / "digits-4" / "comparison.json").write_text(json.dumps(summary))
+    [row, _] = comparisons.read(tmp_path).rows
+    assert row.verdict == "tie"
+    assert "paired by seed: 2.00 %, higher in 2 of 2 seeds" in row.measured
+
+
+def test_comparisons_get_the_verdict_of_their_intervals(tmp_path):
     of = {
         "lsgd": method([0.04, 0.05, 0.04, 0.05, 0.04], 10.0),
         "easgd": method([0.05, 0.04, 0.04, 0.05, 0.04], 10.5),

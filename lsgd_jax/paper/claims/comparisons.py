@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lsgd_jax import files
 from lsgd_jax.checks import check_path
+from lsgd_jax.compare.statistics import over_seeds
 from lsgd_jax.errors import UsageError
 from lsgd_jax.paper.claims.base import Findings, Row
 
@@ -49,17 +49,16 @@ def _with_none(values: np.ndarray) -> list[float | None]:
 
 
 def _error_row(name: str, rival: str, command: str, difference: np.ndarray) -> Row:
-    count = len(difference)
-    mean, half = difference.mean(), math.inf
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / math.sqrt(count)
+    count, of = len(difference), over_seeds(difference)
+    mean, half = of["mean"], of["half_width"]
+    known = half is not None  # Not with failed seeds, with one seed, or where all differ by the same.
     verdict = "tie"
-    if mean - half > 0 or (count >= 5 and (difference > 0).all()):
+    if (known and mean - half > 0) or (count >= 5 and (difference > 0).all()):
         verdict = "holds"
-    elif mean + half < 0 or (count >= 5 and (difference < 0).all()):
+    elif (known and mean + half < 0) or (count >= 5 and (difference < 0).all()):
         verdict = "fails"
-    failed = np.isnan(difference).sum()  # Then there is no mean, and the verdict is a tie.
-    shown = f"{failed} failed" if failed else f"{mean:.2f} % ± {half:.2f}"
+    failed = np.isnan(difference).sum()
+    shown = f"{failed} failed" if failed else f"{mean:.2f} %" + (f" ± {half:.2f}" if known else "")
     return Row(
         f"lower test error than {RIVALS[rival]} ({name})",
         "experiments",
