@@ -115,8 +115,8 @@ def test_two_processes_train_it_without_waiting_for_each_other(tmp_path):
     of_run = options(**TINY, **SHORT, asynchronous="posted", run_dir=tmp_path / "run")
     code, errors = commands.done("launch", "--processes", 2, "--", "train", "tragedies", *of_run, cwd=tmp_path)
     assert code == 0, errors
-    first, *_, last = losses(tmp_path / "run")
-    assert last < first
+    # An untrained model knows no more than that there are 256 bytes; when else it is evaluated, depends on time.
+    assert losses(tmp_path / "run")[-1] < np.log(256) - 0.5
 
 
 def test_the_docstring_of_the_presets_tells_the_best_loss_of_the_dialects():
